@@ -1,0 +1,161 @@
+//! The configuration: what the user may set ([`Config`]), where it is found and how it is checked ([`load`]).
+//!
+//! Workers never see [`Config`]: `daemon::build` fills each one's own small `Settings` from it.
+
+mod load;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::domain::{QueueName, RetryPolicy};
+
+pub use load::{Loaded, load, sample};
+
+/// Everything that can be set, with relative paths made absolute and secrets read.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder with `jobs/`, `results/` and `state/`.
+    pub root: PathBuf,
+    pub intake: Intake,
+    /// At least one; the first is the default.
+    pub providers: Vec<Provider>,
+    pub retry: RetryPolicy,
+    pub shutdown: Shutdown,
+    pub log: Log,
+    pub control: Control,
+}
+
+/// `[intake]`
+#[derive(Clone, Debug)]
+pub struct Intake {
+    /// How often the jobs folder is looked through, whatever events say. Default 5s.
+    pub rescan: Duration,
+    /// How long a file's size and mtime must rest before it is read. Default 1s.
+    pub settle: Duration,
+    /// Folders beside the jobs folder from which specs may name data files. Default none.
+    pub input_dirs: Vec<PathBuf>,
+    /// Longest line of a JSONL file, in bytes. Default 16MiB.
+    pub max_line: u64,
+}
+
+/// `[[providers]]`
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// Letters, digits, `-`, `_`, `.`: it stands in queue names.
+    pub name: String,
+    /// Without a trailing slash; `/chat/completions` and the like are added to it.
+    pub base_url: Url,
+    /// Read from `api_key_env` or `api_key_file`; none = no key is sent.
+    pub api_key: Option<SecretString>,
+    /// For one whole exchange. Default 10m: a shorter one buys answers twice.
+    pub timeout: Duration,
+    /// Bound over all queues of this provider. Default 256.
+    pub concurrency: u32,
+    /// Largest reply that is read, in bytes. Default 64MiB.
+    pub max_reply: u64,
+    /// A parameter value that the API would refuse is an error, not a warning. Default false.
+    pub strict: bool,
+    /// `[providers.limits]`
+    pub limits: Limits,
+    /// `[[providers.models]]`: the first whose name matches replaces members of `limits`.
+    pub models: Vec<ModelLimits>,
+}
+
+/// Limits of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub concurrency: Concurrency,
+    /// None = unlimited.
+    pub requests_per_minute: Option<u32>,
+    /// Prompt and output together. None = unlimited.
+    pub tokens_per_minute: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { concurrency: Concurrency::Fixed(64), requests_per_minute: None, tokens_per_minute: None }
+    }
+}
+
+/// How many requests of a queue may be in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concurrency {
+    Fixed(u32),
+    /// Found by watching latency and refusals.
+    Auto,
+}
+
+/// `[[providers.models]]`: members given here replace those of the provider's limits.
+#[derive(Clone, Debug)]
+pub struct ModelLimits {
+    /// A model's name, or a glob like `gpt-4.1*`.
+    pub name: String,
+    pub concurrency: Option<Concurrency>,
+    pub requests_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u64>,
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// How long requests in flight may take to finish after SIGTERM. Default 30s.
+    pub grace: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter. Default `info`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+/// `[control]`
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// The Unix socket that the commands speak to. Default `<root>/batchd.sock`.
+    pub socket: PathBuf,
+}
+
+impl Config {
+    pub fn jobs_dir(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
+    pub fn results_dir(&self) -> PathBuf {
+        self.root.join("results")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.providers.iter().find(|p| p.name == name)
+    }
+}
+
+impl Provider {
+    /// The limits of one of this provider's queues.
+    pub fn limits_of(&self, queue: &QueueName) -> Limits {
+        let model = queue.model().unwrap_or("-");
+        let matches = |m: &&ModelLimits| glob::Pattern::new(&m.name).is_ok_and(|p| p.matches(model));
+        let Some(over) = self.models.iter().find(matches) else { return self.limits };
+        Limits {
+            concurrency: over.concurrency.unwrap_or(self.limits.concurrency),
+            requests_per_minute: over.requests_per_minute.or(self.limits.requests_per_minute),
+            tokens_per_minute: over.tokens_per_minute.or(self.limits.tokens_per_minute),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Diagnostics: what is wrong with a file that a person wrote, where, and what to do about it.
+//!
+//! ```text
+//! news.jsonl:3:14: error: unknown url `/v1/chat`
+//!   hint: did you mean `/v1/chat/completions`?
+//! ```
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Errors refuse a file; warnings don't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// A place in a file. Lines and columns count from 1; 0 = the whole file, or the whole line.
+/// A column counts characters, not bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// As the person knows the file: relative to the jobs folder, or as given on the command line.
+    pub file: String,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.file))?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+            if self.column > 0 {
+                write!(f, ":{}", self.column)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    pub severity: Severity,
+    #[serde(flatten)]
+    pub place: Place,
+    /// A lower-case phrase with values in backticks and no full stop: what was found and what was expected.
+    pub message: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Diagnostic {
+    pub fn error(file: &str, line: u32, column: u32, message: impl Into<String>) -> Self {
+        let place = Place { file: file.to_owned(), line, column };
+        Self { severity: Severity::Error, place, message: message.into(), hint: None }
+    }
+
+    pub fn warning(file: &str, line: u32, column: u32, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(file, line, column, message) }
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.place, self.severity, printable(&self.message))?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {}", printable(hint))?;
+        }
+        Ok(())
+    }
+}
+
+/// All findings about one file: the first [`Report::SHOWN_MAX`] of each severity are kept, the rest counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    diagnostics: Vec<Diagnostic>,
+    errors: u64,
+    warnings: u64,
+}
+
+impl Report {
+    pub const SHOWN_MAX: usize = 20;
+
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        let count = match diagnostic.severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        *count += 1;
+        if *count <= Self::SHOWN_MAX as u64 {
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    pub fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
+        diagnostics.into_iter().for_each(|d| self.push(d));
+    }
+
+    /// Orders what is kept by place. Checks that end late (duplicates) then stand where they belong.
+    pub fn sort(&mut self) {
+        self.diagnostics.sort_by(|a, b| a.place.cmp(&b.place).then(a.severity.cmp(&b.severity)));
+    }
+
+    pub const fn has_errors(&self) -> bool {
+        self.errors > 0
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.errors == 0 && self.warnings == 0
+    }
+
+    pub const fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    pub const fn warnings(&self) -> u64 {
+        self.warnings
+    }
+
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
+    }
+}
+
+impl From<Diagnostic> for Report {
+    fn from(diagnostic: Diagnostic) -> Self {
+        let mut report = Self::default();
+        report.push(diagnostic);
+        report
+    }
+}
+
+impl fmt::Display for Report {
+    /// One diagnostic a line (hints below theirs), then `and N more errors`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for diagnostic in &self.diagnostics {
+            writeln!(f, "{diagnostic}")?;
+        }
+        for (count, word) in [(self.errors, "error"), (self.warnings, "warning")] {
+            let more = count.saturating_sub(Self::SHOWN_MAX as u64);
+            if more > 0 {
+                writeln!(f, "and {more} more {word}{}", if more == 1 { "" } else { "s" })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Text from outside on one line of a terminal or log: control and bidi characters are escaped, and what is
+/// longer than 2 KiB is cut.
+pub fn printable(text: &str) -> String {
+    const BYTES_MAX: usize = 2048;
+    let mut out = String::with_capacity(text.len().min(BYTES_MAX));
+    for c in text.chars() {
+        if out.len() >= BYTES_MAX {
+            out.push('…');
+            break;
+        }
+        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if c.is_control() || hidden {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// The candidate nearest to `found`, if one is near enough to be meant: for "did you mean".
+pub fn nearest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let bound = found.chars().count().div_ceil(3);
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(found, candidate), candidate))
+        .filter(|(distance, _)| *distance <= bound)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits (insert, delete, replace) between two words, letters' case aside.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.to_lowercase().chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        if let Some(first) = row.first_mut() {
+            *first = left;
+        }
+        for (cell, y) in row.iter_mut().skip(1).zip(&b) {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = *cell;
+            left = replaced.min(diagonal + 1).min(left + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_as_file_line_column_then_hint() {
+        let found = Diagnostic::error("a.jsonl", 3, 14, "unknown url `/v1/chat`").hint("see the README");
+        assert_eq!(found.to_string(), "a.jsonl:3:14: error: unknown url `/v1/chat`\n  hint: see the README");
+        assert_eq!(Diagnostic::warning("a\n", 0, 0, "x").to_string(), "a\\n: warning: x");
+    }
+
+    #[test]
+    fn shows_the_first_twenty_and_counts_the_rest() {
+        let mut report = Report::default();
+        report.extend((1..=25).map(|line| Diagnostic::error("a", line, 1, "bad")));
+        let text = report.to_string();
+        assert_eq!(text.lines().count(), 21);
+        assert!(text.ends_with("and 5 more errors\n"), "{text}");
+        assert_eq!(report.errors(), 25);
+    }
+
+    #[test]
+    fn escapes_what_a_terminal_would_obey() {
+        assert_eq!(printable("a\u{1b}[31m\n\u{202e}é"), "a\\u{1b}[31m\\n\\u{202e}é");
+        assert!(printable(&"x".repeat(10_000)).len() < 2100);
+    }
+
+    #[test]
+    fn suggests_only_what_is_near() {
+        let keys = ["model", "messages", "max_tokens"];
+        assert_eq!(nearest("modle", keys), Some("model"));
+        assert_eq!(nearest("Max_Token", keys), Some("max_tokens"));
+        assert_eq!(nearest("zebra", keys), None);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

@@ -1,0 +1,242 @@
+//! A job: the facts fixed when it was accepted ([`Job`]), and where it stands ([`JobState`]).
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{JobId, JobName, QueueName};
+use super::request::Kind;
+use super::retry::RetryPolicy;
+use super::time::Timestamp;
+
+/// What is fixed when a spec is accepted. Kept in the job's `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    /// Also the name of its folder below `results/`.
+    pub name: JobName,
+    pub kind: Kind,
+    /// What bare request bodies in a JSONL input mean, by the file's ending (`bare.chat.jsonl`).
+    #[serde(default)]
+    pub ending: Option<Kind>,
+    /// The dropped file's (or folder's) own name, for people.
+    pub spec_file: String,
+    pub accepted_at: Timestamp,
+    /// Number of requests.
+    pub total: u32,
+    /// The queues its lines name by number; at most [`Job::QUEUES_MAX`].
+    pub queues: Vec<QueueName>,
+    /// BLAKE3 of the spec and its input, in hex: the same content dropped again has the same.
+    pub content_hash: String,
+    #[serde(default)]
+    pub settings: JobSettings,
+}
+
+impl Job {
+    /// A job that names more queues than this is refused: each has limits and a task of its own.
+    pub const QUEUES_MAX: usize = 1000;
+    /// A job has at most this many requests (an index is 32 bits).
+    pub const REQUESTS_MAX: u32 = u32::MAX - 1;
+
+    /// When unfinished requests expire, if ever.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.settings.deadline.map(|deadline| self.accepted_at + deadline)
+    }
+}
+
+/// What a spec may say about how its job runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobSettings {
+    /// 0..=9, higher goes first; default 5.
+    pub priority: u8,
+    /// Counted from acceptance.
+    pub deadline: Option<Duration>,
+    pub order: Order,
+    /// What replaces the config's `[retry]` for this job.
+    pub retry: RetryOverride,
+    pub on_uncertain: Option<OnUncertain>,
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        Self {
+            priority: 5,
+            deadline: None,
+            order: Order::Input,
+            retry: RetryOverride::default(),
+            on_uncertain: None,
+        }
+    }
+}
+
+/// The members of a spec's `[retry]`; absent ones keep the config's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetryOverride {
+    pub max_attempts: Option<u32>,
+    pub base_delay: Option<Duration>,
+    pub max_delay: Option<Duration>,
+}
+
+impl RetryOverride {
+    pub fn over(&self, config: RetryPolicy) -> RetryPolicy {
+        RetryPolicy {
+            max_attempts: self.max_attempts.unwrap_or(config.max_attempts),
+            base_delay: self.base_delay.unwrap_or(config.base_delay),
+            max_delay: self.max_delay.unwrap_or(config.max_delay),
+        }
+    }
+}
+
+/// Order of the lines in `output.jsonl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    #[default]
+    Input,
+    Completion,
+}
+
+/// What becomes of a request that was in flight when the process died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUncertain {
+    /// It is sent again, at most once.
+    #[default]
+    Retry,
+    /// It waits for a person.
+    Hold,
+    /// It fails as `uncertain`.
+    Fail,
+}
+
+/// Where a job stands. The words are those of OpenAI's Batch object, and `paused` and `held`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum JobStatus {
+    InProgress,
+    Paused {
+        reason: PauseReason,
+    },
+    /// A person must decide; `why` says what about.
+    Held {
+        why: String,
+    },
+    /// Nothing more is sent; what is in flight may finish.
+    Cancelling,
+    /// As cancelling, because the deadline has passed.
+    Expiring,
+    /// Every request is settled; the results are being written.
+    Finalizing,
+    Completed,
+    Failed {
+        why: String,
+    },
+    Cancelled,
+    Expired,
+}
+
+impl JobStatus {
+    /// The word that users see.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Paused { .. } => "paused",
+            Self::Held { .. } => "held",
+            Self::Cancelling => "cancelling",
+            Self::Expiring | Self::Finalizing => "finalizing",
+            Self::Completed => "completed",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Nothing will change it any more.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Completed | Self::Failed { .. } | Self::Cancelled | Self::Expired)
+    }
+
+    /// Whether requests of such a job may be leased.
+    pub const fn may_send(&self) -> bool {
+        matches!(self, Self::InProgress)
+    }
+}
+
+impl fmt::Display for JobStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why nothing is sent for a job or a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseReason {
+    /// The provider says that the money or quota is used up.
+    Quota,
+    /// The provider refuses the key (401, 403).
+    Auth,
+    /// A model that had worked is gone (404).
+    Model,
+    /// State or results can't be written.
+    Disk,
+    /// A person said so.
+    User,
+}
+
+impl PauseReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quota => "quota",
+            Self::Auth => "auth",
+            Self::Model => "model",
+            Self::Disk => "disk",
+            Self::User => "user",
+        }
+    }
+}
+
+impl fmt::Display for PauseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How many requests of a job are where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub total: u32,
+    /// Have a record in the journal that counts as an answer.
+    pub completed: u32,
+    /// Failed for good; once a job is cancelled or expired, also those never answered.
+    pub failed: u32,
+    /// Requests of which more than one attempt may have been paid for.
+    #[serde(default)]
+    pub maybe_paid_twice: u32,
+}
+
+impl Counts {
+    pub const fn settled(&self) -> u32 {
+        self.completed.saturating_add(self.failed)
+    }
+
+    pub const fn open(&self) -> u32 {
+        self.total.saturating_sub(self.settled())
+    }
+}
+
+/// A job and where it stands, as the store answers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobState {
+    pub job: Job,
+    pub status: JobStatus,
+    pub counts: Counts,
+    /// Requests out on a lease now.
+    pub leased: u32,
+    /// Requests waiting for the time of their next attempt.
+    pub waiting: u32,
+    pub finished_at: Option<Timestamp>,
+}

@@ -1,0 +1,24 @@
+//! The words of batchd and its pure decisions: no I/O, no clock, no randomness of its own.
+//!
+//! Every other module speaks in these types, and everything that decides about money
+//! ([`attempt::decide`], [`retry::RetryPolicy`], [`range::Bits`]) is here, where hours of traffic
+//! can be tried in milliseconds.
+
+pub mod attempt;
+pub mod id;
+pub mod job;
+pub mod line;
+pub mod range;
+pub mod record;
+pub mod request;
+pub mod retry;
+pub mod time;
+
+pub use attempt::{Blocked, Failure, Outcome, Settlement};
+pub use id::{InvalidName, JobId, JobName, QueueName, RequestId};
+pub use job::{Counts, Job, JobSettings, JobState, JobStatus, OnUncertain, Order, PauseReason};
+pub use line::LineEntry;
+pub use record::{Record, RecordError, Response};
+pub use request::{Endpoint, Kind, Request};
+pub use retry::RetryPolicy;
+pub use time::Timestamp;

@@ -1,0 +1,145 @@
+//! A job's folder below `state/jobs/`, and how files are put there so that a power cut can't tear them.
+//!
+//! # Format
+//!
+//! | file | holds |
+//! |---|---|
+//! | `claim.json` | while a spec is being accepted: where it came from, so that a crash can put it back |
+//! | `spec/` | a TOML spec as `job.toml`, or the folder that was dropped |
+//! | `input.jsonl` | the requests, one a line; immutable. Of a JSONL job it is the dropped file itself |
+//! | `lines.idx` | 16 bytes a request ([`LineEntry`](crate::domain::LineEntry)) |
+//! | `state.json` | the job and its status; written last, so its presence means *accepted* |
+//! | `intents.log` | what was about to be sent, and attempts that ended without a record |
+//! | `results.log` | the journal |
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::domain::JobId;
+use crate::store::{Error, Result};
+
+/// The paths of one job's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobFolder(PathBuf);
+
+impl JobFolder {
+    /// The folder of job `id` below `state` (`<root>/state`).
+    pub fn new(state: &Path, id: JobId) -> Self {
+        Self(state.join("jobs").join(id.to_string()))
+    }
+
+    pub const fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn claim(&self) -> PathBuf {
+        self.0.join("claim.json")
+    }
+
+    pub fn spec(&self) -> PathBuf {
+        self.0.join("spec")
+    }
+
+    pub fn input(&self) -> PathBuf {
+        self.0.join("input.jsonl")
+    }
+
+    pub fn index(&self) -> PathBuf {
+        self.0.join("lines.idx")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    pub fn intents(&self) -> PathBuf {
+        self.0.join("intents.log")
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.0.join("results.log")
+    }
+
+    /// Makes the folder, only for us (0700), and syncs the folder it is in.
+    pub fn create(&self) -> Result<()> {
+        make_private_dir(&self.0)?;
+        sync_parent(&self.0)
+    }
+}
+
+/// Turns an I/O error into one that says which act on which path failed.
+pub fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { act, path, source }
+}
+
+/// Makes a folder with mode 0700, and those above it; one that is there stays as it is.
+pub fn make_private_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create folder", path))
+}
+
+/// Opens a new private file (0600) for writing; it must not be there yet.
+pub fn create_private(path: &Path) -> Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed("create", path))
+}
+
+/// Syncs a folder, which makes the names in it durable.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync folder", path))
+}
+
+/// Syncs the folder that `path` is in.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Replaces `path` by `bytes` as one step: temporary name, fsync, rename, fsync of the folder. After a
+/// power cut the file holds the old bytes or the new, never a mixture.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_name(path);
+    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
+    file.write_all(bytes).map_err(failed("write", &temporary))?;
+    publish(&file, &temporary, path)
+}
+
+/// Gives a fully written `file` at `temporary` its name `path`: fsync, rename, fsync of the folder.
+pub fn publish(file: &File, temporary: &Path, path: &Path) -> Result<()> {
+    file.sync_all().map_err(failed("sync", temporary))?;
+    fs::rename(temporary, path).map_err(failed("rename into place", path))?;
+    sync_parent(path)
+}
+
+/// The name under which `path` is written before it is whole: `.<name>.tmp` beside it.
+pub fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".tmp");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn atomic_writes_replace_the_whole_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        write_atomic(&path, b"a longer first text").unwrap();
+        write_atomic(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn errors_name_the_act_and_the_path() {
+        let error = write_atomic(Path::new("/proc/none/x"), b"").unwrap_err();
+        assert!(error.to_string().starts_with("create /proc/none/.x.tmp: "), "{error}");
+    }
+}

@@ -1,0 +1,157 @@
+//! The store: which requests are open, waiting or settled, and the records of those that are.
+//!
+//! The trait is cut at the verbs of the domain, not at rows and keys, so that a batch of work is one
+//! call on every backend. [`memory::MemoryStore`] is the model of what the verbs mean; the embedded
+//! store keeps an index in sled beside the job's files, which are the truth ([`embedded`]).
+//! One suite, [`conformance`], runs over both.
+//!
+//! # Invariants
+//!
+//! - A request is in exactly one place: *fresh* (never leased, or given back), *leased*, *waiting*
+//!   until a due time, or *settled*. Leases live in memory: after a restart all of them are void.
+//! - A record counts once it is durable in the job's journal. The index may lag the journal and
+//!   never leads it.
+//! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`]) is durable when it returns.
+
+pub mod conformance;
+pub mod embedded;
+pub mod folder;
+pub mod memory;
+
+use std::fmt;
+use std::io::{Read, Seek};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::domain::{
+    Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
+};
+
+/// What a caller can do about a store's failure.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A verb named a job that the store does not have.
+    #[error("no job {0}")]
+    NoSuchJob(JobId),
+    /// The lease is void: the request was settled, or leased again after a restart.
+    #[error("the lease on request {0} is void")]
+    Stale(RequestId),
+    /// The status can't follow the one the job has.
+    #[error("job {job} is {from} and can't become {to}")]
+    Transition { job: JobId, from: &'static str, to: &'static str },
+    /// State can't be read or written. After this nothing may be sent: the store refuses every verb.
+    #[error("{act} {}: {source}", path.display())]
+    Io { act: &'static str, path: PathBuf, source: std::io::Error },
+    /// The state holds what batchd never wrote there.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged { path: PathBuf, what: String },
+    /// An earlier failure closed the store.
+    #[error("the store is closed: {0}")]
+    Closed(String),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A claim on one request. Used once: [`Store::settle`] takes it by value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub request: RequestId,
+    /// Number of the attempt that this lease is for, from 1.
+    pub attempt: u32,
+    /// Grows with every lease; a settlement under an older one is [`Error::Stale`].
+    pub epoch: u64,
+}
+
+/// The answer to [`Store::lease`].
+#[derive(Debug, Default)]
+pub struct Leased {
+    pub leases: Vec<Lease>,
+    /// When the next waiting request of the queue falls due, if there is one and nothing is due now.
+    pub next_due: Option<Timestamp>,
+}
+
+/// A queue that has unsettled requests, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueDepth {
+    pub queue: QueueName,
+    /// Neither settled nor leased, waiting ones included, in jobs that may send.
+    pub ready: u64,
+}
+
+/// A job's input, when it is put into the store.
+#[derive(Debug)]
+pub enum Input {
+    /// `input.jsonl` and `lines.idx` lie, synced, in the job's folder below `state/jobs/`.
+    Spooled,
+    /// The lines themselves with the number of their queue, for tests and simulation.
+    Inline(Vec<(u16, Bytes)>),
+}
+
+/// One line of a job's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub bytes: Bytes,
+    /// Its number in the input file, from 1.
+    pub number: u32,
+}
+
+/// A job's journal, opened for reading from its first byte. Ends at what is durable.
+pub trait Journal: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Journal for T {}
+
+/// Where jobs, requests and records are kept.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Accepts a job: durable when it returns.
+    fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>>;
+
+    /// Every job, in the order of acceptance.
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>>;
+
+    fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>>;
+
+    /// The queues in which something is left to do.
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>>;
+
+    /// Claims at most `max` requests of `queue`: due retries first, then fresh requests in input order.
+    /// Jobs of higher priority go first; jobs of the same priority share evenly.
+    fn lease<'a>(&'a self, queue: &'a QueueName, max: usize, now: Timestamp)
+    -> BoxFuture<'a, Result<Leased>>;
+
+    /// The input line of a request.
+    fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>>;
+
+    /// Notes that the lease's attempt is about to be sent. Survives a crash of the process, not of the machine.
+    fn begin(&self, lease: &Lease) -> Result<()>;
+
+    /// Carries out what was decided. Returns when the record is in the journal (which frees the slot);
+    /// it counts, and shows in [`Store::job`], once it is durable there.
+    fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>>;
+
+    /// Moves a job to `status`: durable when it returns. `now` becomes `finished_at` of a final status.
+    /// Requests still open in a job that ends as cancelled or expired count as failed from then on.
+    fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>>;
+
+    /// Makes every waiting request of the job due at once.
+    fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>>;
+
+    /// The job's records in the order of completion.
+    fn journal(&self, job: JobId) -> Result<Box<dyn Journal>>;
+
+    /// The entry of the line index for one request.
+    fn entry(&self, request: RequestId) -> Result<LineEntry>;
+
+    /// The job's folder below `state/jobs/`, where the store keeps one.
+    fn folder(&self, job: JobId) -> Option<PathBuf>;
+
+    /// Ticks whenever something may have become leasable or a job settled. Subscribe before you look,
+    /// so that no tick is lost.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Waits until everything settled so far is durable, and closes the store.
+    fn close(&self) -> BoxFuture<'_, Result<()>>;
+}
