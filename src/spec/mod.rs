@@ -4,6 +4,8 @@
 //! with its place ([`Report`]), and writes the job's line index (and, for TOML specs, the rendered
 //! requests) as it goes. [`parse_line`] reads one request again when its turn comes.
 
+pub mod json;
+
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
