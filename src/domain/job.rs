@@ -159,6 +159,19 @@ impl JobStatus {
         matches!(self, Self::Completed | Self::Failed { .. } | Self::Cancelled | Self::Expired)
     }
 
+    /// Whether a job that stands here may come to stand at `next`. Nothing follows a final status, and a
+    /// job on its way to one can't be sent back to work.
+    pub const fn may_become(&self, next: &Self) -> bool {
+        match self {
+            Self::InProgress | Self::Paused { .. } | Self::Held { .. } => true,
+            Self::Finalizing => next.is_final() || matches!(next, Self::Finalizing),
+            Self::Cancelling | Self::Expiring => {
+                next.is_final() || matches!(next, Self::Finalizing | Self::Cancelling | Self::Expiring)
+            }
+            Self::Completed | Self::Failed { .. } | Self::Cancelled | Self::Expired => false,
+        }
+    }
+
     /// Whether requests of such a job may be leased.
     pub const fn may_send(&self) -> bool {
         matches!(self, Self::InProgress)

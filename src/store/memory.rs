@@ -1,1 +1,367 @@
-//! To be filled.
+//! The store in memory: the model of what the verbs mean, for tests and simulation.
+//!
+//! Written to be obviously right, not fast: every request is a place in a vector. Everything is durable at
+//! once, and nothing survives the process.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use tokio::sync::watch;
+
+use crate::domain::{
+    Counts, Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
+};
+use crate::store::share::{Candidate, Turns};
+use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+
+/// See the module's words.
+#[derive(Debug)]
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    jobs: BTreeMap<JobId, Entry>,
+    turns: Turns,
+    epoch: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    job: Job,
+    status: JobStatus,
+    finished_at: Option<Timestamp>,
+    lines: Vec<(u16, Bytes)>,
+    places: Vec<Place>,
+    completed: u32,
+    failed: u32,
+    maybe_paid_twice: u32,
+    journal: Vec<u8>,
+}
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Fresh,
+    Waiting { due: Timestamp, attempts: u32 },
+    Leased { epoch: u64, attempt: u32, due: Option<Timestamp> },
+    Settled,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl MemoryStore {
+    fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.closed { Err(Error::Closed("it was closed".to_owned())) } else { Ok(inner) }
+    }
+
+    fn tick(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn put(&self, job: Job, input: Input) -> Result<()> {
+        let Input::Inline(lines) = input else {
+            return Err(Error::Closed("a store in memory has no folders to take a job from".to_owned()));
+        };
+        let entry = Entry {
+            places: vec![Place::Fresh; lines.len()],
+            status: JobStatus::InProgress,
+            finished_at: None,
+            lines,
+            completed: 0,
+            failed: 0,
+            maybe_paid_twice: 0,
+            journal: Vec::new(),
+            job,
+        };
+        self.lock()?.jobs.insert(entry.job.id, entry);
+        self.tick();
+        Ok(())
+    }
+
+    fn settle_now(&self, lease: &Lease, settlement: Settlement) -> Result<()> {
+        let mut inner = self.lock()?;
+        let entry = inner.entry_mut(lease.request.job)?;
+        let place = entry.places.get_mut(lease.request.index as usize);
+        let Some(place @ Place::Leased { .. }) = place else { return Err(Error::Stale(lease.request)) };
+        let Place::Leased { epoch, attempt, due } = *place else { return Err(Error::Stale(lease.request)) };
+        if epoch != lease.epoch {
+            return Err(Error::Stale(lease.request));
+        }
+        match settlement {
+            Settlement::Complete(record) => {
+                *place = Place::Settled;
+                entry.completed += 1;
+                entry.write(&record, attempt);
+            }
+            Settlement::Discard(record) => {
+                *place = Place::Settled;
+                entry.failed += 1;
+                entry.write(&record, attempt);
+            }
+            Settlement::Retry { due, attempts, maybe_paid } => {
+                *place = Place::Waiting { due, attempts };
+                entry.maybe_paid_twice += u32::from(maybe_paid);
+            }
+            Settlement::Release => {
+                *place = match due {
+                    Some(due) => Place::Waiting { due, attempts: attempt - 1 },
+                    None => Place::Fresh,
+                }
+            }
+        }
+        drop(inner);
+        self.tick();
+        Ok(())
+    }
+
+    fn change_status(&self, id: JobId, to: JobStatus, now: Timestamp) -> Result<JobState> {
+        let mut inner = self.lock()?;
+        let entry = inner.entry_mut(id)?;
+        entry.status.check_transition(id, &to)?;
+        if to.is_final() {
+            entry.failed = entry.job.total - entry.completed;
+            entry.finished_at = Some(now);
+            entry.places.fill(Place::Settled);
+        }
+        entry.status = to;
+        let state = entry.state();
+        if state.status.is_final() {
+            inner.turns.forget(id);
+        }
+        drop(inner);
+        self.tick();
+        Ok(state)
+    }
+}
+
+impl Inner {
+    fn entry(&self, id: JobId) -> Result<&Entry> {
+        self.jobs.get(&id).ok_or(Error::NoSuchJob(id))
+    }
+
+    fn entry_mut(&mut self, id: JobId) -> Result<&mut Entry> {
+        self.jobs.get_mut(&id).ok_or(Error::NoSuchJob(id))
+    }
+
+    fn lease(&mut self, queue: &QueueName, max: usize, now: Timestamp) -> Result<Leased> {
+        let Self { jobs, turns, epoch, .. } = self;
+        let candidates: Vec<Candidate> = jobs
+            .values()
+            .filter(|entry| entry.status.may_send() && entry.queue_number(queue).is_some())
+            .map(|entry| Candidate { job: entry.job.id, priority: entry.job.settings.priority })
+            .collect();
+        let mut leased = Leased::default();
+        turns.share(&candidates, max, |id, want| -> Result<usize> {
+            let Some(entry) = jobs.get_mut(&id) else { return Ok(0) };
+            let before = leased.leases.len();
+            for index in entry.claimable(queue, now).into_iter().take(want) {
+                *epoch += 1;
+                leased.leases.push(entry.claim(index, *epoch));
+            }
+            Ok(leased.leases.len() - before)
+        })?;
+        if leased.leases.len() < max {
+            let waiting = candidates.iter().filter_map(|c| jobs.get(&c.job)?.next_due(queue));
+            leased.next_due = waiting.min();
+        }
+        Ok(leased)
+    }
+}
+
+impl Entry {
+    fn queue_number(&self, queue: &QueueName) -> Option<u16> {
+        let at = self.job.queues.iter().position(|q| q == queue)?;
+        u16::try_from(at).ok()
+    }
+
+    /// The requests of `queue` that are neither leased nor settled, with their places.
+    fn open(&self, queue: &QueueName) -> impl Iterator<Item = (u32, Place)> {
+        let number = self.queue_number(queue);
+        (0u32..).zip(self.lines.iter().zip(&self.places)).filter_map(move |(index, ((of, _), place))| {
+            let open = matches!(place, Place::Fresh | Place::Waiting { .. });
+            (open && Some(*of) == number).then_some((index, *place))
+        })
+    }
+
+    /// Due retries by due time, then fresh requests in input order.
+    fn claimable(&self, queue: &QueueName, now: Timestamp) -> Vec<u32> {
+        let mut due: Vec<(Timestamp, u32)> =
+            self.open(queue).filter_map(|(i, p)| Some((p.due()?, i))).collect();
+        due.retain(|(due, _)| *due <= now);
+        due.sort_unstable();
+        let fresh = self.open(queue).filter(|(_, place)| *place == Place::Fresh).map(|(index, _)| index);
+        due.into_iter().map(|(_, index)| index).chain(fresh).collect()
+    }
+
+    fn claim(&mut self, index: u32, epoch: u64) -> Lease {
+        let request = RequestId { job: self.job.id, index };
+        let Some(place) = self.places.get_mut(index as usize) else {
+            return Lease { request, attempt: 1, epoch };
+        };
+        let (attempt, due) = match *place {
+            Place::Waiting { due, attempts } => (attempts + 1, Some(due)),
+            Place::Fresh | Place::Leased { .. } | Place::Settled => (1, None),
+        };
+        *place = Place::Leased { epoch, attempt, due };
+        Lease { request, attempt, epoch }
+    }
+
+    fn next_due(&self, queue: &QueueName) -> Option<Timestamp> {
+        self.open(queue).filter_map(|(_, place)| place.due()).min()
+    }
+
+    fn write(&mut self, record: &Record, attempt: u32) {
+        self.journal.extend(record.to_journal_line(attempt));
+    }
+
+    fn state(&self) -> JobState {
+        let count = |matching: fn(&Place) -> bool| {
+            u32::try_from(self.places.iter().filter(|place| matching(place)).count()).unwrap_or(u32::MAX)
+        };
+        JobState {
+            job: self.job.clone(),
+            status: self.status.clone(),
+            counts: Counts {
+                total: self.job.total,
+                completed: self.completed,
+                failed: self.failed,
+                maybe_paid_twice: self.maybe_paid_twice,
+            },
+            leased: count(|place| matches!(place, Place::Leased { .. })),
+            waiting: count(|place| matches!(place, Place::Waiting { .. })),
+            finished_at: self.finished_at,
+        }
+    }
+}
+
+impl Place {
+    const fn due(self) -> Option<Timestamp> {
+        match self {
+            Self::Waiting { due, .. } => Some(due),
+            Self::Fresh | Self::Leased { .. } | Self::Settled => None,
+        }
+    }
+}
+
+/// The verbs are done when the future is made: nothing here waits.
+fn now<'a, T: Send + 'a>(result: Result<T>) -> BoxFuture<'a, Result<T>> {
+    ready(result).boxed()
+}
+
+impl Store for MemoryStore {
+    fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>> {
+        now(self.put(job, input))
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+        now(self.lock().map(|inner| inner.jobs.values().map(Entry::state).collect()))
+    }
+
+    fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
+        now(self.lock().and_then(|inner| inner.entry(id).map(Entry::state)))
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
+        now(self.lock().map(|inner| {
+            let mut ready: BTreeMap<QueueName, u64> = BTreeMap::new();
+            for entry in inner.jobs.values().filter(|entry| entry.status.may_send()) {
+                for queue in &entry.job.queues {
+                    *ready.entry(queue.clone()).or_default() += entry.open(queue).count() as u64;
+                }
+            }
+            let depths = ready.into_iter().filter(|(_, ready)| *ready > 0);
+            depths.map(|(queue, ready)| QueueDepth { queue, ready }).collect()
+        }))
+    }
+
+    fn lease<'a>(&'a self, queue: &'a QueueName, max: usize, at: Timestamp) -> BoxFuture<'a, Result<Leased>> {
+        now(self.lock().and_then(|mut inner| inner.lease(queue, max, at)))
+    }
+
+    fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>> {
+        now(self.lock().and_then(|inner| {
+            let line = inner.entry(request.job)?.lines.get(request.index as usize);
+            let (_, bytes) = line.ok_or(Error::Stale(request))?;
+            Ok(Line { bytes: bytes.clone(), number: request.index + 1 })
+        }))
+    }
+
+    fn begin(&self, lease: &Lease) -> Result<()> {
+        self.lock()?.entry(lease.request.job).map(|_| ())
+    }
+
+    fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
+        now(self.settle_now(&lease, settlement))
+    }
+
+    fn set_status(&self, job: JobId, status: JobStatus, at: Timestamp) -> BoxFuture<'_, Result<JobState>> {
+        now(self.change_status(job, status, at))
+    }
+
+    fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {
+        let result = self.lock().and_then(|mut inner| {
+            for place in &mut inner.entry_mut(job)?.places {
+                if let Place::Waiting { due, .. } = place {
+                    *due = Timestamp::default();
+                }
+            }
+            Ok(())
+        });
+        self.tick();
+        now(result)
+    }
+
+    fn journal(&self, job: JobId) -> Result<Box<dyn Journal>> {
+        let bytes = self.lock()?.entry(job)?.journal.clone();
+        Ok(Box::new(Cursor::new(bytes)))
+    }
+
+    fn entry(&self, request: RequestId) -> Result<LineEntry> {
+        let inner = self.lock()?;
+        let lines = &inner.entry(request.job)?.lines;
+        let (queue, bytes) = lines.get(request.index as usize).ok_or(Error::Stale(request))?;
+        let offset = lines.iter().take(request.index as usize).map(|(_, line)| line.len() as u64 + 1).sum();
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Ok(LineEntry { offset, length, queue: *queue, line: request.index + 1 })
+    }
+
+    fn folder(&self, _job: JobId) -> Option<PathBuf> {
+        None
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        now(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::conformance;
+
+    #[tokio::test]
+    async fn behaves_as_a_store() {
+        conformance::exercise(async || Arc::new(MemoryStore::default()) as Arc<dyn Store>).await;
+    }
+}

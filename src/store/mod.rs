@@ -3,7 +3,7 @@
 //! The trait is cut at the verbs of the domain, not at rows and keys, so that a batch of work is one
 //! call on every backend. [`memory::MemoryStore`] is the model of what the verbs mean; the embedded
 //! store keeps an index in sled beside the job's files, which are the truth ([`embedded`]).
-//! One suite, [`conformance`], runs over both.
+//! One suite, `conformance`, runs over both.
 //!
 //! # Invariants
 //!
@@ -13,10 +13,12 @@
 //!   never leads it.
 //! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`]) is durable when it returns.
 
-pub mod conformance;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod embedded;
 pub mod folder;
 pub mod memory;
+mod share;
 
 use std::fmt;
 use std::io::{Read, Seek};
@@ -43,6 +45,9 @@ pub enum Error {
     /// The status can't follow the one the job has.
     #[error("job {job} is {from} and can't become {to}")]
     Transition { job: JobId, from: &'static str, to: &'static str },
+    /// Another daemon holds the state.
+    #[error("another batchd{} holds {}", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), path.display())]
+    Locked { pid: Option<u32>, path: PathBuf },
     /// State can't be read or written. After this nothing may be sent: the store refuses every verb.
     #[error("{act} {}: {source}", path.display())]
     Io { act: &'static str, path: PathBuf, source: std::io::Error },
@@ -52,6 +57,16 @@ pub enum Error {
     /// An earlier failure closed the store.
     #[error("the store is closed: {0}")]
     Closed(String),
+}
+
+impl JobStatus {
+    /// Refuses a status that can't follow this one.
+    fn check_transition(&self, job: JobId, to: &Self) -> Result<()> {
+        if self.may_become(to) {
+            return Ok(());
+        }
+        Err(Error::Transition { job, from: self.as_str(), to: to.as_str() })
+    }
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
