@@ -16,6 +16,7 @@
 //!
 //! `crc` is the CRC-32C, as eight hex digits, of every byte of the line before `,"crc":`.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -103,6 +104,19 @@ pub struct JournalLine<'a> {
     pub attempt: u32,
     /// The published line without its closing brace.
     stem: &'a [u8],
+    whole: &'a [u8],
+}
+
+/// What tells a success from a failure in a line.
+#[derive(Deserialize)]
+struct Verdict {
+    response: Option<StatusCode>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct StatusCode {
+    status_code: u16,
 }
 
 /// Length of `,"crc":"xxxxxxxx"}`.
@@ -120,7 +134,15 @@ impl<'a> JournalLine<'a> {
         }
         let (rest, attempt) = split_number(covered, b",\"attempt\":")?;
         let (stem, index) = split_number(rest, b",\"index\":")?;
-        Some(Self { index, attempt, stem })
+        Some(Self { index, attempt, stem, whole: line })
+    }
+
+    /// Whether the record belongs in `output.jsonl`, as [`Record::is_success`] says.
+    pub fn is_success(&self) -> bool {
+        let verdict: Option<Verdict> = serde_json::from_slice(self.whole).ok();
+        verdict.is_some_and(|v| {
+            v.error.is_none() && v.response.is_some_and(|r| matches!(r.status_code, 200..300))
+        })
     }
 
     /// The published line, without its line end.
@@ -213,6 +235,7 @@ mod tests {
             let parsed = JournalLine::parse(line).unwrap();
             prop_assert_eq!((parsed.index, parsed.attempt), (3, attempt));
             prop_assert_eq!(parsed.published(), record.to_line());
+            prop_assert!(parsed.is_success());
             serde_json::from_slice::<serde_json::Value>(line).unwrap();
         }
 

@@ -76,9 +76,9 @@ fn later(seconds: u64, attempts: u32) -> Settlement {
 
 /// Waits until what was settled counts.
 pub(crate) async fn until_settled(store: &dyn Store, id: JobId, settled: u32) {
-    let mut changes = store.changes();
+    let mut progress = store.progress();
     while store.job(id).await.unwrap().counts.settled() < settled {
-        changes.changed().await.unwrap();
+        progress.changed().await.unwrap();
     }
 }
 

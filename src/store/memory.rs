@@ -347,6 +347,10 @@ impl Store for MemoryStore {
         self.changed.subscribe()
     }
 
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         now(Ok(()))

@@ -17,6 +17,7 @@
 pub(crate) mod conformance;
 pub mod embedded;
 pub mod folder;
+pub mod lock;
 pub mod memory;
 mod share;
 
@@ -166,6 +167,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Ticks whenever something may have become leasable or a job settled. Subscribe before you look,
     /// so that no tick is lost.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Ticks whenever records became durable.
+    fn progress(&self) -> watch::Receiver<u64>;
 
     /// Waits until everything settled so far is durable, and closes the store.
     fn close(&self) -> BoxFuture<'_, Result<()>>;

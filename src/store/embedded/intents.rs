@@ -1,0 +1,122 @@
+//! `intents.log`: what was about to be sent, and attempts that ended without a record.
+//!
+//! After a crash, a request whose last intent has neither an `ended` nor a record may have been paid for.
+//!
+//! # Format
+//!
+//! Lines of words; the last is the CRC-32C of what stands before it, as eight hex digits.
+//!
+//! ```text
+//! send <index> <attempt> <crc>
+//! ended <index> <attempts used up> <due, ms since 1970> <maybe paid: 0 or 1> <crc>
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+
+use crate::domain::Timestamp;
+
+/// One line of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    Send { index: u32, attempt: u32 },
+    Ended { index: u32, attempts: u32, due: Timestamp, maybe_paid: bool },
+}
+
+impl Intent {
+    pub(super) fn to_line(self) -> Vec<u8> {
+        let text = match self {
+            Self::Send { index, attempt } => format!("send {index} {attempt} "),
+            Self::Ended { index, attempts, due, maybe_paid } => {
+                format!("ended {index} {attempts} {} {} ", due.as_millis(), u8::from(maybe_paid))
+            }
+        };
+        let crc = crc32c::crc32c(text.as_bytes());
+        format!("{text}{crc:08x}\n").into_bytes()
+    }
+
+    /// Takes a line without its line end; none if it is torn or damaged.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        let (text, crc) = line.split_at_checked(line.len().checked_sub(8)?)?;
+        let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
+        if crc != crc32c::crc32c(text) {
+            return None;
+        }
+        let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+        let kind = words.next()?;
+        let (index, number) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        match kind {
+            "send" => Some(Self::Send { index, attempt: number }),
+            "ended" => {
+                let due = Timestamp::from_millis(words.next()?.parse().ok()?);
+                Some(Self::Ended { index, attempts: number, due, maybe_paid: words.next()? == "1" })
+            }
+            _ => None,
+        }
+    }
+
+    const fn index(self) -> u32 {
+        match self {
+            Self::Send { index, .. } | Self::Ended { index, .. } => index,
+        }
+    }
+}
+
+/// The last intent of every request that `is_open`. Damaged lines are passed over: an intent is a
+/// precaution, and the one torn by a crash belongs to a request that was never sent.
+pub(super) fn last_of_open(
+    log: impl Read,
+    is_open: impl Fn(u32) -> bool,
+) -> std::io::Result<BTreeMap<u32, Intent>> {
+    let mut last = BTreeMap::new();
+    let mut reader = BufReader::new(log);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if let Some(intent) = line.strip_suffix(b"\n").and_then(Intent::parse)
+            && is_open(intent.index())
+        {
+            last.insert(intent.index(), intent);
+        }
+        line.clear();
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn lines_are_read_back(index: u32, attempt: u32, due: u64, maybe_paid: bool) {
+            let due = Timestamp::from_millis(due);
+            for intent in [Intent::Send { index, attempt }, Intent::Ended { index, attempts: attempt, due, maybe_paid }] {
+                let line = intent.to_line();
+                prop_assert_eq!(Intent::parse(line.strip_suffix(b"\n").unwrap()), Some(intent));
+                for cut in 0..line.len() - 1 {
+                    prop_assert_eq!(Intent::parse(&line[..cut]), None);
+                }
+            }
+        }
+
+        #[test]
+        fn anything_may_be_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(last_of_open(bytes.as_slice(), |_| true).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_last_intent_of_open_requests_counts() {
+        let due = Timestamp::from_millis(5);
+        let ended = Intent::Ended { index: 1, attempts: 1, due, maybe_paid: true };
+        let mut log = Vec::new();
+        for intent in [Intent::Send { index: 1, attempt: 1 }, Intent::Send { index: 2, attempt: 1 }, ended] {
+            log.extend(intent.to_line());
+        }
+        log.extend(b"send 3 1 dead");
+        let last = last_of_open(log.as_slice(), |index| index != 2).unwrap();
+        assert_eq!(last, BTreeMap::from([(1, ended)]));
+    }
+}

@@ -1,0 +1,377 @@
+//! The embedded store: files that are the truth, and beside them an index in sled that can be rebuilt.
+//!
+//! # Operation
+//!
+//! A record is appended to its job's journal by the task that has it (which frees its slot), made durable by
+//! the sync thread together with all others of that moment, and only then taken into the index. Leases and
+//! everything else about the queue are asked of the index thread, the only one that touches sled.
+//!
+//! sled 0.34 is not trusted with anything that cost money: its `flush` does not sync, a kill while it opens
+//! can brick it, and one full disk poisons it until the process restarts. So the store keeps its own lock,
+//! opens it by a [`ladder`], syncs its file itself, keeps batches small, and stops at its first error.
+//!
+//! # What it does not do
+//!
+//! It does not read bodies into sled: a request is a bit there, and its line is read from the input by
+//! offset when its turn comes.
+
+mod claim;
+mod index;
+mod intents;
+mod keys;
+mod ladder;
+mod leases;
+mod log;
+mod recover;
+mod state;
+mod threads;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::index::{Index, Settled};
+use self::intents::Intent;
+use self::leases::{Held, Leases};
+use self::log::Log;
+use self::state::State;
+use self::threads::{Command, IndexThread, Note, Shared};
+use crate::domain::{
+    Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
+};
+use crate::store::folder::{JobFolder, create_private, failed, make_private_dir, sync_dir};
+use crate::store::lock::Lock;
+use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+
+/// Records that may be appended and not yet durable: more wait, and with them their slots (P5).
+const UNSYNCED_MAX: usize = 8192;
+
+/// Verbs that may wait for the index thread.
+const COMMANDS_MAX: usize = 1024;
+
+/// Lines up to this size are read where they are asked for; the page cache has them or soon will. Longer
+/// ones are read by a blocking task.
+const INLINE_READ_MAX: u32 = 64 * 1024;
+
+/// See the module's words.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    notes: mpsc::Sender<Note>,
+    files: Mutex<BTreeMap<JobId, Arc<JobFiles>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held until the value is dropped.
+    _lock: Lock,
+}
+
+/// The open files of one job.
+#[derive(Debug)]
+struct JobFiles {
+    input: Arc<File>,
+    index: File,
+    journal: Arc<Log>,
+    intents: Log,
+}
+
+impl JobFiles {
+    fn open(folder: &JobFolder) -> Result<Self> {
+        let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
+        Ok(Self {
+            input: Arc::new(open(folder.input())?),
+            index: open(folder.index())?,
+            journal: Arc::new(Log::open(folder.journal())?),
+            intents: Log::open(folder.intents())?,
+        })
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store below `state` (`<root>/state`), bringing the index level with the jobs' folders.
+    /// Blocks, for as long as there are journals to read; must be called within a tokio runtime.
+    ///
+    /// [`Error::Locked`] if another process has it open.
+    pub fn open(state: &Path) -> Result<Self> {
+        make_private_dir(&state.join("jobs"))?;
+        let lock = Lock::take(state)?;
+        let opened = ladder::open(&state.join("sled"), &state.join("corrupt"))?;
+        if opened.fresh {
+            tracing::debug!("the index is new and is built from the job folders");
+        }
+        let tree = opened.db.open_tree("queue").map_err(index::broken)?;
+        let mut index = Index::new(tree, opened.file);
+        recover::all(&mut index, state)?;
+        let shared = Arc::new(Shared {
+            state: state.to_owned(),
+            leases: Leases::default(),
+            changed: watch::Sender::new(0),
+            progress: watch::Sender::new(0),
+            closed: OnceLock::new(),
+        });
+        let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
+        let (notes, mut note_queue) = mpsc::channel(UNSYNCED_MAX);
+        let index_thread = {
+            let (thread, runtime) = (IndexThread { shared: Arc::clone(&shared), index }, Handle::current());
+            spawn("batchd-index", state, move || thread.run(command_queue, &runtime))?
+        };
+        let sync_thread = {
+            let (shared, commands) = (Arc::clone(&shared), commands.clone());
+            spawn("batchd-sync", state, move || threads::sync(&shared, &mut note_queue, &commands))?
+        };
+        let threads = Mutex::new(vec![index_thread, sync_thread]);
+        Ok(Self { shared, commands, notes, files: Mutex::default(), threads, _lock: lock })
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        self.check_open()?;
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| self.shared.refusal())?;
+        answer.await.map_err(|_| self.shared.refusal())?
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.shared.closed.get().is_some() { Err(self.shared.refusal()) } else { Ok(()) }
+    }
+
+    /// The job's open files; opened at the first use, closed when the job has ended.
+    fn files(&self, id: JobId) -> Result<Arc<JobFiles>> {
+        self.check_open()?;
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = files.get(&id) {
+            return Ok(Arc::clone(open));
+        }
+        let folder = self.job_folder(id);
+        if !folder.path().is_dir() {
+            return Err(Error::NoSuchJob(id));
+        }
+        let open = Arc::new(JobFiles::open(&folder)?);
+        files.insert(id, Arc::clone(&open));
+        Ok(open)
+    }
+
+    fn close_files(&self, id: JobId) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn job_folder(&self, id: JobId) -> JobFolder {
+        JobFolder::new(&self.shared.state, id)
+    }
+
+    async fn put(&self, job: Job, input: Input) -> Result<()> {
+        let folder = self.job_folder(job.id);
+        let state =
+            State { job: job.clone(), status: JobStatus::InProgress, finished_at: None, counts: None };
+        let prepared = tokio::task::spawn_blocking(move || prepare(&folder, &state, input)).await;
+        prepared.map_err(|error| Error::Closed(error.to_string()))??;
+        self.ask(|reply| Command::Put { job: Box::new(job), reply }).await
+    }
+
+    async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
+        let files = self.files(lease.request.job)?;
+        // Room for the note first: once the record is in the journal nothing may keep it from being counted.
+        let room = self.notes.reserve().await.map_err(|_| self.shared.refusal())?;
+        let held = self.shared.leases.take(&lease)?;
+        let request = lease.request;
+        match settlement {
+            Settlement::Complete(record) => self.record(&files, room, held, &record, true),
+            Settlement::Discard(record) => self.record(&files, room, held, &record, false),
+            Settlement::Retry { due, attempts, maybe_paid } => {
+                let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
+                files.intents.append(&intent.to_line(), |_| ())?;
+                self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
+            }
+            Settlement::Release => self.ask(|reply| Command::Release { request, held, reply }).await,
+        }
+    }
+
+    fn record(
+        &self,
+        files: &JobFiles,
+        room: mpsc::Permit<'_, Note>,
+        held: Held,
+        record: &Record,
+        success: bool,
+    ) -> Result<()> {
+        let journal = Arc::clone(&files.journal);
+        let request = record.request;
+        // Appended and noted as one step: so the notes of a job stand in the order of its journal, and what
+        // the index acknowledges has no gap in it.
+        let noted = files.journal.append(&record.to_journal_line(held.attempt), |journal_end| {
+            room.send(Note::Appended { journal, settled: Settled { request, held, success, journal_end } });
+        });
+        noted.inspect_err(|error| {
+            tracing::error!(request = %request, error = %error, "a record can't be written; nothing more is sent");
+            self.shared.close(&error.to_string());
+        })
+    }
+
+    fn read_entry(&self, files: &JobFiles, request: RequestId) -> Result<LineEntry> {
+        let mut bytes = [0; LineEntry::SIZE];
+        let offset = u64::from(request.index) * LineEntry::SIZE as u64;
+        match files.index.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(LineEntry::decode(&bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(Error::Stale(request)),
+            Err(error) => Err(failed("read", &self.job_folder(request.job).index())(error)),
+        }
+    }
+
+    async fn read_line(&self, request: RequestId) -> Result<Line> {
+        let files = self.files(request.job)?;
+        let entry = self.read_entry(&files, request)?;
+        let read = {
+            let input = Arc::clone(&files.input);
+            move || {
+                let mut bytes = vec![0; entry.length as usize];
+                input.read_exact_at(&mut bytes, entry.offset).map(|()| Bytes::from(bytes))
+            }
+        };
+        let bytes = if entry.length <= INLINE_READ_MAX {
+            read()
+        } else {
+            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        };
+        let bytes = bytes.map_err(failed("read", &self.job_folder(request.job).input()))?;
+        Ok(Line { bytes, number: entry.line })
+    }
+
+    async fn shut(&self) -> Result<()> {
+        if self.shared.closed.get().is_none() {
+            let (reply, answer) = oneshot::channel();
+            let noted = self.notes.send(Note::Close { reply }).await;
+            if noted.is_ok() {
+                answer.await.map_err(|_| self.shared.refusal())??;
+            }
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined =
+            tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok())).await;
+        if matches!(joined, Ok(true)) { Ok(()) } else { Err(self.shared.refusal()) }
+    }
+}
+
+fn spawn(name: &str, state: &Path, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    Builder::new().name(name.to_owned()).spawn(run).map_err(failed("start a thread for", state))
+}
+
+/// Makes a job's folder whole; `state.json` comes last and makes the job count.
+fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result<()> {
+    if let Input::Inline(lines) = input {
+        folder.create()?;
+        write_inline(folder, &lines)?;
+    }
+    for path in [folder.journal(), folder.intents()] {
+        create_private(&path)?;
+    }
+    sync_dir(folder.path())?;
+    state.write(folder)
+}
+
+fn write_inline(folder: &JobFolder, lines: &[(u16, Bytes)]) -> Result<()> {
+    let (input_path, index_path) = (folder.input(), folder.index());
+    let (mut input, mut index) = (Vec::new(), Vec::new());
+    for (line, (queue, bytes)) in (1..).zip(lines) {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        index.extend(LineEntry { offset: input.len() as u64, length, queue: *queue, line }.encode());
+        input.extend_from_slice(bytes);
+        input.push(b'\n');
+    }
+    for (path, bytes) in [(input_path, input), (index_path, index)] {
+        let mut file = create_private(&path)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
+    }
+    Ok(())
+}
+
+impl Store for EmbeddedStore {
+    fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>> {
+        self.put(job, input).boxed()
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+        self.ask(|reply| Command::Jobs { reply }).boxed()
+    }
+
+    fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
+        self.ask(move |reply| Command::Job { id, reply }).boxed()
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
+        self.ask(|reply| Command::Queues { reply }).boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        queue: &'a QueueName,
+        max: usize,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<Leased>> {
+        self.ask(move |reply| Command::Lease { queue: queue.clone(), max, now, reply }).boxed()
+    }
+
+    fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>> {
+        self.read_line(request).boxed()
+    }
+
+    fn begin(&self, lease: &Lease) -> Result<()> {
+        let files = self.files(lease.request.job)?;
+        let intent = Intent::Send { index: lease.request.index, attempt: lease.attempt };
+        files.intents.append(&intent.to_line(), |_| ())
+    }
+
+    fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
+        self.settle_lease(lease, settlement).boxed()
+    }
+
+    fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
+        let ends = status.is_final();
+        async move {
+            let state = self.ask(move |reply| Command::SetStatus { id: job, status, now, reply }).await?;
+            if ends {
+                self.close_files(job);
+            }
+            Ok(state)
+        }
+        .boxed()
+    }
+
+    fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {
+        self.ask(move |reply| Command::RetryNow { id: job, reply }).boxed()
+    }
+
+    fn journal(&self, job: JobId) -> Result<Box<dyn Journal>> {
+        Ok(Box::new(self.files(job)?.journal.reader()?))
+    }
+
+    fn entry(&self, request: RequestId) -> Result<LineEntry> {
+        self.read_entry(&*self.files(request.job)?, request)
+    }
+
+    fn folder(&self, job: JobId) -> Option<PathBuf> {
+        Some(self.job_folder(job).path().to_owned())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.shared.progress.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        self.shut().boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! The embedded store against the suite of all stores, and what only it can break: its files.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::EmbeddedStore;
+use crate::domain::{JobId, JobStatus, Settlement};
+use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
+use crate::store::{Error, Store};
+
+/// A store in a folder that lives as long as it.
+#[derive(Debug)]
+struct World {
+    dir: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn open(&self) -> EmbeddedStore {
+        EmbeddedStore::open(self.dir.path()).unwrap()
+    }
+
+    fn journal(&self, id: JobId) -> std::path::PathBuf {
+        self.dir.path().join("jobs").join(id.to_string()).join("results.log")
+    }
+}
+
+/// Leases `n` requests and answers them.
+async fn answer_some(store: &EmbeddedStore, n: usize) {
+    for lease in lease(store, "m", n, NOW).await {
+        let settlement = answer(&lease);
+        store.settle(lease, settlement).await.unwrap();
+    }
+}
+
+/// Drops the store as a crash would: leases open, the index not flushed.
+async fn crash(store: EmbeddedStore) {
+    let threads = std::mem::take(&mut *store.threads.lock().unwrap());
+    drop(store);
+    tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn behaves_as_a_store() {
+    let worlds = std::sync::Mutex::new(Vec::new());
+    conformance::exercise(async || {
+        let world = World::new();
+        let store = Arc::new(world.open());
+        worlds.lock().unwrap().push(world);
+        store as Arc<dyn Store>
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn second_owner_is_refused() {
+    let world = World::new();
+    let _first = world.open();
+    assert!(matches!(EmbeddedStore::open(world.dir.path()), Err(Error::Locked { pid: Some(_), .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn settled_requests_stay_settled_over_a_restart() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 3000);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 1500).await;
+    for lease in lease(&store, "m", 10, NOW).await {
+        let settlement = failure(&lease);
+        store.settle(lease, settlement).await.unwrap();
+    }
+    until_settled(&store, job.id, 1510).await;
+    store.close().await.unwrap();
+    drop(store);
+
+    let store = world.open();
+    let state = store.job(job.id).await.unwrap();
+    assert_eq!((state.counts.completed, state.counts.failed, state.leased), (1500, 10, 0));
+    let left = lease(&store, "m", 9999, NOW).await;
+    assert!(left.iter().map(|lease| lease.request.index).eq(1510..3000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_crash_voids_leases_and_keeps_attempts() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 4);
+    let store = world.open();
+    put(&store, &job).await;
+    let mut leases = lease(&store, "m", 3, NOW).await;
+    for lease in &leases {
+        store.begin(lease).unwrap();
+    }
+    let retried = leases.remove(0);
+    store.settle(retried, Settlement::Retry { due: NOW, attempts: 2, maybe_paid: false }).await.unwrap();
+    crash(store).await;
+
+    let store = world.open();
+    let leases = lease(&store, "m", 9, NOW).await;
+    let mut seen: Vec<_> = leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(0, 3), (1, 2), (2, 2), (3, 1)], "in flight counts as an attempt, fresh does not");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_lost_index_is_rebuilt_from_the_files() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 2500);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 1200).await;
+    let retried = lease(&store, "m", 1, NOW).await.remove(0);
+    store.begin(&retried).unwrap();
+    store.settle(retried, Settlement::Retry { due: NOW, attempts: 1, maybe_paid: false }).await.unwrap();
+    until_settled(&store, job.id, 1200).await;
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_dir_all(world.dir.path().join("sled")).unwrap();
+
+    let store = world.open();
+    let state = store.job(job.id).await.unwrap();
+    assert_eq!((state.counts.completed, state.waiting), (1200, 1));
+    let left = lease(&store, "m", 9999, NOW).await;
+    assert_eq!((left[0].request.index, left[0].attempt), (1200, 2));
+    assert!(left[1..].iter().map(|lease| lease.request.index).eq(1201..2500));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn records_beyond_the_acknowledged_length_are_settled_again() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 10);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 4).await;
+    until_settled(&store, job.id, 4).await;
+    store.close().await.unwrap();
+    drop(store);
+    // An answer whose index update was lost: it is in the journal alone.
+    let request = crate::domain::RequestId { job: job.id, index: 7 };
+    let forged = crate::store::Lease { request, attempt: 1, epoch: 0 };
+    let Settlement::Complete(record) = answer(&forged) else { panic!("an answer completes") };
+    let mut journal = OpenOptions::new().append(true).open(world.journal(job.id)).unwrap();
+    journal.write_all(&record.to_journal_line(1)).unwrap();
+
+    let store = world.open();
+    assert_eq!(store.job(job.id).await.unwrap().counts.completed, 5);
+    let left = lease(&store, "m", 99, NOW).await;
+    assert!(left.iter().map(|lease| lease.request.index).eq([4, 5, 6, 8, 9]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_torn_end_is_cut_off_and_kept_aside() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 5);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 2).await;
+    until_settled(&store, job.id, 2).await;
+    store.close().await.unwrap();
+    drop(store);
+    let mut journal = OpenOptions::new().append(true).open(world.journal(job.id)).unwrap();
+    journal.write_all(b"{\"id\":\"batch_req_torn").unwrap();
+
+    let store = world.open();
+    let aside = world.journal(job.id).with_file_name("results.torn.1");
+    assert_eq!(fs::read(aside).unwrap(), b"{\"id\":\"batch_req_torn");
+    answer_some(&store, 99).await;
+    until_settled(&store, job.id, 5).await;
+    assert_eq!(journal_indexes(&store, job.id), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn damage_in_the_middle_holds_the_job_and_sends_nothing() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 5);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 3).await;
+    until_settled(&store, job.id, 3).await;
+    store.close().await.unwrap();
+    drop(store);
+    let path = world.journal(job.id);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[10] ^= 0x40;
+    fs::write(&path, bytes).unwrap();
+    fs::remove_dir_all(world.dir.path().join("sled")).unwrap();
+
+    let store = world.open();
+    let state = store.job(job.id).await.unwrap();
+    assert!(matches!(state.status, JobStatus::Held { why } if why.contains("byte 0")));
+    assert!(lease(&store, "m", 9, NOW).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn statuses_and_counts_of_ended_jobs_survive() {
+    let world = World::new();
+    let (first, second) = (conformance::job(1, 5, &["m"], 2), conformance::job(2, 5, &["m"], 2));
+    let store = world.open();
+    put(&store, &first).await;
+    put(&store, &second).await;
+    store.set_status(first.id, JobStatus::Cancelling, NOW).await.unwrap();
+    store.set_status(first.id, JobStatus::Cancelled, NOW).await.unwrap();
+    store.set_status(second.id, JobStatus::Held { why: "x".to_owned() }, NOW).await.unwrap();
+    crash(store).await;
+
+    let store = world.open();
+    let states = store.jobs().await.unwrap();
+    assert_eq!((states[0].status.clone(), states[0].counts.failed), (JobStatus::Cancelled, 2));
+    assert_eq!(states[0].finished_at, Some(NOW));
+    assert_eq!(states[1].status, JobStatus::Held { why: "x".to_owned() });
+}
