@@ -18,6 +18,9 @@ pub enum Outcome {
     Answered(Response),
     /// The provider refused this request, and would refuse it again.
     Refused(Response),
+    /// A reply came that is no answer, and asking again would bring none: too large to keep, or a
+    /// success status around a refusal.
+    Unanswerable(RecordError),
     /// Told to come later; certainly not executed. Uses up no attempt.
     Throttled {
         /// The provider's code or type, for the log.
@@ -94,6 +97,7 @@ pub fn decide(
     match outcome {
         Outcome::Answered(response) => Settlement::Complete(history.into_record(Some(response), None)),
         Outcome::Refused(response) => Settlement::Discard(history.into_record(Some(response), None)),
+        Outcome::Unanswerable(error) => Settlement::Discard(history.into_record(None, Some(error))),
         Outcome::Throttled { retry_after, .. } => {
             // Without a hint the first bound holds, however often it was throttled: the queue's
             // own pacing slows down, and the request has done nothing wrong.
@@ -203,6 +207,15 @@ mod tests {
             panic!("a refusal discards")
         };
         assert!(record.error.is_none() && record.response.is_some_and(|r| r.status_code == 400));
+    }
+
+    #[test]
+    fn what_can_never_be_answered_is_recorded_with_its_error_at_once() {
+        let error = RecordError { code: "too_large".to_owned(), message: String::new() };
+        let Settlement::Discard(record) = settle(Outcome::Unanswerable(error), history(1)) else {
+            panic!("it is discarded")
+        };
+        assert!(record.response.is_none() && record.error.is_some_and(|error| error.code == "too_large"));
     }
 
     #[test]

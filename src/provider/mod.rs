@@ -3,6 +3,19 @@
 //! [`Provider::call`] is one exchange for one request: no retry, no redirect, the reply capped and
 //! timed out as a whole (P4, P5). `transport` moves bytes, `openai` knows URLs and keys, `classify`
 //! turns a reply into an [`Outcome`], `answer` says what a 200 of each endpoint must hold.
+//! [`Provider::download`] fetches what an answer only points to, and trusts no url in doing so.
+
+mod address;
+mod answer;
+mod classify;
+mod download;
+mod error_body;
+mod json;
+mod openai;
+mod retry_after;
+#[cfg(test)]
+mod testing;
+mod transport;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +28,17 @@ use secrecy::SecretString;
 use thiserror::Error;
 use url::Url;
 
-use crate::domain::Outcome;
+use crate::clock::Clock;
+use crate::domain::{Outcome, Request};
+use crate::provider::classify::{classify, classify_transport};
+use crate::provider::openai::Api;
+
+pub use address::is_public;
+pub use download::DownloadError;
+pub use transport::{HttpTransport, install_crypto};
 
 /// One provider's part of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     pub name: String,
     pub base_url: Url,
@@ -29,23 +49,69 @@ pub struct Settings {
     pub max_reply: u64,
 }
 
+impl fmt::Debug for Settings {
+    /// Without what a url can hide: user, password and query.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let base_url = format!("{}{}", self.base_url.origin().ascii_serialization(), self.base_url.path());
+        f.debug_struct("Settings")
+            .field("name", &self.name)
+            .field("base_url", &base_url)
+            .field("api_key", &self.api_key)
+            .field("timeout", &self.timeout)
+            .field("max_reply", &self.max_reply)
+            .finish()
+    }
+}
+
+/// Which servers a request may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// For urls that the operator chose.
+    Anywhere,
+    /// For urls out of a reply: public addresses alone, whatever the host's name resolves to.
+    Public,
+}
+
 /// One HTTP request, whole.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpRequest {
     pub method: reqwest::Method,
     pub url: Url,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// For the whole exchange, connect to last byte.
     pub timeout: Duration,
+    /// Largest reply body in bytes, counted after decompression.
     pub max_reply: u64,
+    pub reach: Reach,
+}
+
+impl fmt::Debug for HttpRequest {
+    /// Neither the body, which is the user's, nor the headers, one of which is the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpRequest")
+            .field("method", &self.method)
+            .field("path", &self.url.path())
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// One HTTP reply, whole.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpReply {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
+}
+
+impl fmt::Debug for HttpReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpReply")
+            .field("status", &self.status)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why there is no whole reply. A kind per reaction.
@@ -66,6 +132,9 @@ pub enum TransportError {
     /// The reply is larger than the bound.
     #[error("the reply is larger than {0} bytes")]
     TooLarge(u64),
+    /// [`Reach::Public`] was asked for, and the host has no public address. Nothing was sent.
+    #[error("`{0}` has no public address")]
+    NotPublic(String),
 }
 
 /// Moves one request and its reply. A trait, so that tests and simulations need no sockets.
@@ -99,16 +168,26 @@ pub struct RateHeaders {
     pub reset_tokens: Option<Duration>,
 }
 
-/// One provider, ready to be called.
+/// One provider, ready to be called. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Provider {
     settings: Arc<Settings>,
+    api: Arc<Api>,
     transport: Arc<dyn Transport>,
+    clock: Clock,
 }
 
 impl Provider {
     pub fn new(settings: Settings, transport: Arc<dyn Transport>) -> Self {
-        Self { settings: Arc::new(settings), transport }
+        let api = Api::new(&settings.base_url, settings.api_key.as_ref());
+        Self { settings: Arc::new(settings), api: Arc::new(api), transport, clock: Clock::System }
+    }
+
+    /// Replaces the machine's clock, which a `Retry-After` date counts from where the reply has no `Date`.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     pub fn name(&self) -> &str {
@@ -117,5 +196,134 @@ impl Provider {
 
     pub fn transport(&self) -> &dyn Transport {
         self.transport.as_ref()
+    }
+
+    /// Asks once and says what came of it. Dropping the future hangs up; the server may go on and bill.
+    pub async fn call(&self, request: &Request) -> Reply {
+        let (url, headers) = self.api.target(request.endpoint);
+        let exchange = self.transport.exchange(HttpRequest {
+            method: reqwest::Method::POST,
+            url: url.clone(),
+            headers: headers.clone(),
+            body: Bytes::copy_from_slice(request.body.get().as_bytes()),
+            timeout: self.settings.timeout,
+            max_reply: self.settings.max_reply,
+            reach: Reach::Anywhere,
+        });
+        match exchange.await {
+            Ok(mut reply) => {
+                if self.api.leaks_into(&reply.body) {
+                    reply.body = self.api.without_key(&reply.body).into();
+                }
+                classify(request.endpoint, &reply, self.clock.now())
+            }
+            Err(error) => {
+                Reply { outcome: classify_transport(&error), usage: None, rate: RateHeaders::default() }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Endpoint, PauseReason};
+    use crate::provider::testing::{Listener, http};
+
+    const CANARY: &str = "sk-CANARY-0123456789";
+
+    fn provider(server: &Listener) -> Provider {
+        let settings = Settings {
+            name: "test".to_owned(),
+            base_url: format!("http://{}/v1", server.address()).parse().unwrap(),
+            api_key: Some(SecretString::from(CANARY)),
+            timeout: Duration::from_mins(1),
+            max_reply: 1024,
+        };
+        Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
+    }
+
+    fn request(body: &str) -> Request {
+        Request {
+            custom_id: "a".to_owned(),
+            endpoint: Endpoint::ChatCompletions,
+            model: None,
+            body: serde_json::value::RawValue::from_string(body.to_owned()).unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_sends_the_body_byte_for_byte_with_the_key_and_brings_the_answer() {
+        let answer =
+            r#"{"choices":[{"message":{"content":"4"}}],"usage":{"prompt_tokens":9,"completion_tokens":1}}"#;
+        let server = Listener::new(&http(
+            "200 OK",
+            "x-request-id: req_1\r\nx-ratelimit-remaining-requests: 7\r\n",
+            answer,
+        ))
+        .await;
+        let body = r#"{"model":"m",  "seed":12345678901234567890.0}"#;
+        let reply = provider(&server).call(&request(body)).await;
+        let Outcome::Answered(response) = reply.outcome else { panic!("{reply:?}") };
+        assert_eq!(
+            (response.status_code, response.request_id.as_str(), response.body.get()),
+            (200, "req_1", answer)
+        );
+        assert_eq!(reply.usage, Some(Usage { input_tokens: 9, output_tokens: 1 }));
+        assert_eq!(reply.rate.remaining_requests, Some(7));
+        let sent = server.requests().pop().unwrap();
+        assert!(sent.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{sent}");
+        assert!(sent.contains(&format!("authorization: Bearer {CANARY}\r\n")), "{sent}");
+        assert!(sent.contains("content-type: application/json\r\n"), "{sent}");
+        assert!(sent.contains(concat!("user-agent: batchd/", env!("CARGO_PKG_VERSION"), "\r\n")), "{sent}");
+        assert!(sent.ends_with(&format!("\r\n\r\n{body}")), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_the_server_quotes_stays_out_of_the_record() {
+        let error = format!(r#"{{"error":{{"message":"bad key {CANARY}","code":"invalid_api_key"}}}}"#);
+        let server = Listener::new(&http("401 Unauthorized", "", &error)).await;
+        let reply = provider(&server).call(&request("{}")).await;
+        let Outcome::Blocked(blocked) = &reply.outcome else { panic!("{reply:?}") };
+        assert_eq!(blocked.reason, PauseReason::Auth);
+        assert_eq!(blocked.message, "bad key [api key]");
+        assert!(!format!("{reply:?}").contains("CANARY"));
+    }
+
+    #[tokio::test]
+    async fn a_reply_over_the_bound_is_never_asked_for_again() {
+        let server = Listener::new(&http("200 OK", "", &"x".repeat(1025))).await;
+        let reply = provider(&server).call(&request("{}")).await;
+        let Outcome::Unanswerable(error) = &reply.outcome else { panic!("{reply:?}") };
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("too_large", "the reply is larger than 1024 bytes")
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_that_can_be_printed_shows_the_key() {
+        let server = Listener::new(b"").await;
+        let mut provider = provider(&server);
+        let mut settings = provider.settings.as_ref().clone();
+        settings.base_url =
+            format!("http://{CANARY}:{CANARY}@{}/v1?key={CANARY}", server.address()).parse().unwrap();
+        let api = Api::new(&settings.base_url, settings.api_key.as_ref());
+        let (url, headers) = api.target(Endpoint::Images);
+        let sent = HttpRequest {
+            method: reqwest::Method::POST,
+            url: url.clone(),
+            headers: headers.clone(),
+            body: Bytes::from_static(CANARY.as_bytes()),
+            timeout: settings.timeout,
+            max_reply: settings.max_reply,
+            reach: Reach::Anywhere,
+        };
+        provider.api = Arc::new(api);
+        provider.settings = Arc::new(settings);
+        let reply = provider.call(&request("{}")).await;
+        let error = provider.transport().exchange(sent.clone()).await.unwrap_err();
+        let printed = format!("{provider:?}{:?}{sent:?}{reply:?}{error:?}{error}", provider.settings);
+        assert!(!printed.contains("CANARY"), "{printed}");
     }
 }

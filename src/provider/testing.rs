@@ -1,0 +1,82 @@
+//! A server for the tests of this module: real sockets, one fixed reply a connection.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// Listens on a port of its own until dropped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+    _server: JoinSet<()>,
+}
+
+impl Listener {
+    /// Every connection gets the next of `replies` (the last one again and again), then an end.
+    pub(super) async fn with_replies(replies: Vec<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&requests);
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            for at in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let reply = replies.get(at).or_else(|| replies.last()).cloned().unwrap_or_default();
+                let head = read_request(&mut stream).await;
+                seen.lock().unwrap().push(head);
+                // The client may have gone already; that is its test's business.
+                drop(stream.write_all(&reply).await);
+                drop(stream.shutdown().await);
+            }
+        });
+        Self { address, requests, _server: server }
+    }
+
+    pub(super) async fn new(reply: &[u8]) -> Self {
+        Self::with_replies(vec![reply.to_vec()]).await
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What was asked, heads and bodies as they came.
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+/// Reads one whole request: its head, and as many bytes as that announces.
+async fn read_request(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).await.unwrap();
+        text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        if read == 0 {
+            return text;
+        }
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let announced = head
+                .lines()
+                .filter_map(|line| {
+                    line.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned)
+                })
+                .find_map(|value| value.trim().parse().ok())
+                .unwrap_or(0);
+            if body.len() >= announced {
+                return text;
+            }
+        }
+    }
+}
+
+/// A whole reply. `headers` end in a line end each.
+pub(super) fn http(status: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}

@@ -1,0 +1,359 @@
+//! One HTTP exchange over real sockets: no retry, no redirect, one time-out for the whole of it, the reply capped.
+//!
+//! # Invariants
+//!
+//! - At most one request goes out for one [`Transport::exchange`] (P4). reqwest's own retry is off; hyper
+//!   may open a second connection only where nothing was written to the first.
+//! - A reply is never larger than `max_reply` bytes *after* decompression (P5).
+//! - No error holds a url or a header: both can carry secrets.
+
+use std::error::Error;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use reqwest::{Client, ClientBuilder, Response, redirect, retry};
+use url::{Host, Url};
+
+use crate::diag::printable;
+use crate::provider::address::{NotPublic, PublicOnly};
+use crate::provider::{HttpReply, HttpRequest, Reach, Transport, TransportError};
+
+/// DNS, TCP and TLS together. A server that is up answers a handshake far sooner, however busy its models are.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Shorter than the 5 s after which uvicorn (vLLM, LiteLLM) and Node close an idle connection: a request
+/// written into a connection that is just being closed is lost, and may have been paid for.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Idle connections kept for one host: enough for the widest concurrency anyone sets, so that none of them
+/// is made anew for each request, and still a bound.
+const POOL_IDLE_MAX: usize = 1024;
+
+/// A dead HTTP/2 connection would hold its requests for their whole time-out, which is minutes.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The transport over reqwest. Providers may share one: connections are pooled by origin.
+#[derive(Debug)]
+pub struct HttpTransport {
+    /// For this machine itself; a proxy of the environment would be another machine.
+    direct: Client,
+    /// For all else, through the proxy that the environment names, if any.
+    outward: Client,
+    /// Connects to public addresses only, so never through a proxy, which would resolve names by itself.
+    public: Client,
+}
+
+impl HttpTransport {
+    /// Reads the system's root certificates and proxy settings.
+    ///
+    /// # Errors
+    ///
+    /// The TLS or proxy settings of the machine can't be used. A machine without any root certificate is no error:
+    /// plain http works there, and https fails to connect.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        install_crypto();
+        let outward = client().build();
+        let rootless = outward.is_err();
+        let client = || if rootless { client().tls_certs_only([]) } else { client() };
+        Ok(Self {
+            direct: client().no_proxy().build()?,
+            public: client().no_proxy().dns_resolver(PublicOnly).build()?,
+            outward: outward.or_else(|_| client().build())?,
+        })
+    }
+
+    fn client_for(&self, request: &HttpRequest) -> &Client {
+        match request.reach {
+            Reach::Public => &self.public,
+            Reach::Anywhere if is_loopback(&request.url) => &self.direct,
+            Reach::Anywhere => &self.outward,
+        }
+    }
+
+    async fn send(&self, request: HttpRequest) -> Result<HttpReply, TransportError> {
+        let client = self.client_for(&request);
+        let mut outgoing = reqwest::Request::new(request.method, request.url);
+        *outgoing.headers_mut() = request.headers;
+        if !request.body.is_empty() {
+            *outgoing.body_mut() = Some(request.body.into());
+        }
+        let mut response = client.execute(outgoing).await.map_err(|error| before_reply(&error))?;
+        let body = read_body(&mut response, request.max_reply).await?;
+        let status = response.status().as_u16();
+        let headers = std::mem::take(response.headers_mut());
+        Ok(HttpReply { status, headers, body })
+    }
+}
+
+impl Transport for HttpTransport {
+    fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
+        let timeout = request.timeout;
+        Box::pin(async move {
+            // Ours, not reqwest's: it covers connect to last byte, so that a server that drips bytes ends too.
+            tokio::time::timeout(timeout, self.send(request))
+                .await
+                .unwrap_or(Err(TransportError::Timeout(timeout)))
+        })
+    }
+}
+
+/// Makes ring the process's TLS provider. Called by [`HttpTransport::new`]; reqwest panics without one.
+pub fn install_crypto() {
+    // The second caller is told that there is one already, which is what it wanted.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+fn client() -> ClientBuilder {
+    Client::builder()
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(POOL_IDLE_MAX)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Reads to the end, or to `max` bytes. Most replies come in one piece, which is then not copied.
+async fn read_body(response: &mut Response, max: u64) -> Result<Bytes, TransportError> {
+    let fits = |bytes: usize| u64::try_from(bytes).is_ok_and(|bytes| bytes <= max);
+    let too_large = Err(TransportError::TooLarge(max));
+    if response.content_length().is_some_and(|announced| announced > max) {
+        return too_large;
+    }
+    let Some(first) = next_chunk(response).await? else { return Ok(Bytes::new()) };
+    if !fits(first.len()) {
+        return too_large;
+    }
+    let Some(second) = next_chunk(response).await? else { return Ok(first) };
+    let mut body = BytesMut::from(first);
+    let mut chunk = Some(second);
+    while let Some(bytes) = chunk {
+        if !fits(body.len() + bytes.len()) {
+            return too_large;
+        }
+        body.extend_from_slice(&bytes);
+        chunk = next_chunk(response).await?;
+    }
+    Ok(body.freeze())
+}
+
+async fn next_chunk(response: &mut Response) -> Result<Option<Bytes>, TransportError> {
+    response.chunk().await.map_err(|error| TransportError::Cut(root_cause(&error)))
+}
+
+/// What it means that not even a reply's head arrived.
+fn before_reply(error: &reqwest::Error) -> TransportError {
+    if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<NotPublic>()) {
+        TransportError::NotPublic(refused.0.clone())
+    } else if error.is_connect() || error.is_builder() {
+        TransportError::Connect(root_cause(error))
+    } else {
+        TransportError::Lost(root_cause(error))
+    }
+}
+
+/// The innermost cause alone: the outer ones only say that sending failed, and with which url.
+fn root_cause(error: &reqwest::Error) -> String {
+    causes(error)
+        .last()
+        .map_or_else(|| "the request can't be sent".to_owned(), |root| printable(&root.to_string()))
+}
+
+/// The causes of `error`, without itself.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::provider::testing::Listener;
+
+    fn request(address: SocketAddr, max_reply: u64, timeout: Duration) -> HttpRequest {
+        HttpRequest {
+            method: reqwest::Method::POST,
+            url: format!("http://{address}/v1/chat/completions?secret=sk-query").parse().unwrap(),
+            headers: reqwest::header::HeaderMap::new(),
+            body: Bytes::from_static(b"{}"),
+            timeout,
+            max_reply,
+            reach: Reach::Anywhere,
+        }
+    }
+
+    /// One exchange with a server that answers every connection with `reply` and hangs up.
+    async fn exchange(reply: &[u8], max_reply: u64) -> (Result<HttpReply, TransportError>, usize) {
+        let server = Listener::new(reply).await;
+        let transport = HttpTransport::new().unwrap();
+        let result = transport.exchange(request(server.address(), max_reply, Duration::from_mins(1))).await;
+        (result, server.requests().len())
+    }
+
+    #[tokio::test]
+    async fn a_whole_reply_arrives_with_its_status_headers_and_body() {
+        let (result, _) =
+            exchange(b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-length: 2\r\n\r\n{}", 100).await;
+        let reply = result.unwrap();
+        assert_eq!(
+            (reply.status, &reply.headers["retry-after"], &reply.body[..]),
+            (429, &"3".parse().unwrap(), &b"{}"[..])
+        );
+    }
+
+    #[tokio::test]
+    async fn redirects_are_replies_and_are_not_followed() {
+        let other = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let reply =
+            format!("HTTP/1.1 307 Go\r\nlocation: http://{}/\r\ncontent-length: 0\r\n\r\n", other.address());
+        let (result, requests) = exchange(reply.as_bytes(), 100).await;
+        assert_eq!((result.unwrap().status, requests, other.requests().len()), (307, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_never_reached_the_server() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let transport = HttpTransport::new().unwrap();
+        let error = transport.exchange(request(address, 100, Duration::from_mins(1))).await.unwrap_err();
+        let TransportError::Connect(text) = &error else { panic!("{error:?}") };
+        assert!(text.contains("refused") && !format!("{error:?}").contains("sk-query"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_nobody_knows_never_reached_a_server() {
+        let mut request = request("127.0.0.1:9".parse().unwrap(), 100, Duration::from_mins(1));
+        request.url = "http://no-such-host.invalid/".parse().unwrap();
+        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        assert!(matches!(error, TransportError::Connect(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_hang_up_before_any_reply_is_lost_and_not_sent_again() {
+        let (result, requests) = exchange(b"", 100).await;
+        let error = result.unwrap_err();
+        assert!(matches!(error, TransportError::Lost(_)), "{error:?}");
+        assert!(!error.to_string().contains("sk-query"));
+        assert_eq!(requests, 1, "a request that may have been executed was sent again");
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_no_http_is_lost() {
+        let (result, _) = exchange(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 100).await;
+        assert!(matches!(result, Err(TransportError::Lost(_))), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn replies_cut_in_their_middle_are_cut() {
+        for reply in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"choices\":"[..],
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":\r\n",
+        ] {
+            let (result, requests) = exchange(reply, 1000).await;
+            assert!(matches!(result, Err(TransportError::Cut(_))), "{result:?}");
+            assert_eq!(requests, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_over_the_bound_are_refused_announced_or_not() {
+        let announced = b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n01234567890";
+        let chunked =
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\n012345\r\n5\r\n67890\r\n0\r\n\r\n";
+        for reply in [&announced[..], chunked] {
+            let (result, _) = exchange(reply, 10).await;
+            assert!(matches!(result, Err(TransportError::TooLarge(10))), "{result:?}");
+            let (result, _) = exchange(reply, 11).await;
+            assert_eq!(&result.unwrap().body[..], b"01234567890");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_bound_counts_decompressed_bytes() {
+        // gzip of 100,000 zero bytes
+        let zipped: Vec<u8> =
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, GZIPPED_ZEROS).unwrap();
+        let mut reply =
+            format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", zipped.len())
+                .into_bytes();
+        reply.extend_from_slice(&zipped);
+        let (result, _) = exchange(&reply, 99_999).await;
+        assert!(matches!(result, Err(TransportError::TooLarge(99_999))), "{result:?}");
+        let (result, _) = exchange(&reply, 100_000).await;
+        assert_eq!(result.unwrap().body.len(), 100_000);
+    }
+
+    const GZIPPED_ZEROS: &str = "H4sIAAAAAAACA+3BMQEAAADCoPVPbQ0PoAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAIBXA32VEdSghgEA";
+
+    // Real time: under a paused clock the time-out would jump ahead of the sockets.
+    #[tokio::test]
+    async fn a_server_that_drips_bytes_for_ever_ends_at_the_time_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drip(&mut stream).await;
+        });
+        let transport = HttpTransport::new().unwrap();
+        let timeout = Duration::from_millis(100);
+        let error = transport.exchange(request(address, 1_000_000, timeout)).await.unwrap_err();
+        assert!(matches!(error, TransportError::Timeout(t) if t == timeout), "{error:?}");
+        assert_eq!(error.to_string(), "no answer within 100ms");
+    }
+
+    /// A byte now and then, for ever.
+    async fn drip(stream: &mut TcpStream) {
+        let mut sent = [0; 1024];
+        assert!(stream.read(&mut sent).await.unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        while stream.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_public_client_connects_to_no_private_name() {
+        let server = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let mut request = request(server.address(), 100, Duration::from_mins(1));
+        request.url = format!("http://localhost:{}/", server.address().port()).parse().unwrap();
+        request.reach = Reach::Public;
+        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        assert!(matches!(&error, TransportError::NotPublic(name) if name == "localhost"), "{error:?}");
+        assert_eq!(server.requests().len(), 0);
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for (url, expected) in [
+            ("http://127.0.0.1:1", true),
+            ("http://127.9.9.9", true),
+            ("http://[::1]:8000/v1", true),
+            ("http://localhost/", true),
+            ("http://sim.localhost/", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example.com", false),
+            ("https://api.openai.com/v1", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+}
