@@ -5,6 +5,7 @@
 //! requests) as it goes. [`parse_line`] reads one request again when its turn comes.
 
 pub mod json;
+pub mod params;
 
 use std::fmt;
 use std::fs::File;
