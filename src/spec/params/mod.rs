@@ -459,7 +459,7 @@ mod tests {
                 (r#""tool_chioce": "auto""#, "unknown parameter `tool_chioce` | did you mean `tool_choice`?"),
                 (
                     r#""n": 1, "n": 2"#,
-                    "`n` is given twice, first as 1 | keep one: servers take either, or refuse both",
+                    "duplicate key `n`, first given as 1 | servers differ in which of the two they take: leave one",
                 ),
             ],
         );

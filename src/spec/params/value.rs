@@ -135,11 +135,12 @@ impl<'a> Checker<'a> {
         };
         if let Some((later, earlier)) = twice {
             let path = parent.map_or_else(|| Path::top(&later.key), |parent| parent.member(&later.key));
-            let message = format!("`{path}` is given twice, first as {}", shown(earlier.value));
+            let hint = "servers differ in which of the two they take: leave one".to_owned();
+            let first = shown(earlier.value);
             self.tell(
                 key_place(later),
-                message,
-                Some("keep one: servers take either, or refuse both".to_owned()),
+                format!("duplicate key `{path}`, first given as {first}"),
+                Some(hint),
             );
         }
     }

@@ -1,0 +1,286 @@
+//! Guards the shape of the house: which module may use which, how long a file may be, how it begins.
+//!
+//! A module uses only modules that stand above it in [`ORDER`]. Paths that begin with `crate::` are read from
+//! the sources, without comments, strings and unit tests (tests may reach where they need to).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every module of `src/`, from the words that all speak to the shell that uses all.
+const ORDER: [&str; 18] = [
+    "domain",
+    "diag",
+    "clock",
+    "telemetry",
+    // Edges: one module per outside thing.
+    "config",
+    "spec",
+    "store",
+    "provider",
+    "control",
+    // Workers: one task each, meeting only in the store or over a handle.
+    "intake",
+    "schedule",
+    "dispatch",
+    "output",
+    "upkeep",
+    // Assembly.
+    "http",
+    "simulate",
+    "daemon",
+    // Shell.
+    "cli",
+];
+
+/// Files that bind the modules together.
+const ASSEMBLED: [&str; 2] = ["main", "lib"];
+
+/// Uses against the order that are meant: module, what it uses, why.
+const EXCEPTIONS: [(&str, &str, &str); 0] = [];
+
+/// Lines of a file without its unit tests: what a reader can hold in mind.
+const LINES_MAX: usize = 400;
+
+/// One source file, as the checks see it.
+struct Source {
+    /// Below `src/`, for messages.
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// The top-level module that the file belongs to.
+    fn module(&self) -> String {
+        let first = self.path.iter().next().expect("a file has a name");
+        Path::new(first).file_stem().expect("a file has a name").to_string_lossy().into_owned()
+    }
+
+    /// Lines (from 1) before the unit tests, which stand at the end of a file.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let tests = self.text.find("#[cfg(test)]\nmod tests").unwrap_or(self.text.len());
+        self.text.get(..tests).unwrap_or_default().lines().enumerate().map(|(at, line)| (at + 1, line))
+    }
+
+    /// Every module that a `crate::` path names, with its line.
+    fn uses(&self) -> Vec<(usize, String)> {
+        let mut uses = Vec::new();
+        // A group (`use crate::{diag, store::…}`) may go over many lines: what it holds is gathered first.
+        let mut group: Option<(usize, String)> = None;
+        for (number, line) in self.lines() {
+            let code = code_of(line);
+            if let Some((_, held)) = &mut group {
+                held.push_str(&code);
+            } else {
+                for (at, path) in code.match_indices("crate::") {
+                    let (before, rest) = code.split_at(at);
+                    let rest = rest.trim_start_matches(path);
+                    if before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                        continue;
+                    }
+                    if rest.starts_with('{') {
+                        group = Some((number, rest.to_owned()));
+                        break;
+                    }
+                    uses.extend(module_of(rest).map(|module| (number, module)));
+                }
+            }
+            if let Some((number, held)) = group.take() {
+                match heads_of_group(&held) {
+                    Some(heads) => uses.extend(heads.into_iter().map(|module| (number, module))),
+                    None => group = Some((number, held)),
+                }
+            }
+        }
+        uses
+    }
+}
+
+/// The line without its comment and without what its strings hold.
+fn code_of(line: &str) -> String {
+    let mut code = String::new();
+    let mut in_string = false;
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' if in_string => {
+                rest.next();
+            }
+            '"' => in_string = !in_string,
+            '\'' if !in_string && rest.peek() == Some(&'"') => {
+                rest.next();
+            }
+            '/' if !in_string && rest.peek() == Some(&'/') => break,
+            _ if in_string => {}
+            c => code.push(c),
+        }
+    }
+    code
+}
+
+/// The first segment of a path, if it is a module (items of the crate's root are not in lower case).
+fn module_of(path: &str) -> Option<String> {
+    let name: String = path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    name.starts_with(|c: char| c.is_lowercase()).then_some(name)
+}
+
+/// The modules that `{diag, store::{self, Lease}}` names; none while its last brace has not come.
+fn heads_of_group(held: &str) -> Option<Vec<String>> {
+    let mut depth = 0;
+    let mut heads = Vec::new();
+    let mut head = String::new();
+    for c in held.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || (depth == 1 && c == ',') {
+            heads.extend(module_of(head.trim()));
+            head.clear();
+        } else if c != '{' || depth > 1 {
+            head.push(c);
+        }
+        if depth == 0 {
+            return Some(heads);
+        }
+    }
+    None
+}
+
+fn sources() -> Vec<Source> {
+    fn gather(folder: &Path, root: &Path, found: &mut Vec<Source>) {
+        for entry in fs::read_dir(folder).expect("src is there") {
+            let path = entry.expect("src can be listed").path();
+            if path.is_dir() {
+                gather(&path, root, found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = fs::read_to_string(&path).expect("sources are UTF-8");
+                found.push(Source {
+                    path: path.strip_prefix(root).expect("it was found there").to_owned(),
+                    text,
+                });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    gather(&root, &root, &mut found);
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// What is wrong with the uses of one file.
+fn misuses(source: &Source) -> Vec<String> {
+    let module = source.module();
+    if ASSEMBLED.contains(&module.as_str()) {
+        return Vec::new();
+    }
+    let path = source.path.display();
+    let Some(own) = ORDER.iter().position(|known| *known == module) else {
+        return vec![format!("src/{path}:1: module `{module}` has no place in the order")];
+    };
+    let meant =
+        |used: &str| EXCEPTIONS.iter().any(|(user, exception, _)| *user == module && *exception == used);
+    let misuse = |(line, used): (usize, String)| match ORDER.iter().position(|known| *known == used) {
+        Some(place) if place <= own || meant(&used) => None,
+        Some(_) => Some(format!("src/{path}:{line}: `{module}` uses `{used}`, which stands below it")),
+        None => Some(format!("src/{path}:{line}: `crate::{used}` has no place in the order")),
+    };
+    source.uses().into_iter().filter_map(misuse).collect()
+}
+
+fn assert_none(problems: &[String]) {
+    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+#[test]
+fn modules_use_only_what_stands_above_them() {
+    let problems: Vec<_> = sources().iter().flat_map(misuses).collect();
+    assert_none(&problems);
+}
+
+#[test]
+fn files_are_short_enough_to_hold_in_mind() {
+    let too_long = |source: &Source| {
+        let lines = source.lines().count();
+        let path = source.path.display();
+        (lines > LINES_MAX)
+            .then(|| format!("src/{path}:{LINES_MAX}: {lines} lines without tests, at most {LINES_MAX}"))
+    };
+    let problems: Vec<_> = sources().iter().filter_map(too_long).collect();
+    assert_none(&problems);
+}
+
+#[test]
+fn files_begin_with_what_they_are_for() {
+    let mute = |source: &Source| {
+        (!source.text.starts_with("//! "))
+            .then(|| format!("src/{}:1: begins without `//!`", source.path.display()))
+    };
+    let problems: Vec<_> = sources().iter().filter_map(mute).collect();
+    assert_none(&problems);
+}
+
+#[test]
+fn exceptions_are_still_needed() {
+    let used = |module: &str, other: &str| {
+        sources()
+            .iter()
+            .filter(|s| s.module() == module)
+            .any(|s| s.uses().iter().any(|(_, used)| used == other))
+    };
+    for (module, other, reason) in EXCEPTIONS {
+        assert!(
+            used(module, other),
+            "`{module}` no longer uses `{other}` ({reason}): take the exception out"
+        );
+    }
+}
+
+fn made_up(path: &str, text: &str) -> Source {
+    Source { path: PathBuf::from(path), text: text.to_owned() }
+}
+
+#[test]
+fn a_use_against_the_order_is_named_by_file_and_line() {
+    let bad =
+        made_up("store/mod.rs", "//! Made up.\n\nuse crate::domain::JobId;\nuse crate::dispatch::Limits;\n");
+    assert_eq!(misuses(&bad), ["src/store/mod.rs:4: `store` uses `dispatch`, which stands below it"]);
+    let inline =
+        made_up("diag.rs", "//! Made up.\nfn f() -> crate::store::Error { g::<crate::cli::Args>() }\n");
+    assert_eq!(
+        misuses(&inline),
+        [
+            "src/diag.rs:2: `diag` uses `store`, which stands below it",
+            "src/diag.rs:2: `diag` uses `cli`, which stands below it",
+        ]
+    );
+    let group = made_up(
+        "spec/mod.rs",
+        "//! Made up.\nuse crate::{\n    diag::Report,\n    http::{self, wire},\n};\n",
+    );
+    assert_eq!(misuses(&group), ["src/spec/mod.rs:2: `spec` uses `http`, which stands below it"]);
+    let unlisted = made_up("helpers.rs", "//! Made up.\n");
+    assert_eq!(misuses(&unlisted), ["src/helpers.rs:1: module `helpers` has no place in the order"]);
+    let unknown = made_up("cli/mod.rs", "//! Made up.\nuse crate::gone::X;\n");
+    assert_eq!(misuses(&unknown), ["src/cli/mod.rs:2: `crate::gone` has no place in the order"]);
+}
+
+#[test]
+fn what_is_not_a_use_is_let_through() {
+    let text = "//! See [`crate::cli`].\nuse crate::diag;\nuse crate::spec::json;\nuse my_crate::cli::X; // crate::cli\n\
+        const S: &str = \"crate::cli \\\" crate::http\";\nfn f(e: crate::Error) { crate::NAME }\n\
+        #[cfg(test)]\nmod tests {\n    use crate::cli;\n}\n";
+    assert_eq!(misuses(&made_up("spec/mod.rs", text)), Vec::<String>::new());
+    assert_eq!(misuses(&made_up("main.rs", "use crate::cli;")), Vec::<String>::new());
+    assert_eq!(
+        misuses(&made_up("cli/mod.rs", "use crate::{diag, store::{self, Lease}};")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_group_over_many_lines_is_read_to_its_last_brace() {
+    assert_eq!(heads_of_group("{diag, store::{self"), None);
+    assert_eq!(heads_of_group("{diag, store::{self, Lease}, X}").unwrap(), ["diag", "store"]);
+}
