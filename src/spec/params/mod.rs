@@ -36,35 +36,51 @@ pub struct Finding {
 }
 
 /// Tells what is wrong with the parameters in `body`, in no particular order: at most
-/// [`Report::SHOWN_MAX`](crate::diag::Report::SHOWN_MAX) findings. A text that is no JSON object has none: the reader of the spec has
-/// refused it.
+/// [`Report::SHOWN_MAX`](crate::diag::Report::SHOWN_MAX) findings. A text that is no JSON object has none:
+/// the reader of the spec has refused it.
 pub fn check(endpoint: Endpoint, body: &str, found: &mut dyn FnMut(Finding)) {
     let Ok(members) = json::members(body) else { return };
     let parameters = table::of(endpoint);
     let model = find(&members, "model").map(|member| decoded(member.value));
+    let request = Request { members: &members, model: model.as_deref() };
     let mut checker = Checker::new(body, found);
     checker.duplicate(None, &members);
+    // A value that is wrong by itself says enough: what rules add would be about nothing.
+    let mut wrong = Vec::new();
     for member in &members {
         if let Some(parameter) = parameters.get(member.key.as_ref()) {
-            let request = Request { endpoint, members: &members, model: model.as_deref() };
-            judge(&mut checker, parameter, member, &request);
+            let before = checker.told();
+            judge(&mut checker, parameter, member, endpoint);
+            if checker.told() > before {
+                wrong.push(parameter.name.as_str());
+            }
         } else {
             let current = parameters.values().filter(|parameter| parameter.refusal().is_none());
             checker.unknown(member, None, current.map(|parameter| parameter.name.as_str()));
+        }
+        if checker.is_full() {
+            return;
+        }
+    }
+    for parameter in parameters.values().filter(|parameter| !parameter.rules.is_empty()) {
+        let absent = |member: &&Member<'_>| matches!(member.value, "null" | "false");
+        let Some(member) = find(&members, &parameter.name).filter(|member| !absent(member)) else { continue };
+        if !wrong.contains(&parameter.name.as_str()) {
+            let concerning = parameter.rules.iter().filter(|rule| rule.concerns(request.model));
+            concerning.for_each(|rule| apply(&mut checker, rule, member, &request));
         }
     }
     for parameter in parameters.values().filter(|parameter| parameter.required) {
         let mut names = std::iter::once(&parameter.name).chain(&parameter.unless);
         if !names.any(|name| find(&members, name).is_some()) {
-            let example = format!("a request to `{}` needs it", endpoint.url());
-            checker.tell(body.trim_ascii_start(), format!("`{}` is missing", parameter.name), Some(example));
+            let hint = format!("a request to `{endpoint}` needs it");
+            checker.tell(body.trim_ascii_start(), format!("`{}` is missing", parameter.name), Some(hint));
         }
     }
 }
 
 /// What a rule may ask about beside the member itself.
 struct Request<'a> {
-    endpoint: Endpoint,
     members: &'a [Member<'a>],
     model: Option<&'a str>,
 }
@@ -74,12 +90,8 @@ fn find<'m, 'a>(members: &'m [Member<'a>], name: &str) -> Option<&'m Member<'a>>
     members.iter().rev().find(|member| member.key == name)
 }
 
-fn judge<'a>(
-    checker: &mut Checker<'a>,
-    parameter: &'a Parameter,
-    member: &Member<'_>,
-    request: &Request<'a>,
-) {
+/// Judges a member by itself.
+fn judge<'a>(checker: &mut Checker<'a>, parameter: &'a Parameter, member: &Member<'_>, endpoint: Endpoint) {
     let name = parameter.name.as_str();
     if parameter.null && member.value == "null" {
         return;
@@ -88,22 +100,16 @@ fn judge<'a>(
         let message = if parameter.legacy.is_some() {
             format!("`{name}` is a legacy parameter")
         } else {
-            format!("`{name}` is no parameter of a batch request to `{}`", request.endpoint.url())
+            format!("`{name}` is no parameter of a batch request to `{endpoint}`")
         };
         return checker.tell(member.value, message, Some(instead.to_owned()));
     }
-    let before = checker.told();
     checker.hint = parameter.deprecated.as_deref();
     checker.value(Path::top(name), &parameter.value, member.value);
     checker.hint = None;
-    // A value that is wrong by itself says enough: what rules add would be about nothing.
-    if checker.told() == before && member.value != "false" {
-        for rule in parameter.rules.iter().filter(|rule| rule.concerns(request.model)) {
-            apply(checker, rule, member, request);
-        }
-    }
 }
 
+/// Judges a member by what stands beside it, and by the model.
 fn apply<'a>(checker: &mut Checker<'a>, rule: &'a Rule, member: &Member<'_>, request: &Request<'a>) {
     let name = rule.member.as_str();
     if rule.when.as_deref().is_some_and(|when| when != member.value) {
@@ -702,6 +708,8 @@ mod tests {
         assert_eq!(findings(CHAT, &body).len(), 20);
         let deep = format!("{{\"messages\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(findings(CHAT, &deep).len(), 1);
+        let again = format!("{{\"messages\": [], {}\"n\": 1}}", "\"max_tokens\": 1, ".repeat(100_000));
+        assert_eq!(findings(CHAT, &again).len(), 2);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::words::{Path, cut, expected, one_of, range, shown};
 use crate::diag;
 use crate::spec::json::{self, Member};
 
-/// Findings of one body that are told; a report shows no more.
+/// Findings of one body that are told: a report shows no more, and looking on would cost for nothing.
 const FINDINGS_MAX: usize = diag::Report::SHOWN_MAX;
 
 /// Unknown names of one body that are compared with the known ones, so that a body of a million
@@ -52,12 +52,17 @@ impl<'a> Checker<'a> {
         self.told
     }
 
+    /// Nothing more would be told.
+    pub(super) const fn is_full(&self) -> bool {
+        self.told >= FINDINGS_MAX
+    }
+
     /// `place` is a slice of the body (else the body's start is told).
     pub(super) fn tell(&mut self, place: &str, message: String, hint: Option<String>) {
-        self.told += 1;
-        if self.told > FINDINGS_MAX {
+        if self.is_full() {
             return;
         }
+        self.told += 1;
         let distance = place.as_ptr().addr().wrapping_sub(self.body.as_ptr().addr());
         let offset = if distance <= self.body.len() { distance } else { 0 };
         let hint = hint.or_else(|| self.hint.map(str::to_owned));
@@ -65,6 +70,9 @@ impl<'a> Checker<'a> {
     }
 
     pub(super) fn value(&mut self, path: Path<'_>, shape: &Shape, text: &str) {
+        if self.is_full() {
+            return;
+        }
         if !has_type_of(shape, text, false) {
             return self.unexpected(path, shape, text, None);
         }
