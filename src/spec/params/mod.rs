@@ -700,6 +700,21 @@ mod tests {
     }
 
     #[test]
+    fn the_example_jobs_have_no_findings() {
+        let lines = [
+            include_str!("../../../jobs/batch.jsonl"),
+            include_str!("../../../jobs/bare.chat.jsonl"),
+            include_str!("../../../jobs/inputs/mixed.jsonl"),
+        ];
+        for line in lines.iter().flat_map(|file| file.lines()) {
+            let members = json::members(line).unwrap();
+            let url = find(&members, "url").map(|url| decoded(url.value).parse().unwrap());
+            let body = find(&members, "body").map_or(line, |body| body.value);
+            assert_eq!(findings(url.unwrap_or(CHAT), body), [], "{line}");
+        }
+    }
+
+    #[test]
     fn findings_and_comparisons_have_a_bound() {
         let unknown: Vec<String> = (0..100_000).map(|i| format!("\"temperatur{i}\": 1")).collect();
         let many = findings(CHAT, &format!("{{{}}}", unknown.join(",")));
