@@ -1,0 +1,615 @@
+//! What becomes of a request: pure but for its own state, with the time as an argument.
+//!
+//! # Operation
+//!
+//! The order of the checks is OpenAI's: key, path and method, body, model, quota, limits. What passes
+//! them meets the dice: the n-th request that passes meets the n-th draw of faults, whatever the
+//! latency, so that one seed and one order of requests give one run. Bodies are read and answers
+//! written outside the lock; only the decision is made inside.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName};
+use fastrand::Rng;
+use secrecy::ExposeSecret;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::admin;
+use super::answer::{self, CREATED, Context};
+use super::call::{Call, Request};
+use super::fault::Fault;
+use super::ledger::{Arrival, Entry, Ledger, Outcome, Payments, Summary};
+use super::limits::Limits;
+use super::refusal::Refusal;
+use super::reply::{Delivery, InFlight, Reply};
+use super::settings::{Auth, Change, Changes, ImageForm, Settings};
+use crate::clock::Seed;
+use crate::domain::Endpoint;
+
+/// What the fault `429` says about coming back, where it says it.
+const FAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What `GET /models` lists where no list is given.
+const MODELS: [&str; 4] = ["gpt-4.1-mini", "text-embedding-3-small", "omni-moderation-latest", "gpt-image-2"];
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
+
+/// The simulated provider. One for all connections.
+pub struct Engine {
+    /// Empty: every model is known.
+    models: Vec<String>,
+    images: ImageForm,
+    slow: Duration,
+    body_bytes_max: usize,
+    started: Instant,
+    /// Tells this server's request ids from another's.
+    instance: u32,
+    in_flight: Arc<AtomicU64>,
+    state: Mutex<State>,
+}
+
+/// What changes from request to request.
+struct State {
+    settings: Settings,
+    limits: Limits,
+    fault_dice: Rng,
+    latency_dice: Rng,
+    ledger: Ledger,
+    /// Paid ones, since the start.
+    answers: u64,
+}
+
+/// A request that is let in.
+struct Work {
+    fault: Option<Fault>,
+    delay: Duration,
+    /// By the dice: whether a fault 429 says when to come back.
+    gives_hint: bool,
+}
+
+/// What becomes of a request.
+struct Decision {
+    sequence: u64,
+    verdict: Result<Work, Refusal>,
+    rate_headers: HeaderMap,
+}
+
+impl Engine {
+    /// Fails only if the ledger's file can't be opened.
+    pub fn new(settings: Settings, seed: Seed) -> io::Result<Self> {
+        let started = Instant::now();
+        let mut limits = Limits::new();
+        limits.set_requests(settings.requests_per_minute, settings.burst, started);
+        limits.set_tokens(settings.tokens_per_minute, settings.burst, started);
+        limits.set_capacity(settings.capacity, settings.when_full);
+        Ok(Self {
+            models: settings.models.clone(),
+            images: settings.images,
+            slow: settings.slow,
+            body_bytes_max: settings.body_bytes_max,
+            started,
+            instance: seed.derive("simulate/instance").u32(..),
+            in_flight: Arc::default(),
+            state: Mutex::new(State {
+                limits,
+                fault_dice: seed.derive("simulate/faults"),
+                latency_dice: seed.derive("simulate/latency"),
+                ledger: Ledger::open(settings.ledger.clone())?,
+                answers: 0,
+                settings,
+            }),
+        })
+    }
+
+    /// Decides about one request that is whole at `now`, and writes the reply.
+    pub fn take(&self, request: &Request<'_>, now: Instant) -> Reply {
+        if let Some(path) = request.path.strip_prefix("/_sim/") {
+            return admin::reply(self, request, path, now);
+        }
+        if request.body.len() > self.body_bytes_max {
+            return self.refuse_large(request, now);
+        }
+        let call = Call::read(request, &self.models);
+        let custom_id = match &call {
+            Ok(Call::Ask(question)) => question.custom_id.as_deref(),
+            Ok(Call::ListModels | Call::Model(_)) | Err(_) => None,
+        };
+        let (in_flight, count) = InFlight::enter(&self.in_flight);
+        let arrival = self.arrival(request, custom_id, count, now);
+        let fingerprint = arrival.fingerprint;
+        let Decision { sequence, verdict, rate_headers } =
+            self.lock().decide(request, &call, arrival, self.slow, now);
+        let mut reply = match (verdict, call) {
+            (Err(refusal), _) | (Ok(_), Err(refusal)) => Reply::refused(&refusal),
+            (Ok(work), Ok(call)) => self.fulfil(&call, &work, || Context {
+                fingerprint,
+                sequence,
+                images: self.images,
+                authority: request.authority,
+            }),
+        };
+        reply.headers.extend(rate_headers);
+        reply.sign(self.instance, sequence);
+        reply.in_flight = Some(in_flight);
+        reply
+    }
+
+    /// Refuses a request whose body is too large to be read.
+    pub(super) fn refuse_large(&self, request: &Request<'_>, now: Instant) -> Reply {
+        let (in_flight, count) = InFlight::enter(&self.in_flight);
+        let arrival = self.arrival(request, None, count, now);
+        let refusal = Refusal::body_too_large(self.body_bytes_max);
+        let sequence = self.lock().refuse(arrival, &refusal);
+        let mut reply = Reply::refused(&refusal);
+        reply.sign(self.instance, sequence);
+        reply.in_flight = Some(in_flight);
+        reply
+    }
+
+    /// The ledger's totals.
+    pub fn summary(&self) -> Summary {
+        self.lock().ledger.summary()
+    }
+
+    /// The ledger's entries, as far as they are kept.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.lock().ledger.entries().to_vec()
+    }
+
+    /// How often the body with this BLAKE3 was sent and paid for.
+    pub fn payments(&self, fingerprint: blake3::Hash) -> Payments {
+        self.lock().ledger.payments(fingerprint)
+    }
+
+    /// Empties the ledger. Limits, dice and quota go on.
+    pub fn reset_ledger(&self) {
+        self.lock().ledger.reset();
+    }
+
+    /// Changes settings from `now` on.
+    pub fn change(&self, changes: Changes, now: Instant) {
+        self.lock().change(changes, now);
+    }
+
+    /// The settings as they are now.
+    pub fn settings(&self) -> Settings {
+        self.lock().settings.clone()
+    }
+
+    fn arrival(
+        &self,
+        request: &Request<'_>,
+        custom_id: Option<&str>,
+        in_flight: u64,
+        now: Instant,
+    ) -> Arrival {
+        let path = request.below_v1();
+        let endpoint = match path.parse::<Endpoint>() {
+            Ok(endpoint) => Cow::Borrowed(endpoint.path()),
+            Err(_) => Cow::Owned(Arrival::text(path)),
+        };
+        let at = now.saturating_duration_since(self.started);
+        Arrival {
+            at_us: u64::try_from(at.as_micros()).unwrap_or(u64::MAX),
+            endpoint,
+            fingerprint: blake3::hash(request.body),
+            custom_id: custom_id.map(Arrival::text),
+            in_flight,
+        }
+    }
+
+    /// The reply to a request that was let in.
+    fn fulfil<'a>(&self, call: &Call<'_>, work: &Work, context: impl FnOnce() -> Context<'a>) -> Reply {
+        let answer = || match call {
+            Call::Ask(question) => answer::write(question, &context()),
+            Call::ListModels => self.list_models(),
+            Call::Model(id) => answer::to_json(&model(id)),
+        };
+        let mut reply = match work.fault {
+            None | Some(Fault::Slow | Fault::Cut) => Reply::json(200, answer()),
+            Some(Fault::Drop | Fault::Empty) => Reply::json(200, Vec::new()),
+            Some(Fault::Garbage) => Reply::page(200),
+            Some(Fault::BadGateway) => Reply::page(502),
+            Some(Fault::ServerError) => Reply::refused(&Refusal::server_error()),
+            Some(Fault::Overloaded) => Reply::refused(&Refusal::overloaded()),
+            Some(Fault::RateLimit) => {
+                Reply::refused(&Refusal::rate_limit(work.gives_hint.then_some(FAULT_RETRY_AFTER)))
+            }
+        };
+        reply.delay = work.delay;
+        reply.delivery = match work.fault {
+            Some(Fault::Drop) => Delivery::Dropped,
+            Some(Fault::Cut) => Delivery::Cut,
+            _ => Delivery::Whole,
+        };
+        reply
+    }
+
+    fn list_models(&self) -> Vec<u8> {
+        let data: Vec<_> = if self.models.is_empty() {
+            MODELS.iter().map(|id| model(id)).collect()
+        } else {
+            self.models.iter().map(|id| model(id)).collect()
+        };
+        answer::to_json(&json!({ "object": "list", "data": data }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn decide(
+        &mut self,
+        request: &Request<'_>,
+        call: &Result<Call<'_>, Refusal>,
+        arrival: Arrival,
+        slow: Duration,
+        now: Instant,
+    ) -> Decision {
+        let sequence = self.ledger.arrive(&arrival);
+        let verdict = self.judge(request, call, slow, now);
+        let is_question = matches!(call, Ok(Call::Ask(_)));
+        let (outcome, paid) = match &verdict {
+            Err(refusal) => (Outcome::Refused(refusal.name), false),
+            Ok(Work { fault: Some(fault), .. }) => (Outcome::Fault(*fault), fault.is_paid()),
+            Ok(Work { fault: None, .. }) => (Outcome::Ok, is_question),
+        };
+        self.answers += u64::from(paid);
+        self.ledger.settle(sequence, arrival, outcome, paid);
+        let mut rate_headers = HeaderMap::new();
+        if is_question {
+            self.limits.write_headers(&mut rate_headers);
+        }
+        Decision { sequence, verdict, rate_headers }
+    }
+
+    fn judge(
+        &mut self,
+        request: &Request<'_>,
+        call: &Result<Call<'_>, Refusal>,
+        slow: Duration,
+        now: Instant,
+    ) -> Result<Work, Refusal> {
+        self.authorise(request.headers)?;
+        let Call::Ask(question) = call.as_ref().map_err(Refusal::clone)? else {
+            return Ok(Work { fault: None, delay: Duration::ZERO, gives_hint: false });
+        };
+        if self.settings.quota_after.is_some_and(|answers| self.answers >= answers) {
+            return Err(Refusal::quota());
+        }
+        self.limits.admit(question.model.as_deref().unwrap_or("-"), question.cost(), now)?;
+        let fault = self.settings.faults.draw(&mut self.fault_dice);
+        let gives_hint = self.fault_dice.bool();
+        let latency = self.settings.latency.draw(&mut self.latency_dice);
+        let delay = match fault {
+            // A server that is too busy says so at once, and works on nothing.
+            Some(Fault::RateLimit | Fault::Overloaded) => Duration::ZERO,
+            Some(Fault::Slow) => self.limits.occupy(latency + slow, now) - now,
+            _ => self.limits.occupy(latency, now) - now,
+        };
+        Ok(Work { fault, delay, gives_hint })
+    }
+
+    fn authorise(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let expected = match &self.settings.auth {
+            Auth::Open => return Ok(()),
+            Auth::AnyKey => None,
+            Auth::Key(key) => Some(key.expose_secret()),
+        };
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        let given = bearer.or_else(|| text(API_KEY)).map(str::trim).filter(|key| !key.is_empty());
+        match (given, expected) {
+            (None, _) => Err(Refusal::missing_key()),
+            (Some(given), Some(expected)) if given != expected => Err(Refusal::wrong_key()),
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    fn refuse(&mut self, arrival: Arrival, refusal: &Refusal) -> u64 {
+        let sequence = self.ledger.arrive(&arrival);
+        self.ledger.settle(sequence, arrival, Outcome::Refused(refusal.name), false);
+        sequence
+    }
+
+    fn change(&mut self, changes: Changes, now: Instant) {
+        let settings = &mut self.settings;
+        if let Some(faults) = changes.faults {
+            settings.faults = faults;
+        }
+        if let Some(latency) = changes.latency {
+            settings.latency = latency;
+        }
+        settings.auth = match changes.key {
+            Change::Keep => settings.auth.clone(),
+            Change::Clear => Auth::Open,
+            Change::Set(key) => Auth::Key(key),
+        };
+        changes.quota_after.apply(&mut settings.quota_after);
+        if changes.requests_per_minute != Change::Keep {
+            changes.requests_per_minute.apply(&mut settings.requests_per_minute);
+            self.limits.set_requests(settings.requests_per_minute, settings.burst, now);
+        }
+        if changes.tokens_per_minute != Change::Keep {
+            changes.tokens_per_minute.apply(&mut settings.tokens_per_minute);
+            self.limits.set_tokens(settings.tokens_per_minute, settings.burst, now);
+        }
+        changes.capacity.apply(&mut settings.capacity);
+        settings.when_full = changes.when_full.unwrap_or(settings.when_full);
+        self.limits.set_capacity(settings.capacity, settings.when_full);
+    }
+}
+
+fn model(id: &str) -> serde_json::Value {
+    json!({ "id": id, "object": "model", "created": CREATED, "owned_by": "batchd-simulate" })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderValue, Method};
+    use secrecy::SecretString;
+    use serde_json::Value;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::simulate::{Faults, Latency, LedgerSettings, WhenFull};
+
+    fn engine(settings: Settings) -> Engine {
+        Engine::new(settings, Seed::fixed(1)).unwrap()
+    }
+
+    fn send(engine: &Engine, method: &Method, path: &str, headers: &HeaderMap, body: &str) -> Reply {
+        let authority = "127.0.0.1:1";
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        let body = body.as_bytes();
+        engine.take(&Request { method, path, query, headers, body, authority }, Instant::now())
+    }
+
+    fn ask(engine: &Engine, text: &str) -> Reply {
+        let body = json!({"model": "m", "prompt": text, "max_tokens": 9}).to_string();
+        send(engine, &Method::POST, "/v1/completions", &HeaderMap::new(), &body)
+    }
+
+    fn error(reply: &Reply) -> Value {
+        serde_json::from_slice::<Value>(&reply.body).unwrap()["error"].take()
+    }
+
+    fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
+        reply.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_per_minute_admit_exactly_what_they_say() {
+        let settings = Settings { requests_per_minute: Some(600), ..Settings::default() };
+        let engine = engine(settings);
+        let mut admitted = 0;
+        for _ in 0..=6_000 {
+            admitted += u32::from(ask(&engine, "x").status == 200);
+            advance(Duration::from_millis(10)).await;
+        }
+        assert_eq!(admitted, 610, "a minute's 600 and the burst of one second");
+        assert_eq!(engine.summary().by_outcome["ok"], 610);
+        assert_eq!(engine.summary().by_outcome["refused:rate_limit_exceeded"], 6_001 - 610);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_per_minute_admit_exactly_what_they_say() {
+        // 1 token of prompt and 9 of output: 10 a request, so 60 requests a minute.
+        let settings = Settings { tokens_per_minute: Some(600), ..Settings::default() };
+        let engine = engine(settings);
+        let mut admitted = 0;
+        for _ in 0..=600 {
+            admitted += u32::from(ask(&engine, "x").status == 200);
+            advance(Duration::from_millis(100)).await;
+        }
+        assert_eq!(admitted, 61);
+        let reply = ask(&engine, &"x".repeat(4_000));
+        assert_eq!((reply.status, error(&reply)["type"].as_str()), (429, Some("tokens")));
+        assert!(error(&reply)["message"].as_str().unwrap().starts_with("Request too large"));
+        assert_eq!(header(&reply, "retry-after"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_as_told_is_let_in() {
+        let engine = engine(Settings { requests_per_minute: Some(7), ..Settings::default() });
+        for _ in 0..20 {
+            assert_eq!(ask(&engine, "x").status, 200);
+            let refused = ask(&engine, "x");
+            assert_eq!(refused.status, 429);
+            let millis: u64 = header(&refused, "retry-after-ms").unwrap().parse().unwrap();
+            let seconds: u64 = header(&refused, "retry-after").unwrap().parse().unwrap();
+            assert_eq!(seconds, millis.div_ceil(1000));
+            advance(Duration::from_millis(millis - 1)).await;
+            assert_eq!(ask(&engine, "x").status, 429, "no earlier than told");
+            advance(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_show_in_the_headers_as_openai_writes_them() {
+        let settings = Settings {
+            requests_per_minute: Some(60),
+            tokens_per_minute: Some(6_000),
+            burst: Duration::from_secs(10),
+            ..Settings::default()
+        };
+        let engine = engine(settings);
+        let reply = ask(&engine, "x");
+        assert_eq!(header(&reply, "x-ratelimit-limit-requests"), Some("60"));
+        assert_eq!(header(&reply, "x-ratelimit-remaining-requests"), Some("9"));
+        assert_eq!(header(&reply, "x-ratelimit-reset-requests"), Some("1s"));
+        assert_eq!(header(&reply, "x-ratelimit-limit-tokens"), Some("6000"));
+        assert_eq!(header(&reply, "x-ratelimit-remaining-tokens"), Some("990"));
+        assert_eq!(header(&reply, "x-ratelimit-reset-tokens"), Some("100ms"));
+        assert!(header(&reply, "x-request-id").unwrap().starts_with("req_"));
+        assert_eq!(header(&reply, "openai-processing-ms"), Some("0"));
+        let unlimited = ask(&self::engine(Settings::default()), "x");
+        assert_eq!(header(&unlimited, "x-ratelimit-limit-requests"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_seed_gives_the_same_faults_whatever_the_latency() {
+        let run = |seed: u64, latency: Latency| -> Vec<Outcome> {
+            let faults: Faults =
+                "429=0.1,500=0.1,502=0.1,503=0.1,drop=0.1,cut=0.1,garbage=0.1,empty=0.1".parse().unwrap();
+            let settings = Settings { latency, faults, ..Settings::default() };
+            let engine = Engine::new(settings, Seed::fixed(seed)).unwrap();
+            for _ in 0..1_000 {
+                ask(&engine, "x");
+            }
+            engine.entries().iter().map(|entry| entry.outcome).collect()
+        };
+        let first = run(1, Latency::ZERO);
+        assert_eq!(first, run(1, "1ms..9s".parse().unwrap()));
+        assert_ne!(first, run(2, Latency::ZERO));
+        for fault in Fault::ALL {
+            let met = first.iter().filter(|outcome| **outcome == Outcome::Fault(fault)).count();
+            let expected = if fault == Fault::Slow { 0..1 } else { 60..140 };
+            assert!(expected.contains(&met), "{fault}: {met}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_fault_answers_as_its_name_says() {
+        let met = |name: &str| {
+            let faults = format!("{name}=1").parse().unwrap();
+            let latency = Latency::fixed(Duration::from_secs(1));
+            let engine = engine(Settings { latency, faults, ..Settings::default() });
+            (ask(&engine, "x"), engine.summary().paid)
+        };
+        for (name, status, paid) in [
+            ("429", 429, 0),
+            ("500", 500, 0),
+            ("502", 502, 0),
+            ("503", 503, 0),
+            ("garbage", 200, 1),
+            ("empty", 200, 1),
+        ] {
+            let (reply, payments) = met(name);
+            assert_eq!((reply.status, payments), (status, paid), "{name}");
+        }
+        assert_eq!(error(&met("503").0)["code"], "server_is_overloaded");
+        assert_eq!(met("429").0.delay, Duration::ZERO);
+        assert_eq!(met("500").0.delay, Duration::from_secs(1));
+        assert!(met("garbage").0.body.starts_with(b"<html>"));
+        assert!(met("empty").0.body.is_empty());
+        let (dropped, paid) = met("drop");
+        assert_eq!((dropped.delivery, paid), (Delivery::Dropped, 1));
+        let (cut, paid) = met("cut");
+        assert_eq!((cut.delivery, paid), (Delivery::Cut, 1));
+        assert_eq!(met("slow").0.delay, Duration::from_secs(31));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_ledger_knows_every_request_and_who_was_in_flight() {
+        let engine = engine(Settings { faults: "cut=1".parse().unwrap(), ..Settings::default() });
+        let first = ask(&engine, "x");
+        let second = ask(&engine, "x");
+        drop((first, second));
+        send(&engine, &Method::GET, "/v1/nowhere", &HeaderMap::new(), "");
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": {"custom_id": "row-1"}});
+        send(&engine, &Method::POST, "/chat/completions", &HeaderMap::new(), &body.to_string());
+        let summary = engine.summary();
+        assert_eq!((summary.requests, summary.paid, summary.paid_twice, summary.max_in_flight), (4, 3, 1, 2));
+        let entries = engine.entries();
+        assert_eq!(entries[1].in_flight, 2);
+        assert_eq!((entries[2].outcome, entries[2].in_flight), (Outcome::Refused("unknown_url"), 1));
+        assert_eq!(entries[3].custom_id.as_deref(), Some("row-1"));
+        assert_eq!(entries[3].endpoint, "/chat/completions");
+        assert_eq!(entries[3].fingerprint, blake3::hash(body.to_string().as_bytes()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_ledger_totals_are_still_counted() {
+        let ledger = LedgerSettings { on: false, ..LedgerSettings::default() };
+        let engine = engine(Settings { ledger, ..Settings::default() });
+        ask(&engine, "x");
+        ask(&engine, "x");
+        assert_eq!((engine.summary().requests, engine.summary().paid, engine.summary().distinct), (2, 2, 0));
+        assert!(engine.entries().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_quota_and_models_are_refused_as_openai_refuses_them() {
+        let key = Auth::Key(SecretString::from("sk-right"));
+        let models = vec!["m".to_owned()];
+        let engine = engine(Settings { auth: key, models, quota_after: Some(1), ..Settings::default() });
+        let with = |name: &'static str, value: &str, path: &str, body: &Value| {
+            let headers = HeaderMap::from_iter([(
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).unwrap(),
+            )]);
+            send(&engine, &Method::POST, path, &headers, &body.to_string())
+        };
+        let (path, body) = ("/v1/moderations", json!({"model": "m", "input": "x"}));
+        assert_eq!(error(&with("x-nothing", "", path, &body))["code"], Value::Null);
+        let wrong = with("authorization", "Bearer sk-wrong", path, &body);
+        assert_eq!((wrong.status, error(&wrong)["code"].as_str()), (401, Some("invalid_api_key")));
+        let unknown = with("api-key", "sk-right", path, &json!({"model": "gpt-x", "input": "x"}));
+        assert_eq!((unknown.status, error(&unknown)["code"].as_str()), (404, Some("model_not_found")));
+        assert_eq!(with("api-key", "sk-right", path, &body).status, 200);
+        let over = with("authorization", "Bearer sk-right", path, &body);
+        assert_eq!((over.status, error(&over)["type"].as_str()), (429, Some("insufficient_quota")));
+        assert_eq!(engine.summary().by_outcome["refused:missing_api_key"], 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_paths_and_methods_are_refused() {
+        let engine = engine(Settings::default());
+        let status = |method: Method, path: &str| send(&engine, &method, path, &HeaderMap::new(), "").status;
+        assert_eq!(status(Method::GET, "/v1/files"), 404);
+        assert_eq!(status(Method::POST, "/_sim/nothing"), 404);
+        assert_eq!(status(Method::GET, "/v1/chat/completions"), 405);
+        assert_eq!(status(Method::POST, "/models"), 405);
+        assert_eq!(status(Method::GET, "/v1/models"), 200);
+        let reply = send(&engine, &Method::GET, "/v1/models/ft%3Agpt:org%2Fx", &HeaderMap::new(), "");
+        assert_eq!(serde_json::from_slice::<Value>(&reply.body).unwrap()["id"], "ft:gpt:org/x");
+        let reply = send(&engine, &Method::PUT, "/v1/embeddings", &HeaderMap::new(), "");
+        assert_eq!(header(&reply, "allow"), Some("POST"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn settings_change_while_it_runs() {
+        let engine = engine(Settings::default());
+        let admin = |method: Method, path: &str, body: &str| {
+            let reply = send(&engine, &method, path, &HeaderMap::new(), body);
+            (reply.status, serde_json::from_slice::<Value>(&reply.body).unwrap())
+        };
+        let (status, now) = admin(
+            Method::POST,
+            "/_sim/faults",
+            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9}"#,
+        );
+        assert_eq!(status, 200);
+        let expected = json!({"faults": "500=1", "capacity": 2, "when_full": "429", "requests_per_minute": 60,
+            "tokens_per_minute": null, "latency": "5ms", "key": true, "quota_after": 9});
+        assert_eq!(now, expected);
+        assert_eq!(engine.settings().when_full, WhenFull::SlowDown);
+        assert_eq!(ask(&engine, "x").status, 401);
+        admin(Method::POST, "/_sim/faults", r#"{"key":null,"requests_per_minute":null}"#);
+        assert_eq!(ask(&engine, "x").status, 500);
+        admin(Method::POST, "/_sim/faults", r#"{"faults":""}"#);
+        assert_eq!(ask(&engine, "x").status, 200);
+        assert_eq!(admin(Method::POST, "/_sim/faults", r#"{"fualts":""}"#).0, 400);
+        let (_, ledger) = admin(Method::GET, "/_sim/ledger?full=1", "");
+        assert_eq!((&ledger["requests"], ledger["entries"].as_array().unwrap().len()), (&json!(3), 3));
+        let fingerprint = ledger["entries"][2]["fingerprint"].as_str().unwrap();
+        let (_, one) = admin(Method::GET, &format!("/_sim/ledger?fingerprint={fingerprint}"), "");
+        assert_eq!((&one["requests"], &one["paid"]), (&json!(3), &json!(1)));
+        assert_eq!(admin(Method::GET, "/_sim/ledger?fingerprint=zz", "").0, 400);
+        assert_eq!(admin(Method::DELETE, "/_sim/ledger", "").1["requests"], 0);
+    }
+}

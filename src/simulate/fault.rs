@@ -1,0 +1,214 @@
+//! Faults by name, and how likely each is: `500=0.02,cut=0.005`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use fastrand::Rng;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::settings::ParseError;
+use crate::diag;
+
+/// What goes wrong with a request that was fit to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// 429 `rate_limit_exceeded`; by the dice, every second one says when to come back (1 s).
+    RateLimit,
+    /// 500 `server_error`.
+    ServerError,
+    /// 502 with the HTML page of a gateway, as these come in reality.
+    BadGateway,
+    /// 503 `server_is_overloaded`.
+    Overloaded,
+    /// The work is done, then the connection is reset before the first byte of the reply.
+    Drop,
+    /// The work is done, then the connection breaks in the middle of the body.
+    Cut,
+    /// 200 with an HTML page, as captive portals answer.
+    Garbage,
+    /// 200 with an empty body.
+    Empty,
+    /// The whole answer, [`Settings::slow`](super::Settings::slow) later.
+    Slow,
+}
+
+impl Fault {
+    pub const ALL: [Self; 9] = [
+        Self::RateLimit,
+        Self::ServerError,
+        Self::BadGateway,
+        Self::Overloaded,
+        Self::Drop,
+        Self::Cut,
+        Self::Garbage,
+        Self::Empty,
+        Self::Slow,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RateLimit => "429",
+            Self::ServerError => "500",
+            Self::BadGateway => "502",
+            Self::Overloaded => "503",
+            Self::Drop => "drop",
+            Self::Cut => "cut",
+            Self::Garbage => "garbage",
+            Self::Empty => "empty",
+            Self::Slow => "slow",
+        }
+    }
+
+    /// Whether the provider bills the request all the same: its model has done the work.
+    pub const fn is_paid(self) -> bool {
+        match self {
+            Self::RateLimit | Self::ServerError | Self::BadGateway | Self::Overloaded => false,
+            Self::Drop | Self::Cut | Self::Garbage | Self::Empty | Self::Slow => true,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The probability of each fault; together at most 1. A request meets one fault or none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Faults(Vec<(Fault, f64)>);
+
+impl Faults {
+    /// No faults at all.
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Checks that every probability lies in `0.0..=1.0` and that they add up to at most 1.
+    pub fn new(chances: impl IntoIterator<Item = (Fault, f64)>) -> Result<Self, ParseError> {
+        let mut faults: Vec<(Fault, f64)> = Vec::new();
+        for (fault, chance) in chances {
+            if !(0.0..=1.0).contains(&chance) {
+                return Err(ParseError(format!(
+                    "the probability of `{fault}` is {chance}, expected 0 to 1 (0.02 = 2 %)"
+                )));
+            }
+            if faults.iter().any(|(known, _)| *known == fault) {
+                return Err(ParseError(format!("fault `{fault}` is given twice")));
+            }
+            faults.push((fault, chance));
+        }
+        let sum: f64 = faults.iter().map(|(_, chance)| chance).sum();
+        // Ten times 0.1 is a little more than 1 in binary.
+        if sum > 1.0 + 1e-9 {
+            return Err(ParseError(format!("the probabilities add up to {sum}, expected at most 1")));
+        }
+        // The order decides which draw means which fault: it must not depend on how they were written.
+        faults.sort_by_key(|(fault, _)| *fault);
+        Ok(Self(faults))
+    }
+
+    /// One draw, whatever the probabilities: the n-th request meets the n-th draw.
+    pub(super) fn draw(&self, dice: &mut Rng) -> Option<Fault> {
+        let mut left = dice.f64();
+        for (fault, chance) in &self.0 {
+            if left < *chance {
+                return Some(*fault);
+            }
+            left -= chance;
+        }
+        None
+    }
+}
+
+impl FromStr for Faults {
+    type Err = ParseError;
+
+    /// `NAME=PROBABILITY` separated by commas; an empty text means no faults.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let chances: Result<Vec<_>, _> = parts.map(parse_chance).collect();
+        Self::new(chances?)
+    }
+}
+
+fn parse_chance(part: &str) -> Result<(Fault, f64), ParseError> {
+    let wrong = || ParseError(format!("found `{part}`, expected `NAME=PROBABILITY` like `500=0.02`"));
+    let (name, chance) = part.split_once('=').ok_or_else(wrong)?;
+    let name = name.trim();
+    let fault = Fault::ALL.into_iter().find(|fault| fault.as_str() == name).ok_or_else(|| {
+        let names = Fault::ALL.map(Fault::as_str);
+        let hint = diag::nearest(name, names).map_or_else(
+            || format!("expected one of {}", names.join(", ")),
+            |near| format!("did you mean `{near}`?"),
+        );
+        ParseError(format!("unknown fault `{name}`, {hint}"))
+    })?;
+    Ok((fault, chance.trim().parse().map_err(|_| wrong())?))
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (fault, chance)) in self.0.iter().enumerate() {
+            let comma = if position == 0 { "" } else { "," };
+            write!(f, "{comma}{fault}={chance}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Faults {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Faults {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Seed;
+
+    #[test]
+    fn a_spec_survives_its_text_form() {
+        let faults: Faults = " 500=0.02, cut=0.005 ,".parse().unwrap();
+        assert_eq!(faults.to_string(), "500=0.02,cut=0.005");
+        assert_eq!("".parse(), Ok(Faults::none()));
+        let all: Vec<String> = Fault::ALL.iter().map(|f| format!("{f}=0.1")).collect();
+        assert_eq!(all.join(",").parse::<Faults>().unwrap().to_string(), all.join(","));
+    }
+
+    #[test]
+    fn a_bad_spec_says_what_was_expected() {
+        let error = |text: &str| text.parse::<Faults>().unwrap_err().to_string();
+        assert_eq!(error("500"), "found `500`, expected `NAME=PROBABILITY` like `500=0.02`");
+        assert_eq!(error("garbge=0.1"), "unknown fault `garbge`, did you mean `garbage`?");
+        assert!(error("zebra=0.1").contains("expected one of 429, 500"));
+        assert!(error("cut=1.5").contains("expected 0 to 1"));
+        assert!(error("cut=NaN").contains("expected 0 to 1"));
+        assert!(error("cut=0.6,drop=0.6").contains("at most 1"));
+        assert!(error("cut=0.1,cut=0.1").contains("twice"));
+    }
+
+    #[test]
+    fn draws_follow_the_seed_and_the_probabilities_whatever_their_order() {
+        let draw = |text: &str| -> Vec<Option<Fault>> {
+            let faults: Faults = text.parse().unwrap();
+            let mut dice = Seed::fixed(7).derive("faults");
+            (0..10_000).map(|_| faults.draw(&mut dice)).collect()
+        };
+        let drawn = draw("500=0.2,cut=0.1");
+        assert_eq!(drawn, draw("cut=0.1,500=0.2"));
+        let count = |fault| drawn.iter().filter(|drawn| **drawn == fault).count();
+        assert!((1_900..2_100).contains(&count(Some(Fault::ServerError))));
+        assert!((900..1_100).contains(&count(Some(Fault::Cut))));
+        assert_eq!(count(Some(Fault::Drop)), 0);
+        assert!(draw("drop=1").iter().all(|drawn| *drawn == Some(Fault::Drop)));
+    }
+}
