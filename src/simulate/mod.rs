@@ -5,7 +5,7 @@
 //!
 //! `engine` decides what becomes of a request: it is pure but for its own state (limits, dice,
 //! ledger), takes the time as an argument and knows no sockets. Two doors lead to it: `server` (axum)
-//! turns its decisions into HTTP, broken connections included, and `SimulatedTransport` stands where
+//! turns its decisions into HTTP, broken connections included, and [`SimulatedTransport`] stands where
 //! a provider's transport stands, for runs under tokio's paused clock.
 //!
 //! Answers are functions of the endpoint and the body alone, apart from their `id` and, for images by
@@ -34,6 +34,7 @@ mod question;
 mod refusal;
 mod reply;
 mod settings;
+mod transport;
 
 pub use call::Request;
 pub use engine::Engine;
@@ -42,3 +43,4 @@ pub use latency::Latency;
 pub use ledger::{Entry, Outcome, Payments, Summary};
 pub use reply::{Delivery, Reply};
 pub use settings::{Auth, Change, Changes, ImageForm, LedgerSettings, ParseError, Settings, WhenFull};
+pub use transport::SimulatedTransport;

@@ -1,0 +1,137 @@
+//! The stand-in provider without sockets: a [`Transport`] whose time is tokio's.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::call::Request;
+use super::engine::Engine;
+use super::reply::Delivery;
+use crate::provider::{HttpReply, HttpRequest, Transport, TransportError};
+
+/// Stands where a provider's transport stands. Under tokio's paused clock hours of latency pass at
+/// once; time-outs and the bound on replies hold as they do on the wire.
+#[derive(Clone, Debug)]
+pub struct SimulatedTransport {
+    engine: Arc<Engine>,
+}
+
+impl SimulatedTransport {
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}
+
+impl Transport for SimulatedTransport {
+    fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
+        Box::pin(exchange(&self.engine, request))
+    }
+}
+
+async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, TransportError> {
+    let asked = Request {
+        method: &request.method,
+        path: request.url.path(),
+        query: request.url.query(),
+        headers: &request.headers,
+        body: &request.body,
+        authority: request.url.authority(),
+    };
+    // Held to the end: the request is in flight until the reply is taken.
+    let reply = engine.take(&asked, Instant::now());
+    if reply.delay > request.timeout {
+        sleep(request.timeout).await;
+        return Err(TransportError::Timeout(request.timeout));
+    }
+    if !reply.delay.is_zero() {
+        sleep(reply.delay).await;
+    }
+    match reply.delivery {
+        Delivery::Dropped => return Err(TransportError::Lost("connection reset by peer".to_owned())),
+        Delivery::Cut => return Err(TransportError::Cut("connection reset by peer".to_owned())),
+        Delivery::Whole => {}
+    }
+    if length(&reply.body) > request.max_reply {
+        return Err(TransportError::TooLarge(request.max_reply));
+    }
+    Ok(HttpReply { status: reply.status, headers: reply.headers.clone(), body: reply.body.clone() })
+}
+
+fn length(body: &Bytes) -> u64 {
+    u64::try_from(body.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::{HeaderMap, Method};
+    use url::Url;
+
+    use super::*;
+    use crate::clock::Seed;
+    use crate::simulate::{Latency, Settings, WhenFull};
+
+    fn transport(settings: Settings) -> SimulatedTransport {
+        SimulatedTransport::new(Arc::new(Engine::new(settings, Seed::fixed(1)).unwrap()))
+    }
+
+    fn request(timeout: Duration) -> HttpRequest {
+        HttpRequest {
+            method: Method::POST,
+            url: Url::parse("https://api.openai.com/v1/moderations").unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(br#"{"input":"x"}"#),
+            timeout,
+            max_reply: 1 << 20,
+        }
+    }
+
+    fn fault(name: &str) -> SimulatedTransport {
+        transport(Settings { faults: format!("{name}=1").parse().unwrap(), ..Settings::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn latency_passes_on_the_paused_clock() {
+        let latency = Latency::fixed(Duration::from_secs(100));
+        let transport = transport(Settings { latency, ..Settings::default() });
+        let started = Instant::now();
+        let reply = transport.exchange(request(Duration::from_mins(10))).await.unwrap();
+        assert_eq!((reply.status, started.elapsed()), (200, Duration::from_secs(100)));
+        let late = transport.exchange(request(Duration::from_secs(99))).await;
+        assert!(matches!(late, Err(TransportError::Timeout(_))));
+        assert_eq!(started.elapsed(), Duration::from_secs(199));
+        assert_eq!(transport.engine().summary().paid, 2, "who hangs up pays all the same");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn breaks_and_bounds_are_those_of_the_wire() {
+        let minute = Duration::from_mins(1);
+        assert!(matches!(fault("drop").exchange(request(minute)).await, Err(TransportError::Lost(_))));
+        assert!(matches!(fault("cut").exchange(request(minute)).await, Err(TransportError::Cut(_))));
+        assert_eq!(fault("500").exchange(request(minute)).await.unwrap().status, 500);
+        let small = HttpRequest { max_reply: 10, ..request(minute) };
+        let reply = transport(Settings::default()).exchange(small).await;
+        assert!(matches!(reply, Err(TransportError::TooLarge(10))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_makes_requests_wait_for_their_slot() {
+        let latency = Latency::fixed(Duration::from_secs(1));
+        let settings =
+            Settings { latency, capacity: Some(2), when_full: WhenFull::Queue, ..Settings::default() };
+        let transport = transport(settings);
+        let started = Instant::now();
+        let asks = (0..6).map(|_| transport.exchange(request(Duration::from_mins(1))));
+        let replies = futures_util::future::join_all(asks).await;
+        assert!(replies.iter().all(|reply| reply.as_ref().unwrap().status == 200));
+        assert_eq!(started.elapsed(), Duration::from_secs(3));
+        assert_eq!(transport.engine().summary().max_in_flight, 6);
+    }
+}
