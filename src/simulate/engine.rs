@@ -151,6 +151,10 @@ impl Engine {
         reply
     }
 
+    pub(super) fn body_bytes_max(&self) -> usize {
+        self.body_bytes_max
+    }
+
     /// The ledger's totals.
     pub fn summary(&self) -> Summary {
         self.lock().ledger.summary()

@@ -4,7 +4,7 @@
 //! # Operation
 //!
 //! `engine` decides what becomes of a request: it is pure but for its own state (limits, dice,
-//! ledger), takes the time as an argument and knows no sockets. Two doors lead to it: `server` (axum)
+//! ledger), takes the time as an argument and knows no sockets. Two doors lead to it: [`Server`] (axum)
 //! turns its decisions into HTTP, broken connections included, and [`SimulatedTransport`] stands where
 //! a provider's transport stands, for runs under tokio's paused clock.
 //!
@@ -33,6 +33,7 @@ mod member;
 mod question;
 mod refusal;
 mod reply;
+mod server;
 mod settings;
 mod transport;
 
@@ -42,5 +43,6 @@ pub use fault::{Fault, Faults};
 pub use latency::Latency;
 pub use ledger::{Entry, Outcome, Payments, Summary};
 pub use reply::{Delivery, Reply};
+pub use server::Server;
 pub use settings::{Auth, Change, Changes, ImageForm, LedgerSettings, ParseError, Settings, WhenFull};
 pub use transport::SimulatedTransport;
