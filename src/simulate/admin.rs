@@ -73,7 +73,7 @@ fn ledger(engine: &Engine, query: &str) -> Reply {
         };
         let payments = engine.payments(fingerprint);
         let mut entries = engine.entries();
-        entries.retain(|entry| entry.fingerprint == fingerprint);
+        entries.retain(|entry| entry.fingerprint == Some(fingerprint));
         let body = json!({
             "fingerprint": fingerprint.to_hex().as_str(),
             "requests": payments.requests,

@@ -349,17 +349,6 @@ fn images(question: &Question<'_>, context: &Context<'_>) -> Vec<u8> {
     }))
 }
 
-impl Question<'_> {
-    /// The model, or the API's default for the endpoints that have one.
-    fn model(&self) -> &str {
-        match (&self.model, self.endpoint) {
-            (Some(model), _) => model,
-            (None, Endpoint::Moderations) => "omni-moderation-latest",
-            (None, _) => "gpt-image-2",
-        }
-    }
-}
-
 pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("strings and finite numbers always serialise")
 }

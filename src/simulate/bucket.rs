@@ -9,6 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE_NS: i128 = 60_000_000_000;
+/// No level leaves `-LEVEL_MAX..=LEVEL_MAX`, so that no sum of two overflows. More than any limit for
+/// any time that matters: a billion units a second for a thousand years.
+const LEVEL_MAX: i128 = i128::MAX / 4;
 
 /// Fills evenly up to a burst.
 #[derive(Clone, Debug)]
@@ -23,7 +26,7 @@ impl Bucket {
     /// Begins full. Holds at least one unit; a limit of 0 counts as 1.
     pub(super) fn new(per_minute: u64, burst: Duration, now: Instant) -> Self {
         let per_minute = i128::from(per_minute.max(1));
-        let full = per_minute.saturating_mul(nanos(burst)).max(MINUTE_NS);
+        let full = per_minute.saturating_mul(nanos(burst)).clamp(MINUTE_NS, LEVEL_MAX);
         Self { per_minute, full, level: full, filled_at: now }
     }
 
@@ -59,7 +62,7 @@ impl Bucket {
 
     fn fill(&mut self, now: Instant) {
         let elapsed = nanos(now.saturating_duration_since(self.filled_at));
-        self.level = self.full.min(self.level + elapsed.saturating_mul(self.per_minute));
+        self.level = self.full.min(self.level.saturating_add(elapsed.saturating_mul(self.per_minute)));
         self.filled_at = self.filled_at.max(now);
     }
 
@@ -124,6 +127,16 @@ mod tests {
         assert_eq!(bucket.reset(), Duration::from_secs(3));
         assert_eq!(bucket.wait(1, now), Duration::from_millis(2_010));
         assert!(bucket.wait(1, now + Duration::from_millis(2_010)).is_zero());
+    }
+
+    #[test]
+    fn absurd_limits_do_not_overflow() {
+        let now = Instant::now();
+        let mut bucket = Bucket::new(u64::MAX, Duration::MAX, now);
+        assert!(bucket.wait(u64::MAX, now).is_zero());
+        bucket.take(u64::MAX);
+        assert!(bucket.reset() > Duration::ZERO);
+        assert!(bucket.wait(1, now + Duration::from_hours(1)).is_zero());
     }
 
     #[test]

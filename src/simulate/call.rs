@@ -33,7 +33,7 @@ pub(super) enum Call<'a> {
 impl<'a> Call<'a> {
     /// Reads a request, or says why it can't be answered. With an empty list every model is known.
     pub(super) fn read(request: &Request<'a>, models: &[String]) -> Result<Self, Refusal> {
-        let (method, path) = (request.method, request.below_v1());
+        let method = request.method;
         let only = |allow: Method, name: &'static str| {
             if method == allow {
                 Ok(())
@@ -41,7 +41,7 @@ impl<'a> Call<'a> {
                 Err(Refusal::wrong_method(method.as_str(), request.path, name))
             }
         };
-        if let Ok(endpoint) = path.parse::<Endpoint>() {
+        if let Ok(endpoint) = request.path.parse::<Endpoint>() {
             only(Method::POST, "POST")?;
             let question = question::read(endpoint, request.body)?;
             if let Some(model) = &question.model {
@@ -49,6 +49,7 @@ impl<'a> Call<'a> {
             }
             return Ok(Call::Ask(question));
         }
+        let path = request.below_v1();
         if path == "/models" {
             only(Method::GET, "GET")?;
             return Ok(Call::ListModels);

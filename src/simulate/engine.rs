@@ -121,7 +121,7 @@ impl Engine {
         };
         let (in_flight, count) = InFlight::enter(&self.in_flight);
         let arrival = self.arrival(request, custom_id, count, now);
-        let fingerprint = arrival.fingerprint;
+        let fingerprint = arrival.fingerprint.unwrap_or_else(|| blake3::hash(b""));
         let Decision { sequence, verdict, rate_headers } =
             self.lock().decide(request, &call, arrival, self.slow, now);
         let mut reply = match (verdict, call) {
@@ -192,16 +192,15 @@ impl Engine {
         in_flight: u64,
         now: Instant,
     ) -> Arrival {
-        let path = request.below_v1();
-        let endpoint = match path.parse::<Endpoint>() {
+        let endpoint = match request.path.parse::<Endpoint>() {
             Ok(endpoint) => Cow::Borrowed(endpoint.path()),
-            Err(_) => Cow::Owned(Arrival::text(path)),
+            Err(_) => Cow::Owned(Arrival::text(request.below_v1())),
         };
         let at = now.saturating_duration_since(self.started);
         Arrival {
             at_us: u64::try_from(at.as_micros()).unwrap_or(u64::MAX),
             endpoint,
-            fingerprint: blake3::hash(request.body),
+            fingerprint: (!request.body.is_empty()).then(|| blake3::hash(request.body)),
             custom_id: custom_id.map(Arrival::text),
             in_flight,
         }
@@ -294,14 +293,14 @@ impl State {
         if self.settings.quota_after.is_some_and(|answers| self.answers >= answers) {
             return Err(Refusal::quota());
         }
-        self.limits.admit(question.model.as_deref().unwrap_or("-"), question.cost(), now)?;
+        self.limits.admit(question.model(), question.cost(), now)?;
         let fault = self.settings.faults.draw(&mut self.fault_dice);
         let gives_hint = self.fault_dice.bool();
         let latency = self.settings.latency.draw(&mut self.latency_dice);
         let delay = match fault {
             // A server that is too busy says so at once, and works on nothing.
             Some(Fault::RateLimit | Fault::Overloaded) => Duration::ZERO,
-            Some(Fault::Slow) => self.limits.occupy(latency + slow, now) - now,
+            Some(Fault::Slow) => self.limits.occupy(latency.saturating_add(slow), now) - now,
             _ => self.limits.occupy(latency, now) - now,
         };
         Ok(Work { fault, delay, gives_hint })
@@ -528,12 +527,13 @@ mod tests {
         send(&engine, &Method::POST, "/chat/completions", &HeaderMap::new(), &body.to_string());
         let summary = engine.summary();
         assert_eq!((summary.requests, summary.paid, summary.paid_twice, summary.max_in_flight), (4, 3, 1, 2));
+        assert_eq!(summary.distinct, 2, "what has no body is no body");
         let entries = engine.entries();
         assert_eq!(entries[1].in_flight, 2);
         assert_eq!((entries[2].outcome, entries[2].in_flight), (Outcome::Refused("unknown_url"), 1));
         assert_eq!(entries[3].custom_id.as_deref(), Some("row-1"));
         assert_eq!(entries[3].endpoint, "/chat/completions");
-        assert_eq!(entries[3].fingerprint, blake3::hash(body.to_string().as_bytes()));
+        assert_eq!(entries[3].fingerprint, Some(blake3::hash(body.to_string().as_bytes())));
     }
 
     #[tokio::test(start_paused = true)]
@@ -575,6 +575,8 @@ mod tests {
         let engine = engine(Settings::default());
         let status = |method: Method, path: &str| send(&engine, &method, path, &HeaderMap::new(), "").status;
         assert_eq!(status(Method::GET, "/v1/files"), 404);
+        assert_eq!(status(Method::POST, "/v1/v1/embeddings"), 404, "a base url with one `/v1` too many");
+        assert_eq!(status(Method::POST, "/v1/embeddings/"), 404);
         assert_eq!(status(Method::POST, "/_sim/nothing"), 404);
         assert_eq!(status(Method::GET, "/v1/chat/completions"), 405);
         assert_eq!(status(Method::POST, "/models"), 405);

@@ -1,5 +1,6 @@
 //! Faults by name, and how likely each is: `500=0.02,cut=0.005`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -136,16 +137,18 @@ impl FromStr for Faults {
 fn parse_chance(part: &str) -> Result<(Fault, f64), ParseError> {
     let wrong = || ParseError(format!("found `{part}`, expected `NAME=PROBABILITY` like `500=0.02`"));
     let (name, chance) = part.split_once('=').ok_or_else(wrong)?;
-    let name = name.trim();
-    let fault = Fault::ALL.into_iter().find(|fault| fault.as_str() == name).ok_or_else(|| {
+    Ok((parse_name(name.trim())?, chance.trim().parse().map_err(|_| wrong())?))
+}
+
+fn parse_name(name: &str) -> Result<Fault, ParseError> {
+    Fault::ALL.into_iter().find(|fault| fault.as_str() == name).ok_or_else(|| {
         let names = Fault::ALL.map(Fault::as_str);
         let hint = diag::nearest(name, names).map_or_else(
             || format!("expected one of {}", names.join(", ")),
             |near| format!("did you mean `{near}`?"),
         );
         ParseError(format!("unknown fault `{name}`, {hint}"))
-    })?;
-    Ok((fault, chance.trim().parse().map_err(|_| wrong())?))
+    })
 }
 
 impl fmt::Display for Faults {
@@ -165,8 +168,23 @@ impl Serialize for Faults {
 }
 
 impl<'de> Deserialize<'de> for Faults {
+    /// The text form, or an object of names and probabilities.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Text(String),
+            Object(BTreeMap<String, f64>),
+        }
+        let faults = match Form::deserialize(deserializer)? {
+            Form::Text(text) => text.parse(),
+            Form::Object(chances) => chances
+                .into_iter()
+                .map(|(name, chance)| Ok((parse_name(&name)?, chance)))
+                .collect::<Result<Vec<_>, ParseError>>()
+                .and_then(Self::new),
+        };
+        faults.map_err(D::Error::custom)
     }
 }
 
@@ -181,6 +199,8 @@ mod tests {
         assert_eq!(faults.to_string(), "500=0.02,cut=0.005");
         assert_eq!("".parse(), Ok(Faults::none()));
         let all: Vec<String> = Fault::ALL.iter().map(|f| format!("{f}=0.1")).collect();
+        let object: Faults = serde_json::from_str(r#"{"cut": 0.005, "500": 0.02}"#).unwrap();
+        assert_eq!(object, faults);
         assert_eq!(all.join(",").parse::<Faults>().unwrap().to_string(), all.join(","));
     }
 

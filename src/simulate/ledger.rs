@@ -56,9 +56,9 @@ pub struct Entry {
     pub at_us: u64,
     /// The path without `/v1`.
     pub endpoint: Cow<'static, str>,
-    /// BLAKE3 of the body.
+    /// BLAKE3 of the body; none without a body.
     #[serde(serialize_with = "hex")]
-    pub fingerprint: blake3::Hash,
+    pub fingerprint: Option<blake3::Hash>,
     /// `metadata.custom_id` of the body, else its `user`.
     pub custom_id: Option<String>,
     pub outcome: Outcome,
@@ -68,8 +68,12 @@ pub struct Entry {
     pub in_flight: u64,
 }
 
-fn hex<S: Serializer>(hash: &blake3::Hash, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&hash.to_hex())
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the member")]
+fn hex<S: Serializer>(hash: &Option<blake3::Hash>, serializer: S) -> Result<S::Ok, S::Error> {
+    match hash {
+        Some(hash) => serializer.serialize_some(hash.to_hex().as_str()),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// How often one body was sent and paid for.
@@ -109,7 +113,7 @@ pub struct Summary {
 pub(super) struct Arrival {
     pub(super) at_us: u64,
     pub(super) endpoint: Cow<'static, str>,
-    pub(super) fingerprint: blake3::Hash,
+    pub(super) fingerprint: Option<blake3::Hash>,
     pub(super) custom_id: Option<String>,
     pub(super) in_flight: u64,
 }
@@ -156,7 +160,9 @@ impl Ledger {
         if !self.settings.on {
             return;
         }
-        self.track(arrival.fingerprint, paid);
+        if let Some(fingerprint) = arrival.fingerprint {
+            self.track(fingerprint, paid);
+        }
         let Arrival { at_us, endpoint, fingerprint, custom_id, in_flight } = arrival;
         let entry = Entry { sequence, at_us, endpoint, fingerprint, custom_id, outcome, paid, in_flight };
         if let Some(file) = &mut self.file
@@ -236,7 +242,7 @@ mod tests {
         Arrival {
             at_us: 1,
             endpoint: Cow::Borrowed("/embeddings"),
-            fingerprint: blake3::hash(body.as_bytes()),
+            fingerprint: Some(blake3::hash(body.as_bytes())),
             custom_id: None,
             in_flight: 1,
         }

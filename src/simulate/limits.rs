@@ -14,6 +14,9 @@ use super::bucket::Bucket;
 use super::refusal::{Refusal, go_duration};
 use super::settings::WhenFull;
 
+/// A longer latency counts as this: as good as never, and far from the end of the clock.
+const LATENCY_MAX: Duration = Duration::from_hours(24 * 365);
+
 #[derive(Debug)]
 pub(super) struct Limits {
     requests: Option<Bucket>,
@@ -84,6 +87,7 @@ impl Limits {
 
     /// Takes a slot for `latency` as soon as there is one; says when the work is done.
     pub(super) fn occupy(&mut self, latency: Duration, now: Instant) -> Instant {
+        let latency = latency.min(LATENCY_MAX);
         let Some(capacity) = self.capacity else { return now + latency };
         let mut begin = now;
         while self.busy.len() >= capacity {
@@ -170,6 +174,14 @@ mod tests {
         limits.set_capacity(Some(1), WhenFull::Queue);
         let ready: Vec<u64> = (0..2).map(|_| (limits.occupy(SECOND, now) - now).as_secs()).collect();
         assert_eq!(ready, [2, 3]);
+    }
+
+    #[test]
+    fn an_endless_latency_is_as_good_as_never() {
+        let now = Instant::now();
+        let mut limits = limits(1, WhenFull::Queue);
+        limits.occupy(Duration::MAX, now);
+        assert_eq!(limits.occupy(Duration::MAX, now) - now, LATENCY_MAX * 2);
     }
 
     #[test]

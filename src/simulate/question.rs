@@ -67,6 +67,15 @@ pub(super) struct Repeated<'a> {
 }
 
 impl Question<'_> {
+    /// The model, or the API's default for the endpoints that have one.
+    pub(super) fn model(&self) -> &str {
+        match (&self.model, self.endpoint) {
+            (Some(model), _) => model,
+            (None, Endpoint::Moderations) => "omni-moderation-latest",
+            (None, _) => "gpt-image-2",
+        }
+    }
+
     /// What the request counts against tokens per minute: its prompt and the bound of its output.
     pub(super) fn cost(&self) -> u64 {
         let default = if self.endpoint == Endpoint::Completions { COMPLETION_TOKENS } else { 0 };
@@ -117,11 +126,11 @@ struct Part<'a> {
 
 /// Reads a body, or says what OpenAI would say about it.
 pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Question<'_>, Refusal> {
-    let object: &RawValue = serde_json::from_slice(body).map_err(|error| Refusal::bad_json(&error))?;
-    if !object.get().starts_with('{') {
+    // An array would pass as an object whose members are written in order.
+    if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::no_object());
     }
-    let body: Body<'_> = serde_json::from_str(object.get()).map_err(|error| Refusal::bad_json(&error))?;
+    let body: Body<'_> = serde_json::from_slice(body).map_err(|error| Refusal::bad_json(&error))?;
     if boolean(body.stream, "stream")? == Some(true) {
         return Err(Refusal::unsupported_stream());
     }

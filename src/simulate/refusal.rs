@@ -76,7 +76,7 @@ impl Refusal {
     }
 
     pub(super) fn unknown_url(method: &str, path: &str) -> Self {
-        Self::new(404, "unknown_url", format!("Invalid URL ({method} {path})"))
+        Self::new(404, "unknown_url", format!("Invalid URL ({method} {path})")).without_code()
     }
 
     pub(super) fn wrong_method(method: &str, path: &str, allow: &'static str) -> Self {
