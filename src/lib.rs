@@ -13,6 +13,7 @@ pub mod simulate;
 pub mod spec;
 pub mod store;
 pub mod telemetry;
+pub mod upkeep;
 
 pub mod cli;
 pub mod daemon;

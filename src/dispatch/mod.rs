@@ -1,1 +1,156 @@
-//! To be filled.
+//! Dispatch: from requests that are open to settlements. The one place that sends, waits and retries (P4).
+//!
+//! One [`queue`] dispatcher for each `provider/model` owns its limits; a `gate` before each provider
+//! bounds all of them together and closes when the provider refuses the key or the quota is used up. The
+//! [`Fleet`] starts a dispatcher for every queue that has work.
+
+mod attempt;
+mod bucket;
+mod estimate;
+mod gate;
+mod limits;
+mod queue;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::attempt::Parts;
+use self::gate::Gate;
+use self::queue::Dispatcher;
+use crate::clock::{Clock, Seed};
+use crate::config;
+use crate::control::{Board, QueuePause};
+use crate::domain::{PauseReason, QueueName, RetryPolicy};
+use crate::provider::Provider;
+use crate::store::{self, Store};
+
+/// What dispatch must know of the configuration.
+#[derive(Debug)]
+pub struct Settings {
+    pub providers: Vec<ProviderSettings>,
+    pub retry: RetryPolicy,
+    /// How long attempts in flight may take after the stop.
+    pub grace: Duration,
+}
+
+/// A provider, and how fast it may be asked.
+#[derive(Debug)]
+pub struct ProviderSettings {
+    pub provider: Provider,
+    /// Its part of the configuration: bounds and limits.
+    pub config: config::Provider,
+}
+
+/// All dispatchers.
+#[derive(Debug)]
+pub struct Fleet {
+    settings: Settings,
+    store: Arc<dyn Store>,
+    board: Board,
+    clock: Clock,
+    seed: Seed,
+    gates: BTreeMap<String, Arc<Gate>>,
+    running: JoinSet<(QueueName, store::Result<()>)>,
+    queues: BTreeSet<QueueName>,
+    /// Queues whose provider is not configured, so that each is told of once.
+    orphans: BTreeSet<QueueName>,
+}
+
+impl Fleet {
+    pub fn new(settings: Settings, store: Arc<dyn Store>, board: Board, clock: Clock, seed: Seed) -> Self {
+        let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
+        let gates = settings.providers.iter().map(gate).collect();
+        let (running, queues, orphans) = (JoinSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { settings, store, board, clock, seed, gates, running, queues, orphans }
+    }
+
+    /// Runs until `stop` and then until what is in flight has ended. An error is the store's.
+    pub async fn run(mut self, stop: CancellationToken) -> store::Result<()> {
+        let mut news = self.store.changes();
+        let mut result = Ok(());
+        while result.is_ok() && !stop.is_cancelled() {
+            news.mark_unchanged();
+            result = self.start_missing(&stop).await;
+            if result.is_err() {
+                break;
+            }
+            // Stopping first; a dispatcher that ended may be needed again, which the next round sees.
+            tokio::select! { biased;
+                () = stop.cancelled() => {}
+                Some(ended) = self.running.join_next() => result = self.on_ended(ended),
+                _ = news.changed() => {}
+            }
+        }
+        // One queue's failure is the store's, and stops all.
+        stop.cancel();
+        while let Some(ended) = self.running.join_next().await {
+            let ended = self.on_ended(ended);
+            result = result.and(ended);
+        }
+        result
+    }
+
+    /// Starts a dispatcher for every queue that has work and none.
+    async fn start_missing(&mut self, stop: &CancellationToken) -> store::Result<()> {
+        for depth in self.store.queues().await? {
+            if self.queues.contains(&depth.queue) {
+                continue;
+            }
+            match self.dispatcher(&depth.queue) {
+                Some(dispatcher) => {
+                    let (queue, stop, grace) = (depth.queue.clone(), stop.clone(), self.settings.grace);
+                    self.queues.insert(depth.queue);
+                    self.running.spawn(async move { (queue, dispatcher.run(stop, grace).await) });
+                }
+                None => self.orphan(&depth.queue),
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatcher(&self, queue: &QueueName) -> Option<Dispatcher> {
+        let settings = self.settings.providers.iter().find(|p| p.config.name == queue.provider())?;
+        let parts = Parts {
+            store: Arc::clone(&self.store),
+            provider: settings.provider.clone(),
+            clock: self.clock.clone(),
+            provider_gate: Arc::clone(self.gates.get(queue.provider())?),
+            model_gate: Gate::new(usize::MAX),
+            has_answered: AtomicBool::new(false),
+        };
+        let limits = settings.config.limits_of(queue);
+        let extras = (self.board.clone(), self.seed.derive(&format!("dispatch/{queue}")));
+        Some(Dispatcher::new(queue.clone(), Arc::new(parts), &limits, self.settings.retry, extras))
+    }
+
+    /// Its job was accepted under another configuration: it waits until the provider is back.
+    fn orphan(&mut self, queue: &QueueName) {
+        if self.orphans.insert(queue.clone()) {
+            let message = format!("provider `{}` is not in the config any more", queue.provider());
+            tracing::error!(queue = %queue, error = message, "requests can't be sent");
+            let pause = QueuePause { reason: PauseReason::Auth, message, since: self.clock.now() };
+            self.board.pause(queue, pause);
+        }
+    }
+
+    fn on_ended(
+        &mut self,
+        ended: Result<(QueueName, store::Result<()>), tokio::task::JoinError>,
+    ) -> store::Result<()> {
+        match ended {
+            Ok((queue, result)) => {
+                self.queues.remove(&queue);
+                result
+            }
+            Err(error) => Err(store::Error::Closed(format!("a dispatcher failed: {error}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

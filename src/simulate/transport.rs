@@ -76,6 +76,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Seed;
+    use crate::provider::Reach;
     use crate::simulate::{Latency, Settings, WhenFull};
 
     fn transport(settings: Settings) -> SimulatedTransport {
@@ -90,6 +91,7 @@ mod tests {
             body: Bytes::from_static(br#"{"input":"x"}"#),
             timeout,
             max_reply: 1 << 20,
+            reach: Reach::Anywhere,
         }
     }
 

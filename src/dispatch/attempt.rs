@@ -1,0 +1,164 @@
+//! One attempt: intent, exchange, decision, settlement.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+
+use crate::clock::Clock;
+use crate::control::QueuePause;
+use crate::diag::printable;
+use crate::dispatch::gate::{Gate, Inside};
+use crate::domain::attempt::{History, decide};
+use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
+use crate::provider::{Provider, Reply, Usage};
+use crate::store::{self, Lease, Store};
+
+/// What all attempts of a queue share.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) provider: Provider,
+    pub(super) clock: Clock,
+    /// Closes for a refused key or a used-up quota: for all queues of the provider.
+    pub(super) provider_gate: Arc<Gate>,
+    /// Closes for a model that has gone: for this queue alone.
+    pub(super) model_gate: Arc<Gate>,
+    /// Whether the model has answered since the start.
+    pub(super) has_answered: AtomicBool,
+}
+
+/// A request whose turn has come.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) lease: Lease,
+    pub(super) request: Request,
+    pub(super) policy: RetryPolicy,
+    /// Tokens it was counted as.
+    pub(super) estimate: u64,
+    /// Uniform in `0.0..1.0`: spreads its retries.
+    pub(super) dice: f64,
+    /// Its places inside the provider and the model.
+    pub(super) inside: [Inside; 2],
+}
+
+/// What an attempt tells its dispatcher when it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) kind: EndedKind,
+    /// What it was counted as, and what it used.
+    pub(super) estimate: u64,
+    pub(super) usage: Option<Usage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndedKind {
+    /// The server took the request and judged it, whatever the verdict.
+    Served,
+    /// The server asked to come later.
+    Throttled { retry_after: Option<Duration> },
+    /// A transient failure.
+    Failed,
+    /// The gate has closed.
+    Blocked,
+}
+
+/// Makes one attempt and settles it. An error is the store's: nothing may be sent after it.
+pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<Ended> {
+    let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
+    parts.store.begin(&lease)?;
+    let called = AssertUnwindSafe(parts.provider.call(&request)).catch_unwind().await;
+    let now = parts.clock.now();
+    let Ok(Reply { outcome, usage, .. }) = called else {
+        let request_id = lease.request;
+        tracing::error!(request = %request_id, custom_id = printable(&request.custom_id), "an attempt panicked; its request fails");
+        let message = "batchd failed while it handled this request; please report it".to_owned();
+        let error = Some(RecordError { code: "internal_error".to_owned(), message });
+        let record = Record { request: request_id, custom_id: request.custom_id, response: None, error };
+        parts.store.settle(lease, Settlement::Discard(record)).await?;
+        return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None });
+    };
+    let kind = parts.notice(&outcome, &inside, now);
+    log(&lease, &request, &outcome);
+    let history = History {
+        request: lease.request,
+        custom_id: request.custom_id,
+        attempt: lease.attempt,
+        model_has_answered: parts.has_answered.load(Ordering::Relaxed),
+    };
+    let settlement = decide(outcome, history, &policy, now, dice);
+    parts.store.settle(lease, settlement).await?;
+    drop(inside);
+    Ok(Ended { kind, estimate, usage })
+}
+
+impl Parts {
+    /// Opens and closes gates by what was seen.
+    fn notice(&self, outcome: &Outcome, inside: &[Inside; 2], now: Timestamp) -> EndedKind {
+        match outcome {
+            Outcome::Answered(_) => {
+                self.has_answered.store(true, Ordering::Relaxed);
+                inside.iter().for_each(Inside::passed);
+                EndedKind::Served
+            }
+            Outcome::Refused(_) | Outcome::Unanswerable(_) => {
+                inside.iter().for_each(Inside::passed);
+                EndedKind::Served
+            }
+            Outcome::Throttled { retry_after, .. } => EndedKind::Throttled { retry_after: *retry_after },
+            Outcome::Failed(_) => EndedKind::Failed,
+            Outcome::Blocked(blocked) => {
+                let gate = match blocked.reason {
+                    PauseReason::Model if !self.has_answered.load(Ordering::Relaxed) => {
+                        inside.iter().for_each(Inside::passed);
+                        return EndedKind::Served;
+                    }
+                    PauseReason::Model => &self.model_gate,
+                    PauseReason::Auth | PauseReason::Quota | PauseReason::Disk | PauseReason::User => {
+                        &self.provider_gate
+                    }
+                };
+                let status = blocked.response.status_code;
+                let message = format!("{status}: {}", blocked.message);
+                let pause = QueuePause { reason: blocked.reason, message, since: now };
+                if gate.close(pause, blocked.retry_after, tokio::time::Instant::now()) {
+                    tracing::error!(
+                        provider = self.provider.name(),
+                        reason = blocked.reason.as_str(),
+                        status,
+                        error = printable(&blocked.message),
+                        "the provider refuses; nothing more is sent to it but a try now and then"
+                    );
+                }
+                EndedKind::Blocked
+            }
+        }
+    }
+}
+
+fn log(lease: &Lease, request: &Request, outcome: &Outcome) {
+    let (request_id, custom_id, attempt) = (lease.request, &request.custom_id, lease.attempt);
+    match outcome {
+        Outcome::Answered(response) => {
+            tracing::trace!(request = %request_id, custom_id, attempt, status = response.status_code, "answered");
+        }
+        Outcome::Refused(response) => {
+            tracing::debug!(request = %request_id, custom_id, attempt, status = response.status_code, "refused");
+        }
+        Outcome::Unanswerable(error) => {
+            tracing::debug!(request = %request_id, custom_id, attempt, code = error.code, "unanswerable");
+        }
+        Outcome::Throttled { code, retry_after } => {
+            tracing::debug!(request = %request_id, custom_id, attempt, code, ?retry_after, "told to come later");
+        }
+        Outcome::Failed(failure) => {
+            let (code, error) = (failure.code, printable(&failure.message));
+            tracing::debug!(request = %request_id, custom_id, attempt, code, error, "failed");
+        }
+        Outcome::Blocked(blocked) => {
+            tracing::debug!(request = %request_id, custom_id, attempt, reason = blocked.reason.as_str(), "blocked");
+        }
+    }
+}

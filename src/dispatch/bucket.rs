@@ -1,0 +1,111 @@
+//! A token bucket: so much a minute, spent in advance never, and no burst at the start.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How much may be spent at once, as a share of the rate: a tenth of a second's worth evens out the timer's
+/// grain and is far below any window that providers count in.
+const BURST: Duration = Duration::from_millis(100);
+
+/// See the module's words. What costs more than the burst is let through when the bucket is full and leaves
+/// a debt, so that a large request waits its share and no longer.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    per_second: f64,
+    capacity: f64,
+    level: f64,
+    filled_at: Instant,
+}
+
+impl Bucket {
+    #[expect(clippy::cast_precision_loss, reason = "no provider counts beyond 2^52 a minute")]
+    pub(super) fn per_minute(amount: u64, now: Instant) -> Self {
+        let per_second = amount.max(1) as f64 / 60.0;
+        let capacity = (per_second * BURST.as_secs_f64()).max(1.0);
+        Self { per_second, capacity, level: capacity, filled_at: now }
+    }
+
+    /// When `cost` may be spent; not later than `now` if at once.
+    pub(super) fn ready_at(&mut self, cost: u64, now: Instant) -> Instant {
+        self.fill(now);
+        let missing = amount(cost).min(self.capacity) - self.level;
+        if missing <= 0.0 { now } else { now + Duration::from_secs_f64(missing / self.per_second) }
+    }
+
+    pub(super) fn spend(&mut self, cost: u64, now: Instant) {
+        self.fill(now);
+        self.level -= amount(cost);
+    }
+
+    /// Replaces an estimate by what was really used.
+    pub(super) fn correct(&mut self, estimated: u64, used: u64) {
+        self.level = (self.level + amount(estimated) - amount(used)).min(self.capacity);
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.level = (self.level + elapsed * self.per_second).min(self.capacity);
+        self.filled_at = now;
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no request costs beyond 2^52 tokens")]
+const fn amount(cost: u64) -> f64 {
+    cost as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{advance, sleep_until};
+
+    use super::*;
+
+    /// Spends `cost` as often as the bucket lets within `span`.
+    async fn spent(bucket: &mut Bucket, cost: u64, span: Duration) -> u64 {
+        let end = Instant::now() + span;
+        let mut times = 0;
+        loop {
+            let ready = bucket.ready_at(cost, Instant::now());
+            if ready >= end {
+                return times;
+            }
+            sleep_until(ready).await;
+            // A timer may fire a grain early; what counts is that it is ready then.
+            if bucket.ready_at(cost, Instant::now()) <= Instant::now() {
+                bucket.spend(cost, Instant::now());
+                times += 1;
+            } else {
+                advance(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn allows_its_rate_and_hardly_a_burst() {
+        for rate in [60, 600, 3_000] {
+            let mut bucket = Bucket::per_minute(rate, Instant::now());
+            let times = spent(&mut bucket, 1, Duration::from_mins(1)).await;
+            assert!((rate * 99 / 100..=rate + rate / 600 + 1).contains(&times), "{times} of {rate}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cost_above_the_burst_passes_and_leaves_a_debt() {
+        let mut bucket = Bucket::per_minute(6_000, Instant::now());
+        assert_eq!(bucket.ready_at(1_000, Instant::now()), Instant::now());
+        bucket.spend(1_000, Instant::now());
+        let wait = bucket.ready_at(10, Instant::now()) - Instant::now();
+        assert!((9.9..10.1).contains(&wait.as_secs_f64()), "{wait:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn corrections_give_back_and_take_away() {
+        let mut bucket = Bucket::per_minute(60_000, Instant::now());
+        bucket.spend(1_100, Instant::now());
+        bucket.correct(1_100, 100);
+        assert_eq!(bucket.ready_at(1, Instant::now()), Instant::now());
+        bucket.correct(0, 1_000);
+        assert!(bucket.ready_at(1, Instant::now()) > Instant::now());
+    }
+}

@@ -1,0 +1,128 @@
+//! The limits of one queue: slots, requests/min, tokens/min, and holding still when told to.
+//!
+//! All of them belong to one task, so there is nothing to lock. Finding the right concurrency by watching
+//! replies, and learning limits from headers, have their place here.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::{self, Concurrency};
+use crate::dispatch::attempt::{Ended, EndedKind};
+use crate::dispatch::bucket::Bucket;
+
+/// Slots of a queue whose concurrency is to be found.
+const AUTO_SLOTS: u32 = 64;
+
+/// After so many replies in a row that say *later* the whole queue holds still for as long as the last one
+/// asked: a few may be chance, so many mean that every further request would be refused too.
+const HOLD_AFTER: u32 = 5;
+
+/// How long the queue holds still where the server doesn't say.
+const HOLD_DEFAULT: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Limits {
+    slots: usize,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    throttled_in_a_row: u32,
+    hold_until: Option<Instant>,
+}
+
+impl Limits {
+    pub(super) fn new(limits: &config::Limits, now: Instant) -> Self {
+        let slots = match limits.concurrency {
+            Concurrency::Fixed(slots) => slots.max(1),
+            Concurrency::Auto => AUTO_SLOTS,
+        };
+        Self {
+            slots: slots as usize,
+            requests: limits.requests_per_minute.map(|n| Bucket::per_minute(u64::from(n), now)),
+            tokens: limits.tokens_per_minute.map(|n| Bucket::per_minute(n, now)),
+            throttled_in_a_row: 0,
+            hold_until: None,
+        }
+    }
+
+    /// How many requests may be in flight.
+    pub(super) const fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Whether a request may have to wait for more than a slot.
+    pub(super) const fn is_paced(&self) -> bool {
+        self.requests.is_some() || self.tokens.is_some()
+    }
+
+    /// When a request counted as `tokens` may be sent; not later than `now` if at once.
+    pub(super) fn ready_at(&mut self, tokens: u64, now: Instant) -> Instant {
+        let requests = self.requests.as_mut().map_or(now, |bucket| bucket.ready_at(1, now));
+        let tokens = self.tokens.as_mut().map_or(now, |bucket| bucket.ready_at(tokens, now));
+        requests.max(tokens).max(self.hold_until.unwrap_or(now))
+    }
+
+    /// Counts a request that is being sent.
+    pub(super) fn spend(&mut self, tokens: u64, now: Instant) {
+        if let Some(bucket) = &mut self.requests {
+            bucket.spend(1, now);
+        }
+        if let Some(bucket) = &mut self.tokens {
+            bucket.spend(tokens, now);
+        }
+    }
+
+    /// Learns from an attempt that has ended.
+    pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
+        if let (Some(bucket), Some(usage)) = (&mut self.tokens, ended.usage) {
+            bucket.correct(ended.estimate, usage.input_tokens.saturating_add(usage.output_tokens));
+        }
+        match ended.kind {
+            EndedKind::Served => self.throttled_in_a_row = 0,
+            EndedKind::Throttled { retry_after } => {
+                self.throttled_in_a_row += 1;
+                if self.throttled_in_a_row >= HOLD_AFTER {
+                    let until = now + retry_after.unwrap_or(HOLD_DEFAULT);
+                    self.hold_until = Some(self.hold_until.unwrap_or(until).max(until));
+                }
+            }
+            EndedKind::Failed | EndedKind::Blocked => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Usage;
+
+    fn ended(kind: EndedKind) -> Ended {
+        Ended { kind, estimate: 0, usage: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_holds_still_only_after_several_refusals_in_a_row() {
+        let mut limits = Limits::new(&config::Limits::default(), Instant::now());
+        let now = Instant::now();
+        let throttled = ended(EndedKind::Throttled { retry_after: Some(Duration::from_secs(7)) });
+        for _ in 0..3 {
+            (0..HOLD_AFTER - 1).for_each(|_| limits.on_ended(&throttled, now));
+            limits.on_ended(&ended(EndedKind::Served), now);
+        }
+        assert_eq!(limits.ready_at(1, now), now);
+        (0..HOLD_AFTER).for_each(|_| limits.on_ended(&throttled, now));
+        assert_eq!(limits.ready_at(1, now), now + Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_are_corrected_by_what_was_used() {
+        let config = config::Limits { tokens_per_minute: Some(6_000), ..config::Limits::default() };
+        let mut limits = Limits::new(&config, Instant::now());
+        let now = Instant::now();
+        limits.spend(1_000, now);
+        assert!(limits.ready_at(1, now) > now + Duration::from_secs(9));
+        let usage = Some(Usage { input_tokens: 5, output_tokens: 5 });
+        limits.on_ended(&Ended { kind: EndedKind::Served, estimate: 1_000, usage }, now);
+        assert!(limits.ready_at(1, now) <= now + Duration::from_secs(1));
+    }
+}
