@@ -4,16 +4,38 @@
 //! with its place ([`Report`]), and writes the job's line index (and, for TOML specs, the rendered
 //! requests) as it goes. [`parse_line`] reads one request again when its turn comes.
 
+mod cron;
+mod document;
+mod files;
+mod ids;
+mod index;
 pub mod json;
+mod jsonl;
+mod line;
+mod lines;
+mod name;
+mod objects;
 pub mod params;
+mod pick;
+mod problem;
+mod render;
+mod rows;
+mod schema;
+mod template;
+#[cfg(test)]
+mod trial;
 
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::diag::{Diagnostic, Report};
+use crate::diag::{Diagnostic, Report, Severity};
 use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request};
+use crate::spec::problem::{Problem, Spot};
+
+/// What an accepted job's input is called in diagnostics.
+const INPUT: &str = "input.jsonl";
 
 /// What must be known of the configuration to judge a spec.
 #[derive(Clone, Debug)]
@@ -107,13 +129,39 @@ pub enum Error {
 }
 
 /// Validates a whole spec and writes what a job needs of it.
-pub fn read(source: Source, settings: &Settings, sinks: Sinks<'_>) -> Result<Checked, Error> {
-    let _ = (source, settings, sinks.index, sinks.input);
-    Err(Error::Rejected(Report::default()))
+pub fn read(source: Source, settings: &Settings, mut sinks: Sinks<'_>) -> Result<Checked, Error> {
+    match source.form {
+        Form::Jsonl => jsonl::read(source, settings, &mut sinks),
+        Form::Toml => render::read(&source, settings, &mut sinks),
+    }
 }
 
 /// Reads one line of an accepted job's input again, when its turn comes. Line `number` as in the file.
+///
+/// An error means that the line is not the one that was accepted.
 pub fn parse_line(job: &Job, line: &[u8], number: u32) -> Result<Request, Diagnostic> {
-    let _ = (job, line);
-    Err(Diagnostic::error("input.jsonl", number, 0, "not read"))
+    parsed(job, line, number).map(line::Parsed::into_request)
+}
+
+/// The `custom_id` of one line of an accepted job's input, without the rest of it.
+pub fn custom_id(job: &Job, line: &[u8], number: u32) -> Result<String, Diagnostic> {
+    parsed(job, line, number).map(|parsed| parsed.custom_id.into_owned())
+}
+
+fn parsed<'a>(job: &Job, line: &'a [u8], number: u32) -> Result<line::Parsed<'a>, Diagnostic> {
+    let text = std::str::from_utf8(line)
+        .map_err(|_| Diagnostic::error(INPUT, number, 0, "the line is no longer UTF-8"))?;
+    let spot = Spot { file: INPUT, line: number, text: Some(text) };
+    let rules = line::Rules { ending: job.ending, number, has_model: false };
+    let mut first = None;
+    let parsed = line::read(text, rules, &mut |problem| {
+        if problem.severity == Severity::Error {
+            first.get_or_insert(problem);
+        }
+    });
+    match parsed {
+        Ok(Some(parsed)) => Ok(parsed),
+        Ok(None) => Err(first.unwrap_or_else(|| Problem::error(0, "no request")).at(spot)),
+        Err(syntax) => Err(Problem::from(syntax).at(spot)),
+    }
 }

@@ -1,0 +1,83 @@
+//! Finds duplicate `custom_id`s without keeping the ids: 12 bytes a request.
+//!
+//! Equal hashes are only candidates. Their ids are read again and compared before anything is said.
+
+use std::hash::{DefaultHasher, Hasher as _};
+
+use crate::diag::{Place, Report};
+use crate::spec::problem::shown;
+
+/// Groups of equal hashes whose ids are compared in one more pass over the input.
+const GROUPS_AT_ONCE: usize = 1000;
+
+/// The hashes of a job's ids.
+#[derive(Debug, Default)]
+pub(super) struct Ids {
+    /// Hash (two words) and ordinal. Words of 32 bits, as 64 would pad an entry to 16 bytes.
+    seen: Vec<[u32; 3]>,
+}
+
+/// Takes a request's ordinal, its id and where the id stands.
+pub(super) type Visit<'v> = &'v mut dyn FnMut(u32, &str, Place);
+
+/// Another pass over the requests with these ordinals (ascending).
+pub(super) type Again<'a> = &'a mut dyn FnMut(&[u32], Visit<'_>);
+
+impl Ids {
+    /// `ordinal` grows from call to call.
+    pub(super) fn insert(&mut self, id: &str, ordinal: u32) {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(id.as_bytes());
+        let hash = hasher.finish();
+        let word = |shift: u32| u32::try_from((hash >> shift) & u64::from(u32::MAX)).unwrap_or_default();
+        self.seen.push([word(32), word(0), ordinal]);
+    }
+
+    /// Reports every id that was there before.
+    pub(super) fn report(mut self, report: &mut Report, again: Again<'_>) {
+        self.seen.sort_unstable();
+        let same = |a: &[u32; 3], b: &[u32; 3]| a.first_chunk::<2>() == b.first_chunk::<2>();
+        let mut groups: Vec<&[[u32; 3]]> = self.seen.chunk_by(same).filter(|group| group.len() > 1).collect();
+        // Those that repeat first are reported first.
+        groups.sort_unstable_by_key(|group| group.get(1).map(|[.., ordinal]| *ordinal));
+        for groups in groups.chunks(GROUPS_AT_ONCE) {
+            let before = report.errors();
+            compare(groups, report, again);
+            if report.errors() - before >= Report::SHOWN_MAX as u64 {
+                break;
+            }
+        }
+    }
+}
+
+/// Reads the ids of some groups again and reports those that are equal.
+fn compare(groups: &[&[[u32; 3]]], report: &mut Report, again: Again<'_>) {
+    let mut wanted: Vec<(u32, usize)> = Vec::new();
+    for (number, group) in groups.iter().enumerate() {
+        wanted.extend(group.iter().map(|[.., ordinal]| (*ordinal, number)));
+    }
+    wanted.sort_unstable();
+    let ordinals: Vec<u32> = wanted.iter().map(|(ordinal, _)| *ordinal).collect();
+    // The different ids of each group; almost always there is one.
+    let mut firsts: Vec<Vec<(String, Place)>> = groups.iter().map(|_| Vec::new()).collect();
+    again(&ordinals, &mut |ordinal, id, place| {
+        let Ok(at) = wanted.binary_search_by_key(&ordinal, |(ordinal, _)| *ordinal) else { return };
+        let Some(known) = wanted.get(at).and_then(|(_, number)| firsts.get_mut(*number)) else { return };
+        if let Some((_, first)) = known.iter().find(|(known, _)| known == id) {
+            report.push(duplicate(id, first, place));
+        } else {
+            known.push((id.to_owned(), place));
+        }
+    });
+}
+
+fn duplicate(id: &str, first: &Place, place: Place) -> crate::diag::Diagnostic {
+    let earlier = if first.file == place.file { format!("line {}", first.line) } else { first.to_string() };
+    let message = format!("duplicate custom_id {}, first used on {earlier}", shown(id));
+    crate::diag::Diagnostic {
+        severity: crate::diag::Severity::Error,
+        place,
+        message,
+        hint: Some("each request needs one of its own: answers are told apart by it".to_owned()),
+    }
+}

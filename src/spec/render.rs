@@ -1,0 +1,716 @@
+//! A TOML spec: its rows are rendered into batch lines, once, when the spec is read.
+//!
+//! Each rendered line goes through the same checks as a line of a JSONL spec; what is found stands at the row
+//! that the line was made of.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+
+use crate::diag::{Diagnostic, Place, Report, Severity};
+use crate::domain::{Endpoint, Kind};
+use crate::spec::document::{Document, Placed, quoted};
+use crate::spec::files::{Files, Found};
+use crate::spec::ids::Visit;
+use crate::spec::index::Index;
+use crate::spec::jsonl::check_parameters;
+use crate::spec::line::{self, Rules};
+use crate::spec::lines::Hashing;
+use crate::spec::objects::{self, Visited};
+use crate::spec::problem::{Problem, Spot, Syntax, shown};
+use crate::spec::rows::{self, DataForm, Row};
+use crate::spec::schema::{self, Content, Inline, Piece, Spec, Work};
+use crate::spec::template::{Failed, TemplateId};
+use crate::spec::{Checked, Error, Settings, Sinks, Source, json, name};
+
+/// A larger spec is refused before it is parsed: TOML takes seventy times its size in memory.
+const SPEC_BYTES_MAX: u64 = 1024 * 1024;
+/// A piece of work large enough that a write costs nothing.
+const BUFFER: usize = 64 * 1024;
+/// Different findings about parameters that are told apart in a job whose lines are all made alike.
+const FINDINGS_MAX: usize = 256;
+
+/// See [`spec::read`](crate::spec::read).
+pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) -> Result<Checked, Error> {
+    let mut report = Report::default();
+    let Some(text) = text(source, &mut report) else { return Err(Error::Rejected(report)) };
+    let document = Document { file: &source.display, text: text.strip_prefix('\u{feff}').unwrap_or(&text) };
+    let spec = schema::read(document, settings, &mut report);
+    let job_name = match spec.as_ref().and_then(|spec| spec.name.clone()) {
+        Some(name) => Some(name),
+        None => name::of_file(&source.display, &mut report),
+    };
+    let (Some(spec), Some(name)) = (spec, job_name) else { return Err(Error::Rejected(report)) };
+    let files = Files::new(&source.folder, &settings.input_dirs);
+    let found = found(&spec, &files, document, &mut report);
+    if report.has_errors() {
+        return Err(Error::Rejected(report));
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(text.as_bytes());
+    let job = Job { spec: &spec, document, files, found, max_line: settings.max_line };
+    let mut writer = LineWriter::new(&mut *sinks.input, &spec);
+    let mut index = Index::new(&mut *sinks.index, &spec.provider.name);
+    job.each(Some(&mut hasher), &mut report, &mut |rendered, report| {
+        writer.take(rendered, &mut index, settings.max_line, report);
+    });
+    let again = &mut |wanted: &[u32], visit: Visit<'_>| job.ids(wanted, visit);
+    let indexed = index.finish(&mut report, again).map_err(Error::Sink)?;
+    writer.finish().map_err(Error::Sink)?;
+    report.sort();
+    if report.has_errors() {
+        return Err(Error::Rejected(report));
+    }
+    Ok(Checked {
+        kind: spec.kind,
+        name,
+        ending: None,
+        settings: spec.settings.clone(),
+        queues: indexed.queues,
+        queue_totals: indexed.queue_totals,
+        total: indexed.total,
+        content_hash: hasher.finalize().to_hex().to_string(),
+        findings: report,
+    })
+}
+
+/// The spec's text, if it is small enough and UTF-8.
+fn text(source: &Source, report: &mut Report) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut file: &File = &source.file;
+    let read =
+        file.seek(SeekFrom::Start(0)).and_then(|_| file.take(SPEC_BYTES_MAX + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        report.push(objects::unreadable(&source.display, &error));
+        return None;
+    }
+    if bytes.len() as u64 > SPEC_BYTES_MAX {
+        let found = Diagnostic::error(&source.display, 0, 0, "the spec is larger than 1 MiB");
+        report.push(found.hint("put the data into a file of its own and name it in `[input]`"));
+        return None;
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let valid = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes());
+            let found = Document { file: &source.display, text: &text }.error(valid, "invalid UTF-8");
+            report.push(found.hint("save the file as UTF-8"));
+            None
+        }
+    }
+}
+
+/// The spec's data files with how each is read.
+fn found(
+    spec: &Spec<'_>,
+    files: &Files,
+    document: Document<'_>,
+    report: &mut Report,
+) -> Vec<(Found, DataForm)> {
+    let (path, lines) = match &spec.work {
+        Work::Rows { path, .. } => (path, false),
+        Work::Lines { path } => (path, true),
+        Work::Inline(_) => return Vec::new(),
+    };
+    let Placed { value, offset } = path;
+    let found = match files.find(value) {
+        Ok(found) => found,
+        Err(refused) => {
+            let mut error = document.error(*offset, format!("`file`: {}", refused.message));
+            error.hint = refused.hint;
+            report.push(error);
+            return Vec::new();
+        }
+    };
+    let mut forms = Vec::new();
+    for file in found {
+        match DataForm::of(&file.display) {
+            Some(form) if !lines || form == DataForm::Jsonl => forms.push((file, form)),
+            Some(_) => {
+                let message = format!("{} is no .jsonl, as kind `requests` needs", shown(&file.display));
+                report.push(document.error(*offset, message));
+            }
+            None => {
+                let message = format!("{} is no kind of data file that is known", shown(&file.display));
+                report.push(document.error(*offset, message).hint("expected .jsonl, .csv or .txt"));
+            }
+        }
+    }
+    forms
+}
+
+/// One request as it was made.
+#[derive(Clone, Copy)]
+struct Rendered<'r> {
+    /// From 1, over all files.
+    ordinal: u32,
+    custom_id: &'r str,
+    endpoint: Endpoint,
+    body: &'r str,
+    spot: Spot<'r>,
+}
+
+/// Takes every request of a job.
+type EachRequest<'v> = &'v mut dyn FnMut(Rendered<'_>, &mut Report);
+
+/// A spec with its data files, which can be gone over more than once.
+struct Job<'j> {
+    spec: &'j Spec<'j>,
+    document: Document<'j>,
+    files: Files,
+    found: Vec<(Found, DataForm)>,
+    max_line: u64,
+}
+
+impl Job<'_> {
+    fn each(&self, mut hasher: Option<&mut blake3::Hasher>, report: &mut Report, visit: EachRequest<'_>) {
+        let endpoint = self.spec.kind.endpoint();
+        if let (Work::Inline(requests), Some(endpoint)) = (&self.spec.work, endpoint) {
+            for (number, request) in requests.iter().enumerate() {
+                self.inline(number, request, endpoint, report, visit);
+            }
+            return;
+        }
+        let mut unused = blake3::Hasher::new();
+        let mut state = Rows::new(self.spec);
+        for (found, form) in &self.found {
+            let file = match self.files.open(found) {
+                Ok(file) => file,
+                Err(refused) => {
+                    let mut error = Diagnostic::error(&found.display, 0, 0, refused.message);
+                    error.hint = refused.hint;
+                    report.push(error);
+                    continue;
+                }
+            };
+            let hasher = hasher.as_deref_mut().unwrap_or(&mut unused);
+            let input = Hashing { input: file, hasher };
+            let before = (state.ordinal, report.errors());
+            state.lines_before = state.lines_before.saturating_add(std::mem::take(&mut state.line));
+            state.ending = name::ending(&found.display);
+            rows::each(*form, input, (&found.display, self.max_line), report, &mut |row, line, report| {
+                state.row(row, Spot { file: &found.display, line, text: None }, report, visit)
+            });
+            if (state.ordinal, report.errors()) == before {
+                let error = Diagnostic::error(&found.display, 0, 0, "the file has no rows");
+                report.push(error.hint("an empty file is more often a mistake than a job"));
+            }
+            if state.hopeless {
+                return;
+            }
+        }
+    }
+
+    fn inline(
+        &self,
+        number: usize,
+        request: &Inline,
+        endpoint: Endpoint,
+        report: &mut Report,
+        visit: EachRequest<'_>,
+    ) {
+        let ordinal = u32::try_from(number + 1).unwrap_or(u32::MAX);
+        let own: Vec<(&str, &str)> =
+            request.members.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let body = format!("{{{}}}", merged(self.spec, &own));
+        let default = || format!("request-{ordinal}");
+        let custom_id = request.custom_id.clone().unwrap_or_else(default);
+        let spot = Spot { file: self.document.file, line: request.line, text: None };
+        visit(Rendered { ordinal, custom_id: &custom_id, endpoint, body: &body, spot }, report);
+    }
+
+    /// Reads the ids of some requests again.
+    fn ids(&self, wanted: &[u32], visit: Visit<'_>) {
+        if wanted.is_empty() {
+            return;
+        }
+        self.each(None, &mut Report::default(), &mut |rendered, _| {
+            if wanted.binary_search(&rendered.ordinal).is_ok() {
+                let Spot { file, line, .. } = rendered.spot;
+                visit(rendered.ordinal, rendered.custom_id, Place { file: file.to_owned(), line, column: 0 });
+            }
+        });
+    }
+}
+
+/// Makes requests of rows.
+struct Rows<'s> {
+    spec: &'s Spec<'s>,
+    variables: Vec<String>,
+    /// The members that every body begins with, ready to be followed by the row's own.
+    head: String,
+    ordinal: u32,
+    /// Lines of the files before this one, and of this one so far.
+    lines_before: u32,
+    line: u32,
+    /// What bare bodies of this file mean.
+    ending: Option<Kind>,
+    /// A template fails for every row: the first one is enough.
+    hopeless: bool,
+}
+
+impl<'s> Rows<'s> {
+    fn new(spec: &'s Spec<'s>) -> Self {
+        let head = match &spec.work {
+            // The content comes last, so that what stands before it can be made once.
+            Work::Rows { content, .. } => merged(spec, &[(content.key, "")]),
+            Work::Lines { .. } | Work::Inline(_) => String::new(),
+        };
+        Self {
+            spec,
+            variables: spec.templates.variables(),
+            head,
+            ordinal: 0,
+            lines_before: 0,
+            line: 0,
+            ending: None,
+            hopeless: false,
+        }
+    }
+
+    fn row(&mut self, row: Row<'_>, spot: Spot<'_>, report: &mut Report, visit: EachRequest<'_>) -> Visited {
+        if self.hopeless {
+            return Ok(());
+        }
+        self.line = spot.line;
+        match &self.spec.work {
+            Work::Rows { custom_id, content, .. } => {
+                let fields = row.fields(&self.variables)?;
+                self.ordinal = self.ordinal.saturating_add(1);
+                let keys = || row.keys();
+                let render = |id: TemplateId| self.spec.templates.render(id, &fields, &keys);
+                let custom_id = match custom_id {
+                    Some(id) => render(*id),
+                    None => Ok(format!("row-{}", self.ordinal)),
+                };
+                let made = custom_id.and_then(|id| Ok((id, self.body(content, row, &render)?)));
+                match (made, self.spec.kind.endpoint()) {
+                    (Ok((custom_id, body)), Some(endpoint)) => {
+                        let ordinal = self.ordinal;
+                        visit(
+                            Rendered { ordinal, custom_id: &custom_id, endpoint, body: &body, spot },
+                            report,
+                        );
+                    }
+                    (Err(failed), _) => self.failed(failed, spot, report),
+                    (Ok(_), None) => {}
+                }
+                Ok(())
+            }
+            Work::Lines { .. } => match row {
+                Row::Object(text) => self.line(text, spot, report, visit),
+                Row::Record { .. } | Row::Text(_) => Ok(()),
+            },
+            Work::Inline(_) => Ok(()),
+        }
+    }
+
+    fn body(
+        &self,
+        content: &Content,
+        row: Row<'_>,
+        render: &dyn Fn(TemplateId) -> Result<String, Failed>,
+    ) -> Result<String, Failed> {
+        let mut body = format!("{{{}", self.head);
+        match (&content.pieces, row) {
+            (Some(pieces), _) => {
+                for piece in pieces {
+                    match piece {
+                        Piece::Json(json) => body.push_str(json),
+                        Piece::Template(id) => body.push_str(&quoted(&render(*id)?)),
+                    }
+                }
+            }
+            (None, Row::Text(text)) => body.push_str(&quoted(text)),
+            (None, Row::Object(_) | Row::Record { .. }) => body.push_str("null"),
+        }
+        body.push('}');
+        Ok(body)
+    }
+
+    fn failed(&mut self, failed: Failed, spot: Spot<'_>, report: &mut Report) {
+        self.hopeless = failed.always;
+        let mut error = Diagnostic::error(spot.file, spot.line, 0, failed.message);
+        error.hint = failed.hint;
+        report.push(error);
+    }
+
+    /// A line of a file of requests, with the job's model and parameters put in.
+    fn line(&mut self, text: &str, spot: Spot<'_>, report: &mut Report, visit: EachRequest<'_>) -> Visited {
+        let spot = Spot { text: Some(text), ..spot };
+        let number = self.lines_before.saturating_add(spot.line);
+        let rules = Rules { ending: self.ending, number, has_model: self.spec.model.is_some() };
+        let Some(request) = line::read(text, rules, &mut |problem| report.push(problem.at(spot)))? else {
+            self.ordinal = self.ordinal.saturating_add(1);
+            return Ok(());
+        };
+        self.ordinal = self.ordinal.saturating_add(1);
+        let needs_model = request.model.is_none() && self.spec.model.is_some();
+        let (ordinal, endpoint) = (self.ordinal, request.endpoint);
+        let custom_id = request.custom_id.as_ref();
+        let own = request.body.text();
+        if self.spec.parameters.is_empty() && !needs_model {
+            visit(Rendered { ordinal, custom_id, endpoint, body: own, spot }, report);
+            return Ok(());
+        }
+        let members = json::members(own).map_err(|error| Syntax::new(own, &error))?;
+        let own: Vec<(&str, &str)> =
+            members.iter().map(|member| (member.key.as_ref(), member.value)).collect();
+        let body = format!("{{{}}}", merged(self.spec, &own));
+        let spot = Spot { text: None, ..spot };
+        visit(Rendered { ordinal, custom_id, endpoint, body: &body, spot }, report);
+        Ok(())
+    }
+}
+
+/// The members of a body: the model first, then the parameters that the request does not have itself, then
+/// the request's own.
+fn merged(spec: &Spec<'_>, own: &[(&str, &str)]) -> String {
+    // A request may say `null` for its model and still get the job's.
+    let named = own.iter().find(|(key, value)| *key == "model" && *value != "null").map(|(_, value)| *value);
+    let model = named.or(spec.model.as_deref()).map(|model| ("model", model));
+    let others = spec.parameters.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let others = others.filter(|(key, _)| !own.iter().any(|(name, _)| name == key));
+    let own = own.iter().copied().filter(|(key, _)| *key != "model");
+    let mut text = String::new();
+    for (key, value) in model.into_iter().chain(others).chain(own) {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&quoted(key));
+        text.push(':');
+        text.push_str(value);
+    }
+    text
+}
+
+/// Checks made requests and writes them as batch lines.
+struct LineWriter<'w> {
+    sink: BufWriter<&'w mut dyn Write>,
+    strict: bool,
+    offset: u64,
+    number: u32,
+    line: String,
+    /// What was said about parameters: as all bodies are made alike, once is enough.
+    told: BTreeSet<String>,
+    failed: Option<io::Error>,
+}
+
+impl<'w> LineWriter<'w> {
+    fn new(sink: &'w mut dyn Write, spec: &Spec<'_>) -> Self {
+        Self {
+            sink: BufWriter::with_capacity(BUFFER, sink),
+            strict: spec.strict,
+            offset: 0,
+            number: 0,
+            line: String::new(),
+            told: BTreeSet::new(),
+            failed: None,
+        }
+    }
+
+    fn take(&mut self, rendered: Rendered<'_>, index: &mut Index<'_>, max: u64, report: &mut Report) {
+        let Rendered { ordinal, custom_id, endpoint, body, spot } = rendered;
+        let mut line = std::mem::take(&mut self.line);
+        line.clear();
+        line.push_str("{\"custom_id\":");
+        line.push_str(&quoted(custom_id));
+        line.push_str(",\"method\":\"POST\",\"url\":\"");
+        line.push_str(endpoint.url());
+        line.push_str("\",\"body\":");
+        line.push_str(body);
+        line.push('}');
+        self.number = self.number.saturating_add(1);
+        let whole = Spot { text: None, ..spot };
+        if line.len() as u64 > max {
+            let message = format!("the request has {} bytes, which is over the bound", line.len());
+            report.push(Diagnostic::error(spot.file, spot.line, 0, message).hint(objects::MAX_LINE_HINT));
+        } else {
+            self.check(&line, (ordinal, whole), index, report);
+        }
+        line.push('\n');
+        if !report.has_errors() && self.failed.is_none() {
+            self.failed = self.sink.write_all(line.as_bytes()).err();
+        }
+        self.offset += line.len() as u64;
+        self.line = line;
+    }
+
+    fn check(
+        &mut self,
+        line: &str,
+        (ordinal, spot): (u32, Spot<'_>),
+        index: &mut Index<'_>,
+        report: &mut Report,
+    ) {
+        let rules = Rules { number: self.number, ..Rules::default() };
+        let request = match line::read(line, rules, &mut |problem| report.push(problem.at(spot))) {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(syntax) => return report.push(Problem::from(syntax).at(spot)),
+        };
+        let told = &mut self.told;
+        check_parameters(&request, self.strict, &mut |problem| {
+            let known = told.contains(&problem.message);
+            if known && problem.severity == Severity::Warning {
+                return;
+            }
+            if told.len() < FINDINGS_MAX {
+                told.insert(problem.message.clone());
+            }
+            report.push(problem.at(spot));
+        });
+        index.push(&request, ordinal, (self.offset, line.len(), self.number), spot, report);
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.sink.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::{OnUncertain, Order};
+    use crate::spec::trial::Trial;
+
+    fn bodies(trial: &Trial, spec: &str) -> Vec<(String, String)> {
+        let accepted = trial.read(spec).unwrap();
+        accepted.requests.into_iter().map(|r| (r.custom_id, r.body.get().to_owned())).collect()
+    }
+
+    fn owned<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(String, String)> {
+        pairs.map(|(id, body)| (id.to_owned(), body.to_owned())).to_vec()
+    }
+
+    const CHAT: &str = r#"
+kind = "chat"
+name = "nightly"
+model = "m"
+priority = 9
+deadline = "6h"
+on_uncertain = "hold"
+
+[parameters]
+temperature = 0
+top_p = 0.5
+stop = ["a", "b"]
+
+[input]
+file = "inputs/articles.jsonl"
+custom_id = "{{ id }}"
+messages = [
+  { role = "system", content = "Be brief." },
+  { role = "user", content = "{{ text }}" },
+]
+
+[output]
+order = "completion"
+
+[retry]
+max_attempts = 3
+base_delay = "500ms"
+"#;
+
+    #[test]
+    fn rows_become_batch_lines() {
+        let trial = Trial::new().with("a.toml", CHAT).with(
+            "inputs/articles.jsonl",
+            "{\"id\": 1, \"text\": \"say \\\"é\\\"\"}\n\n{\"id\": \"b\", \"text\": \"<x>\", \"more\": []}\n",
+        );
+        let accepted = trial.read("a.toml").unwrap();
+        let head = r#"{"model":"m","temperature":0,"top_p":0.5,"stop":["a","b"],"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"#;
+        let line = |id: &str, text: &str| {
+            format!(
+                r#"{{"custom_id":"{id}","method":"POST","url":"/v1/chat/completions","body":{head}{text}}}]}}}}"#
+            )
+        };
+        assert_eq!(accepted.input, format!("{}\n{}\n", line("1", r#""say \"é\"""#), line("b", "\"<x>\"")));
+        let checked = accepted.checked;
+        assert_eq!((checked.kind, checked.name.as_str(), checked.ending), (Kind::Chat, "nightly", None));
+        assert_eq!((checked.settings.priority, checked.settings.order), (9, Order::Completion));
+        assert_eq!(checked.settings.deadline, Some(Duration::from_hours(6)));
+        assert_eq!(checked.settings.on_uncertain, Some(OnUncertain::Hold));
+        assert_eq!(checked.settings.retry.max_attempts, Some(3));
+        assert_eq!(checked.settings.retry.base_delay, Some(Duration::from_millis(500)));
+        assert_eq!(checked.queues.iter().map(ToString::to_string).collect::<Vec<_>>(), ["openai/m"]);
+    }
+
+    #[test]
+    fn texts_records_and_globs_are_rows_too() {
+        let prompt = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"in/*.txt\"\n";
+        let trial = Trial::new()
+            .with("t.toml", prompt)
+            .with("in/b.txt", "three\r\n")
+            .with("in/a.txt", "one\n\ntwo")
+            .with("c.toml", "kind = \"images\"\nprovider = \"local\"\n[input]\nfile = \"c.csv\"\ncustom_id = \"{{name}}\"\nprompt = \"A {{ what }}\\n\"\n")
+            .with("c.csv", "name,what\nx,\"cat, \"\"wild\"\"\nred\"\n")
+            .with("e.toml", "kind = \"embeddings\"\nmodel = \"m\"\n[input]\nfile = \"in/b.txt\"\ninput = [\"{{ text }}\", \"x\"]\n");
+        assert_eq!(
+            bodies(&trial, "t.toml"),
+            owned([
+                ("row-1", r#"{"model":"m","prompt":"one"}"#),
+                ("row-2", r#"{"model":"m","prompt":"two"}"#),
+                ("row-3", r#"{"model":"m","prompt":"three"}"#),
+            ])
+        );
+        assert_eq!(bodies(&trial, "c.toml"), owned([("x", r#"{"prompt":"A cat, \"wild\"\nred\n"}"#)]));
+        assert_eq!(bodies(&trial, "e.toml"), owned([("row-1", r#"{"model":"m","input":["three","x"]}"#)]));
+        assert_eq!(trial.read("c.toml").unwrap().checked.queues[0].to_string(), "local/-");
+    }
+
+    #[test]
+    fn requests_written_out_keep_their_own_members() {
+        let spec = r#"
+kind = "chat"
+model = "m"
+parameters = { temperature = 1e0, seed = 0x10, user = "u" }
+[[requests]]
+custom_id = "a"
+messages = [{ role = "user", content = "{{ as it is }}" }]
+temperature = 0.1
+[[requests]]
+model = "n"
+messages = []
+"#;
+        let trial = Trial::new().with("a.toml", spec);
+        assert_eq!(
+            bodies(&trial, "a.toml"),
+            owned([
+                (
+                    "a",
+                    r#"{"model":"m","seed":16,"user":"u","messages":[{"role":"user","content":"{{ as it is }}"}],"temperature":0.1}"#
+                ),
+                ("request-2", r#"{"model":"n","temperature":1.0,"seed":16,"user":"u","messages":[]}"#),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_file_of_batch_lines_runs_with_the_jobs_settings() {
+        let lines = concat!(
+            r#"{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"x","messages":[],"n":2}}"#,
+            "\n\n",
+            r#"{"input":"t","metadata":{"k":"v"}}"#,
+            "\n",
+        );
+        let plain = "kind = \"requests\"\npriority = 1\n[input]\nfile = \"l.jsonl\"\n";
+        let more =
+            "kind = \"requests\"\nmodel = \"m\"\nparameters = { n = 1 }\n[input]\nfile = \"l.jsonl\"\n";
+        let trial = Trial::new().with("l.jsonl", lines).with("p.toml", plain).with("m.toml", more);
+        let report = trial.refused("p.toml");
+        assert!(report.contains("l.jsonl:3:1: error: missing `model`"), "{report}");
+        assert_eq!(
+            bodies(&trial, "m.toml"),
+            owned([
+                ("a", r#"{"model":"x","messages":[],"n":2}"#),
+                ("line-3", r#"{"model":"m","n":1,"input":"t"}"#),
+            ])
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_spec_is_named_with_its_place() {
+        let rows = "[input]\nfile = \"r.jsonl\"\n";
+        let chat = "kind = \"chat\"\nmodel = \"m\"\n";
+        let messages = "messages = [{ role = \"user\", content = \"{{ text }}\" }]\n";
+        for (spec, expected) in [
+            (format!("{chat}priorty = 3\n{rows}{messages}"), "a.toml:3:1: error: unknown key `priorty`\n  hint: did you mean `priority`?"),
+            (format!("{chat}priority = 10\n{rows}{messages}"), "a.toml:3:12: error: `priority` is 10, expected an integer from 0 to 9"),
+            (format!("{chat}priority = \"5\"\n{rows}{messages}"), "a.toml:3:12: error: `priority` is a string"),
+            (format!("{chat}deadline = \"soon\"\n{rows}{messages}"), "a.toml:3:12: error: `deadline` is `soon`, expected a duration"),
+            (format!("{chat}provider = \"opneai\"\n{rows}{messages}"), "unknown provider `opneai`\n  hint: did you mean `openai`?"),
+            (format!("{chat}name = \"a/b\"\n{rows}{messages}"), "a.toml:3:8: error: `name` is `a/b`"),
+            (format!("{chat}on_uncertain = \"maybe\"\n{rows}{messages}"), "unknown on_uncertain `maybe`"),
+            (format!("{chat}{rows}{messages}[output]\norder = \"inptu\"\n"), "did you mean `input`?"),
+            (format!("{chat}{rows}{messages}[retry]\nmax_attempts = 0\n"), "a.toml:7:16: error: `max_attempts` is 0"),
+            ("kind = \"chta\"\n".to_owned(), "a.toml:1:8: error: unknown kind `chta`\n  hint: did you mean `chat`?"),
+            ("name = \"x\"\n".to_owned(), "a.toml: error: missing `kind`"),
+            (chat.to_owned(), "a.toml: error: no requests"),
+            (format!("{chat}{rows}prompt = \"x\"\n{messages}"), "a.toml:5:1: error: `prompt` does not fit kind `chat`\n  hint: kind `chat` takes `messages`"),
+            (format!("{chat}{rows}"), "missing `messages` in [input]"),
+            (format!("{chat}{rows}messages = \"x\"\n"), "a.toml:5:12: error: `messages` is a string, expected an array of tables"),
+            (format!("kind = \"chat\"\n{rows}{messages}"), "a.toml: error: missing `model`, which kind `chat` needs"),
+            (format!("{chat}{rows}{messages}[[requests]]\nx = 1\n"), "both `[input]` and `[[requests]]`"),
+            (format!("{chat}[input]\nfile = \"none.jsonl\"\n{messages}"), "a.toml:4:8: error: `file`: there is no file `none.jsonl`"),
+            (format!("{chat}[input]\nfile = \"*.jsnl\"\n{messages}"), "no file matches `*.jsnl`"),
+            (format!("{chat}[input]\nfile = \"../r.jsonl\"\n{messages}"), "leads out of its folder"),
+            (format!("{chat}[input]\nfile = \"a.toml\"\n{messages}"), "no kind of data file"),
+            (format!("{chat}[input]\nfile = \"empty.jsonl\"\n{messages}"), "empty.jsonl: error: the file has no rows"),
+            (format!("{chat}{rows}messages = [{{ role = \"user\", content = \"{{{{ text\" }}]\n"), "a.toml:5:40: error: invalid template in `messages`: unclosed `{{`"),
+            (format!("{chat}{rows}custom_id = \"\"\"\nx\n{{{{ a\"\"\"\n{messages}"), "a.toml:7: error: invalid template in `custom_id`: unclosed `{{`"),
+            (format!("{chat}{rows}messages = [{{ role = \"user\", content = \"{{{{ txt }}}}\" }}]\n"), "r.jsonl:1: error: unknown variable `txt` in `messages`\n  hint: did you mean `text`?"),
+            (format!("{chat}{rows}{messages}custom_id = \"same\"\n"), "r.jsonl:2: error: duplicate custom_id `same`, first used on line 1"),
+            (format!("{chat}{rows}{messages}custom_id = \"{{{{ empty }}}}\"\n"), "r.jsonl:1: error: `custom_id` is empty"),
+            (format!("{chat}when = 2026-01-01\n{rows}{messages}"), "unknown key `when`"),
+            (format!("{chat}parameters = {{ a = 2026-01-01 }}\n{rows}{messages}"), "a.toml:3:20: error: JSON has no dates"),
+            (format!("{chat}parameters = {{ a = nan }}\n{rows}{messages}"), "`nan` has no form in JSON"),
+            (format!("{chat}parameters = {{ stream = true }}\n{rows}{messages}"), "r.jsonl:1: error: `stream` is true"),
+            ("kind = chat\n".to_owned(), "a.toml:1:8: error: invalid TOML: "),
+            ("kind = \"chat\"\nkind = \"images\"\n".to_owned(), "a.toml:2:1: error: invalid TOML: duplicate key"),
+            (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * 1-5\"\n"), "a.toml:6:2: error: `[schedule]` is not supported by this version yet"),
+            (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * *\"\ntimezone = \"Asia/Shangai\"\n"), "a.toml:7:8: error: bad cron expression `0 2 * *`: 4 fields"),
+            (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * *\"\ntimezone = \"Asia/Shangai\"\n"), "unknown time zone `Asia/Shangai`\n  hint: did you mean `Asia/Shanghai`?"),
+            ("kind = \"fine_tune\"\nmodel = \"m\"\n[fine_tune]\ntraining_file = \"t.jsonl\"\n".to_owned(), "a.toml:1:1: error: kind `fine_tune` is not supported by this version yet"),
+            ("kind = \"chat\"\nmodel = \"job:x\"\n[[requests]]\nmessages = []\n".to_owned(), "a.toml:2:9: error: a `model` made by another job is not supported"),
+            ("kind = \"chat\"\nmodel = \"m\"\n[[requests]]\ncustom_id = 1\n".to_owned(), "a.toml:4:13: error: `custom_id` is an integer, expected a string"),
+            ("kind = \"chat\"\nmodel = \"m\"\n[[requests]]\ncustom_id = \"a\"\n[[requests]]\ncustom_id = \"a\"\n".to_owned(), "a.toml:5: error: duplicate custom_id `a`, first used on line 3"),
+        ] {
+            let trial = Trial::new()
+                .with("a.toml", &spec)
+                .with("empty.jsonl", "\n")
+                .with("r.jsonl", "{\"text\": \"x\", \"empty\": \"\"}\n{\"text\": \"y\", \"empty\": \"\"}\n");
+            let report = trial.refused("a.toml");
+            assert!(report.contains(expected), "{spec}\n{report}");
+        }
+    }
+
+    #[test]
+    fn all_problems_of_a_spec_are_told_at_once() {
+        let spec =
+            "kind = \"chat\"\nmodel = 7\nfoo = 1\nbar = 2\n[input]\nfile = \"none.txt\"\nmessages = []\n";
+        let report = Trial::new().with("a.toml", spec).refused("a.toml");
+        for expected in [
+            "2:9: error: `model` is an integer",
+            "unknown key `foo`",
+            "unknown key `bar`",
+            "there is no file",
+        ] {
+            assert!(report.contains(expected), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_spec_over_its_bound_is_not_parsed() {
+        let spec = format!("kind = \"chat\"\n# {}", "x".repeat(1 << 20));
+        let report = Trial::new().with("a.toml", spec).refused("a.toml");
+        assert!(report.starts_with("a.toml: error: the spec is larger than 1 MiB"), "{report}");
+        let report = Trial::new().with("a.toml", b"kind = \"\xff\"\n").refused("a.toml");
+        assert!(report.starts_with("a.toml:1:9: error: invalid UTF-8"), "{report}");
+    }
+
+    #[test]
+    fn a_request_over_the_bound_is_refused_at_its_row() {
+        let spec = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"a.txt\"\nprompt = \"{{ text * 1000 }}\"\n";
+        let trial = Trial::new().with("a.toml", spec).with("a.txt", "x\nlong enough to be too much\n");
+        let report = trial.refused("a.toml");
+        assert!(report.starts_with("a.txt:2: error: the request has"), "{report}");
+    }
+
+    #[test]
+    fn the_hash_covers_the_data() {
+        let spec = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"a.txt\"\n";
+        let hash = |text: &str| {
+            let trial = Trial::new().with("a.toml", spec).with("a.txt", text);
+            trial.read("a.toml").unwrap().checked.content_hash
+        };
+        assert_eq!(hash("x\n"), hash("x\n"));
+        assert_ne!(hash("x\n"), hash("x\ny\n"));
+    }
+}

@@ -1,0 +1,343 @@
+//! The rows of a data file: objects of a `.jsonl`, records of a `.csv`, lines of a `.txt`.
+
+use std::io::{self, Read};
+
+use minijinja::Value;
+
+use crate::diag::{Diagnostic, Report};
+use crate::spec::json;
+use crate::spec::lines::Lines;
+use crate::spec::objects::{self, Object, Visited};
+use crate::spec::pick::pick;
+use crate::spec::problem::{Problem, Spot, Syntax, shown};
+
+/// How a data file is read, by its ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DataForm {
+    Jsonl,
+    Csv,
+    Txt,
+}
+
+impl DataForm {
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path.rsplit_once('.')?.1 {
+            "jsonl" => Some(Self::Jsonl),
+            "csv" => Some(Self::Csv),
+            "txt" => Some(Self::Txt),
+            _ => None,
+        }
+    }
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Row<'a> {
+    Object(&'a str),
+    Record { header: &'a csv::StringRecord, fields: &'a csv::StringRecord },
+    Text(&'a str),
+}
+
+impl Row<'_> {
+    /// The fields named by `variables` that the row has, as templates see them.
+    pub(super) fn fields(&self, variables: &[String]) -> Result<Value, Syntax> {
+        match self {
+            Self::Text(text) => Ok(Value::from_iter([("text", Value::from(*text))])),
+            Self::Record { header, fields } => {
+                let pairs = header.iter().zip(fields.iter());
+                let used = pairs.filter(|(name, _)| variables.iter().any(|variable| variable == name));
+                Ok(used.map(|(name, field)| (name, Value::from(field))).collect())
+            }
+            Self::Object(text) => {
+                let picked = pick(text, variables)?;
+                if let Some((number, later)) = picked.duplicate {
+                    let key = variables.get(number).map(String::as_str).unwrap_or_default();
+                    let message = format!("duplicate key {}", shown(key));
+                    return Err(Syntax { offset: later.offset, message, hint: None, cut: false });
+                }
+                let mut values = Vec::new();
+                for (name, field) in variables.iter().zip(&picked.fields) {
+                    let Some(field) = field else { continue };
+                    let value = if let Ok(text) = field.string() {
+                        Value::from(text.as_ref())
+                    } else {
+                        let value: Result<serde_json::Value, _> = serde_json::from_str(field.text());
+                        Value::from_serialize(value.map_err(|error| Syntax {
+                            offset: field.offset,
+                            message: format!("the value of {} can't be read: {error}", shown(name)),
+                            hint: None,
+                            cut: false,
+                        })?)
+                    };
+                    values.push((name.as_str(), value));
+                }
+                Ok(values.into_iter().collect())
+            }
+        }
+    }
+
+    /// The names of its fields.
+    pub(super) fn keys(&self) -> Vec<String> {
+        match self {
+            Self::Text(_) => vec!["text".to_owned()],
+            Self::Record { header, .. } => header.iter().map(str::to_owned).collect(),
+            Self::Object(text) => json::members(text)
+                .map(|members| members.into_iter().map(|member| member.key.into_owned()).collect())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// What is called for each row, with the line that it begins on.
+pub(super) type EachRow<'v> = &'v mut dyn FnMut(Row<'_>, u32, &mut Report) -> Visited;
+
+/// Calls `visit` for every row of `input`.
+pub(super) fn each(
+    form: DataForm,
+    input: impl Read,
+    (file, max): (&str, u64),
+    report: &mut Report,
+    visit: EachRow<'_>,
+) {
+    match form {
+        DataForm::Jsonl => {
+            let mut lines = Lines::new(input, max);
+            objects::each(&mut lines, file, report, &mut |object: Object<'_>, report| {
+                visit(Row::Object(object.text), object.number, report)
+            });
+        }
+        DataForm::Txt => texts(input, (file, max), report, visit),
+        DataForm::Csv => records(input, (file, max), report, visit),
+    }
+}
+
+fn texts(input: impl Read, (file, max): (&str, u64), report: &mut Report, visit: EachRow<'_>) {
+    let mut lines = Lines::new(input, max);
+    loop {
+        let line = match lines.next() {
+            Ok(Some(line)) => line,
+            Ok(None) => return,
+            Err(error) => return report.push(objects::unreadable(file, &error)),
+        };
+        match objects::text(&line, objects::MAX_LINE_HINT) {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) if text.contains('\0') => {
+                report.push(Diagnostic::error(file, line.number, 0, "a NUL byte: the file is no text"));
+            }
+            Ok(text) => push_syntax(visit(Row::Text(text), line.number, report), file, line.number, report),
+            Err(problem) => {
+                let shown = String::from_utf8_lossy(line.bytes);
+                report.push(problem.at(Spot { file, line: line.number, text: Some(&shown) }));
+            }
+        }
+    }
+}
+
+fn push_syntax(visited: Visited, file: &str, line: u32, report: &mut Report) {
+    if let Err(syntax) = visited {
+        report.push(Problem::from(syntax).at(Spot { file, line, text: None }));
+    }
+}
+
+/// Ends in an error rather than in a record without bound, as a quote that is never closed would make one.
+struct Bounded<R> {
+    input: R,
+    /// Bytes read since the last record began.
+    since: u64,
+    max: u64,
+    /// What the last read gave, and the byte in the file where it begins.
+    chunk: Vec<u8>,
+    chunk_offset: u64,
+}
+
+impl<R> Bounded<R> {
+    /// A byte of the last read.
+    fn byte(&self, offset: u64) -> Option<u8> {
+        let at = usize::try_from(offset.checked_sub(self.chunk_offset)?).ok()?;
+        self.chunk.get(at).copied()
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.since > self.max {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the record is over the bound"));
+        }
+        let count = self.input.read(buffer)?;
+        if count > 0 {
+            self.since += count as u64;
+            self.chunk_offset += self.chunk.len() as u64;
+            self.chunk.clear();
+            self.chunk.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        }
+        Ok(count)
+    }
+}
+
+/// The line on which the record that was just read begins. The reader's own number is that of the last
+/// record's end: blank lines, and the second half of `\r\n`, still lie between.
+fn begins_at<R: Read>(reader: &csv::Reader<Bounded<R>>, record: &csv::ByteRecord) -> u32 {
+    let position = reader.position();
+    let last = position.byte().checked_sub(1).and_then(|offset| reader.get_ref().byte(offset));
+    let within = memchr::memchr_iter(b'\n', record.as_slice()).count() as u64;
+    let line = position.line().saturating_sub(within + u64::from(last == Some(b'\n')));
+    u32::try_from(line).unwrap_or(u32::MAX)
+}
+
+fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visit: EachRow<'_>) {
+    let input = Bounded { input, since: 0, max, chunk: Vec::new(), chunk_offset: 0 };
+    let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(input);
+    let mut header: Option<csv::StringRecord> = None;
+    let mut record = csv::ByteRecord::new();
+    loop {
+        reader.get_mut().since = 0;
+        let begin = reader.position().line();
+        match reader.read_byte_record(&mut record) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                report.push(unreadable_record(&error, file, begin));
+                return;
+            }
+        }
+        let line = begins_at(&reader, &record);
+        let fields = match csv::StringRecord::from_byte_record(std::mem::take(&mut record)) {
+            Ok(fields) => fields,
+            Err(error) => {
+                let message = format!("invalid UTF-8 in field {}", error.utf8_error().field() + 1);
+                report.push(Diagnostic::error(file, line, 0, message).hint("save the file as UTF-8"));
+                continue;
+            }
+        };
+        if fields.iter().any(|field| field.contains('\0')) {
+            report.push(Diagnostic::error(file, line, 0, "a NUL byte: the file is no text"));
+        } else if let Some(header) = &header {
+            if fields.len() == header.len() {
+                let row = Row::Record { header, fields: &fields };
+                push_syntax(visit(row, line, report), file, line, report);
+            } else {
+                let message = format!("{} fields, expected {} as the header has", fields.len(), header.len());
+                let hint = "a field that holds a comma, a quote or a line end stands in double quotes";
+                report.push(Diagnostic::error(file, line, 0, message).hint(hint));
+            }
+        } else {
+            let Some(named) = checked_header(fields, file, line, report) else { return };
+            header = Some(named);
+        }
+    }
+}
+
+fn checked_header(
+    fields: csv::StringRecord,
+    file: &str,
+    line: u32,
+    report: &mut Report,
+) -> Option<csv::StringRecord> {
+    let mut names: Vec<&str> = fields.iter().collect();
+    names.sort_unstable();
+    let twice = names.windows(2).find_map(|pair| match pair {
+        [a, b] if a == b => Some(*a),
+        _ => None,
+    });
+    if let Some(twice) = twice {
+        let message = format!("the header names {} twice", shown(twice));
+        report.push(Diagnostic::error(file, line, 0, message).hint("templates could not tell the two apart"));
+        return None;
+    }
+    Some(fields)
+}
+
+fn unreadable_record(error: &csv::Error, file: &str, begin: u64) -> Diagnostic {
+    let line = u32::try_from(begin).unwrap_or(u32::MAX);
+    let csv::ErrorKind::Io(error) = error.kind() else {
+        return Diagnostic::error(file, line, 0, format!("invalid CSV: {error}"));
+    };
+    if error.kind() != io::ErrorKind::FileTooLarge {
+        return objects::unreadable(file, error);
+    }
+    Diagnostic::error(file, line, 0, "a record that is longer than the bound")
+        .hint("a double quote may not be closed; `max_line` in `[intake]` of the config is the bound")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(path: &str, text: &[u8]) -> (Vec<(String, u32)>, String) {
+        let mut report = Report::default();
+        let mut seen = Vec::new();
+        let names: Vec<String> = ["text", "id"].map(str::to_owned).into();
+        each(DataForm::of(path).unwrap(), text, (path, 100_000), &mut report, &mut |row, line, _| {
+            let fields = row.fields(&names)?;
+            let field = |name| fields.get_attr(name).unwrap_or_default();
+            seen.push((format!("{}={}", field("id"), field("text")), line));
+            Ok(())
+        });
+        (seen, report.to_string())
+    }
+
+    fn seen(path: &str, text: &[u8]) -> Vec<(String, u32)> {
+        let (seen, report) = rows(path, text);
+        assert_eq!(report, "", "{path}");
+        seen
+    }
+
+    fn row(text: &str, line: u32) -> (String, u32) {
+        (text.to_owned(), line)
+    }
+
+    #[test]
+    fn csv_fields_hold_quotes_commas_and_line_ends() {
+        let text = "\u{feff}id,text\r\n1,\"a, \"\"b\"\"\r\nc\"\r\n\r\n2,plain\r\n3,last";
+        let expected = [row("1=a, \"b\"\r\nc", 2), row("2=plain", 5), row("3=last", 6)];
+        assert_eq!(seen("a.csv", text.as_bytes()), expected);
+        let unix = "id,text\n1,\"a\nb\"\n\n2,plain\n3,x\n";
+        assert_eq!(seen("a.csv", unix.as_bytes()), [row("1=a\nb", 2), row("2=plain", 5), row("3=x", 6)]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_csv_is_named_with_its_line() {
+        for (text, expected) in [
+            (&b"id,text\n1,a,b\n2,x\n3\n"[..], "a.csv:2: error: 3 fields, expected 2 as the header has"),
+            (b"id,text\n1,a\n3\n", "a.csv:3: error: 1 fields, expected 2"),
+            (b"id,text\n1,\xff\n", "a.csv:2: error: invalid UTF-8 in field 2"),
+            (b"id,text\n1,a\0\n", "a.csv:2: error: a NUL byte"),
+            (b"id,id\n1,a\n", "a.csv:1: error: the header names `id` twice"),
+        ] {
+            let report = rows("a.csv", text).1;
+            assert!(report.contains(expected), "{report}");
+        }
+        let mut open = b"id,text\n1,a\n2,\"".to_vec();
+        open.extend(vec![b'x'; 300_000]);
+        let report = rows("a.csv", &open).1;
+        assert!(report.contains("a.csv:3: error: a record that is longer than the bound"), "{report}");
+    }
+
+    #[test]
+    fn texts_are_lines() {
+        assert_eq!(
+            seen("a.txt", b"one\r\n\n two\nthree"),
+            [row("=one", 1), row("= two", 3), row("=three", 4)]
+        );
+        let report = rows("a.txt", b"ok\n\xff\n").1;
+        assert!(report.contains("a.txt:2:1: error: invalid UTF-8: byte 0xff"), "{report}");
+    }
+
+    #[test]
+    fn objects_are_lines_too() {
+        let text = br#"{"id": 7, "text": "a"}
+
+{"text": "b", "id": "x", "other": [1]}
+"#;
+        assert_eq!(seen("a.jsonl", text), [row("7=a", 1), row("x=b", 3)]);
+        for (text, expected) in [
+            (&b"{\"id\": 1, \"id\": 2}\n"[..], "a.jsonl:1:17: error: duplicate key `id`"),
+            (b"{\"id\": 1\n", "a.jsonl:1:8: error: invalid JSON"),
+            (b"[1]\n", "a.jsonl:1:1: error: a JSON array"),
+            (b"7\n", "a.jsonl:1:1: error: expected a JSON object, found a number"),
+        ] {
+            let report = rows("a.jsonl", text).1;
+            assert!(report.contains(expected), "{report}");
+        }
+    }
+}

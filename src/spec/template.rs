@@ -1,0 +1,221 @@
+//! Templates: a row's fields go into texts as they are.
+//!
+//! An unknown variable is an error, never an empty text: a prompt with a hole in it costs as much as a whole
+//! one. What a template may do is bounded, as specs come from whoever may write into the jobs folder.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
+
+use crate::diag;
+use crate::spec::problem::shown;
+
+/// Instructions that one rendering may use up; a plain insertion takes three.
+const FUEL: u64 = 1_000_000;
+
+/// The templates of one spec.
+pub(super) struct Templates {
+    environment: Environment<'static>,
+    /// What each belongs to, for messages.
+    labels: Vec<&'static str>,
+    /// The fields that they name.
+    variables: BTreeSet<String>,
+}
+
+impl fmt::Debug for Templates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Templates").field("labels", &self.labels).finish_non_exhaustive()
+    }
+}
+
+/// A template's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TemplateId(usize);
+
+/// Why a text is no template.
+#[derive(Debug)]
+pub(super) struct Invalid {
+    pub(super) message: String,
+    /// Lines of the text before the one that is wrong.
+    pub(super) lines_before: usize,
+}
+
+/// Why a template gave no text for a row.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+    /// It would fail for every row.
+    pub(super) always: bool,
+}
+
+impl Templates {
+    pub(super) fn new() -> Self {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_keep_trailing_newline(true);
+        environment.set_fuel(Some(FUEL));
+        environment.set_formatter(|out, _, value| {
+            // As the row has them, rather than as Python would print them.
+            let as_json =
+                matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Map | ValueKind::Seq);
+            let written =
+                if let Some(text) = value.as_str() {
+                    out.write_str(text)
+                } else if as_json {
+                    let json = serde_json::to_string(value);
+                    out.write_str(&json.map_err(|error| {
+                        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+                    })?)
+                } else {
+                    write!(out, "{value}")
+                };
+            written.map_err(minijinja::Error::from)
+        });
+        Self { environment, labels: Vec::new(), variables: BTreeSet::new() }
+    }
+
+    /// Takes a template that belongs to `label`, a key of the spec.
+    pub(super) fn add(&mut self, label: &'static str, source: &str) -> Result<TemplateId, Invalid> {
+        let id = TemplateId(self.labels.len());
+        let invalid = |error: &minijinja::Error| {
+            let detail = error.detail().unwrap_or("syntax error").to_owned();
+            let lines_before = error.line().unwrap_or(1).saturating_sub(1);
+            let open = source.matches("{{").count() > source.matches("}}").count();
+            let unclosed = if open { "unclosed `{{`: " } else { "" };
+            Invalid { message: format!("invalid template in `{label}`: {unclosed}{detail}"), lines_before }
+        };
+        self.environment
+            .add_template_owned(id.0.to_string(), source.to_owned())
+            .map_err(|error| invalid(&error))?;
+        self.labels.push(label);
+        if let Ok(template) = self.environment.get_template(&id.0.to_string()) {
+            self.variables.extend(template.undeclared_variables(false));
+        }
+        Ok(id)
+    }
+
+    /// The names of fields that any template uses.
+    pub(super) fn variables(&self) -> Vec<String> {
+        self.variables.iter().cloned().collect()
+    }
+
+    /// The template's text for a row. `keys` gives the names of all the row's fields, for a hint.
+    pub(super) fn render(
+        &self,
+        id: TemplateId,
+        row: &Value,
+        keys: &dyn Fn() -> Vec<String>,
+    ) -> Result<String, Failed> {
+        let label = self.labels.get(id.0).copied().unwrap_or_default();
+        let template = self.environment.get_template(&id.0.to_string());
+        let rendered = template.and_then(|template| template.render(row));
+        rendered.map_err(|error| {
+            let kind = error.kind();
+            if kind == ErrorKind::UndefinedError {
+                return self.undefined(id, label, row, keys);
+            }
+            let always = matches!(
+                kind,
+                ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
+            );
+            let detail = error.detail().map_or_else(|| kind.to_string(), str::to_owned);
+            Failed { message: format!("the template in `{label}` failed: {detail}"), hint: None, always }
+        })
+    }
+
+    /// Which variable it was.
+    fn undefined(&self, id: TemplateId, label: &str, row: &Value, keys: &dyn Fn() -> Vec<String>) -> Failed {
+        let names = self.environment.get_template(&id.0.to_string());
+        let names: BTreeSet<String> = names
+            .map(|template| template.undeclared_variables(true).into_iter().collect())
+            .unwrap_or_default();
+        let missing = names.iter().find(|name| {
+            let mut value = row.clone();
+            !name.split('.').all(|step| {
+                value = value.get_attr(step).unwrap_or_default();
+                !value.is_undefined()
+            })
+        });
+        let Some(missing) = missing else {
+            let message = format!("the template in `{label}` uses a value that the row does not have");
+            return Failed { message, hint: None, always: false };
+        };
+        let keys = keys();
+        let near = if missing.len() <= 64 {
+            diag::nearest(missing, keys.iter().map(String::as_str).filter(|key| key.len() <= 64))
+        } else {
+            None
+        };
+        let hint = near.map_or_else(
+            || {
+                let some: Vec<String> = keys.iter().take(20).map(|key| shown(key)).collect();
+                format!("the row has {}", some.join(", "))
+            },
+            |near| format!("did you mean `{near}`?"),
+        );
+        let message = format!("unknown variable {} in `{label}`", shown(missing));
+        Failed { message, hint: Some(hint), always: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, row: &serde_json::Value) -> Result<String, Failed> {
+        let mut templates = Templates::new();
+        let id = templates.add("prompt", source).unwrap();
+        let keys = || row.as_object().unwrap().keys().cloned().collect();
+        templates.render(id, &Value::from_serialize(row), &keys)
+    }
+
+    #[test]
+    fn fields_go_in_as_they_are() {
+        let row = serde_json::json!({
+            "t": "<b>\"é\"\n{{ x }}", "n": 7, "f": 0.5, "yes": true, "none": null, "o": {"a": [1, "x", null]}
+        });
+        for (source, expected) in [
+            ("{{ t }}", "<b>\"é\"\n{{ x }}"),
+            ("{{ n }} {{ f }} {{ yes }} {{ none }}", "7 0.5 true null"),
+            ("{{ o }} {{ o.a[1] }}", r#"{"a":[1,"x",null]} x"#),
+            ("a\n", "a\n"),
+            ("{{ t | length }}{% if missing is defined %}!{% endif %}", "14"),
+            ("no template", "no template"),
+        ] {
+            assert_eq!(render(source, &row).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_variable_is_named_with_what_may_be_meant() {
+        let row = serde_json::json!({"title": "x", "meta": {"lang": "de"}});
+        let failed = render("{{ titel }}", &row).unwrap_err();
+        assert_eq!(failed.message, "unknown variable `titel` in `prompt`");
+        assert_eq!(failed.hint.unwrap(), "did you mean `title`?");
+        let failed = render("{{ title }} {{ meta.year }}", &row).unwrap_err();
+        assert_eq!(failed.message, "unknown variable `meta.year` in `prompt`");
+        let failed = render("{{ zebra }}", &row).unwrap_err();
+        assert!(failed.hint.unwrap().starts_with("the row has `meta`, `title`"));
+    }
+
+    #[test]
+    fn what_is_not_closed_is_no_template() {
+        let invalid = Templates::new().add("prompt", "one\ntwo {{ a").unwrap_err();
+        assert!(invalid.message.contains("unclosed `{{`"), "{}", invalid.message);
+        assert_eq!(invalid.lines_before, 1);
+        assert!(Templates::new().add("prompt", "{% if a %}").is_err());
+    }
+
+    #[test]
+    fn a_template_can_neither_run_for_ever_nor_read_files() {
+        let row = serde_json::json!({"a": 1});
+        let endless = "{% for i in range(10000) %}{% for j in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
+        assert!(render(endless, &row).unwrap_err().message.contains("fuel"));
+        assert!(Templates::new().add("prompt", "{% include '/etc/passwd' %}").is_err());
+        assert!(render("{{ a | nothing }}", &row).unwrap_err().always);
+    }
+}

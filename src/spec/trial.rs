@@ -1,0 +1,108 @@
+//! For tests: reads a spec from a folder of its own, and what it wrote.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use crate::domain::{Job, JobId, LineEntry, Request, Timestamp};
+use crate::spec::{Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, parse_line, read};
+
+/// A jobs folder with the files of one test.
+pub(super) struct Trial {
+    dir: tempfile::TempDir,
+    pub(super) settings: Settings,
+}
+
+/// What an accepted spec became.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) checked: Checked,
+    pub(super) requests: Vec<Request>,
+    pub(super) entries: Vec<LineEntry>,
+    /// Of a TOML spec.
+    pub(super) input: String,
+}
+
+impl Trial {
+    pub(super) fn new() -> Self {
+        let provider = |name: &str, strict| ProviderFacts { name: name.to_owned(), strict };
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            settings: Settings {
+                providers: vec![provider("openai", false), provider("local", true)],
+                max_line: 16 * 1024,
+                input_dirs: Vec::new(),
+            },
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(super) fn with(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// Reads the spec `name`; a refusal gives the report's text.
+    pub(super) fn read(&self, name: &str) -> Result<Accepted, String> {
+        let path = self.path().join(name);
+        let source = Source {
+            form: Form::of(name).unwrap(),
+            file: File::open(&path).unwrap(),
+            display: name.to_owned(),
+            folder: self.path().to_owned(),
+        };
+        let (mut index, mut input) = (Vec::new(), Vec::new());
+        let sinks = Sinks { index: &mut index, input: &mut input };
+        let checked = read(source, &self.settings, sinks).map_err(|error| match error {
+            Error::Rejected(report) => {
+                assert!(report.has_errors());
+                report.to_string()
+            }
+            Error::Sink(error) => panic!("{error}"),
+        })?;
+        let bytes = if Form::of(name) == Some(Form::Toml) { input.clone() } else { fs::read(path).unwrap() };
+        let entries: Vec<LineEntry> =
+            index.chunks(16).map(|e| LineEntry::decode(e.try_into().unwrap())).collect();
+        let job = job(&checked);
+        let request = |entry: &LineEntry| {
+            let start = usize::try_from(entry.offset).unwrap();
+            let line = &bytes[start..start + entry.length as usize];
+            let request = parse_line(&job, line, entry.line).unwrap();
+            assert_eq!(job.queues[usize::from(entry.queue)].model(), request.model.as_deref());
+            request
+        };
+        let requests: Vec<Request> = entries.iter().map(request).collect();
+        assert_eq!(requests.len(), checked.total as usize);
+        assert_eq!(checked.queue_totals.iter().sum::<u32>(), checked.total);
+        Ok(Accepted { checked, requests, entries, input: String::from_utf8(input).unwrap() })
+    }
+
+    /// The report of a spec that must be refused.
+    pub(super) fn refused(&self, name: &str) -> String {
+        self.read(name).map(|accepted| accepted.checked).expect_err("the spec is refused")
+    }
+}
+
+/// A refused or accepted JSONL text.
+pub(super) fn jsonl(name: &str, text: impl AsRef<[u8]>) -> Result<Accepted, String> {
+    Trial::new().with(name, text).read(name)
+}
+
+pub(super) fn job(checked: &Checked) -> Job {
+    Job {
+        id: JobId::from_bytes([1; 16]),
+        name: checked.name.clone(),
+        kind: checked.kind,
+        ending: checked.ending,
+        spec_file: String::new(),
+        accepted_at: Timestamp::from_millis(0),
+        total: checked.total,
+        queues: checked.queues.clone(),
+        content_hash: checked.content_hash.clone(),
+        settings: checked.settings.clone(),
+    }
+}
