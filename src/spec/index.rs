@@ -18,7 +18,10 @@ pub(super) struct Index<'a> {
     provider: String,
     queues: Vec<QueueName>,
     totals: Vec<u32>,
-    numbers: BTreeMap<Option<String>, u16>,
+    /// The number of each model's queue.
+    numbers: BTreeMap<String, u16>,
+    /// The number of the queue without a model.
+    modelless: Option<u16>,
     ids: Ids,
     total: u32,
     full: bool,
@@ -41,6 +44,7 @@ impl<'a> Index<'a> {
             queues: Vec::new(),
             totals: Vec::new(),
             numbers: BTreeMap::new(),
+            modelless: None,
             ids: Ids::default(),
             total: 0,
             full: false,
@@ -84,27 +88,38 @@ impl<'a> Index<'a> {
     }
 
     fn queue(&mut self, model: Option<&str>, spot: Spot<'_>, report: &mut Report) -> Option<u16> {
-        let name = QueueName::new(self.provider.as_str(), model);
-        let model = name.model().map(str::to_owned);
-        let number = if let Some(number) = self.numbers.get(&model) {
-            *number
-        } else {
-            if self.queues.len() >= Job::QUEUES_MAX {
-                if !std::mem::replace(&mut self.full, true) {
-                    let message = format!("more than {} different models in one job", Job::QUEUES_MAX);
-                    let hint = "each model has a queue of its own: cut the job into several";
-                    report.push(Diagnostic::error(spot.file, spot.line, 0, message).hint(hint));
-                }
-                return None;
-            }
-            let number = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
-            self.numbers.insert(model, number);
-            self.queues.push(name);
-            self.totals.push(0);
-            number
+        let known = model.map_or(self.modelless, |model| self.numbers.get(model).copied());
+        let number = match known {
+            Some(number) => number,
+            None => self.new_queue(model, spot, report)?,
         };
         if let Some(total) = self.totals.get_mut(usize::from(number)) {
             *total += 1;
+        }
+        Some(number)
+    }
+
+    fn new_queue(&mut self, model: Option<&str>, spot: Spot<'_>, report: &mut Report) -> Option<u16> {
+        let name = QueueName::new(self.provider.as_str(), model);
+        // A model may be called `-`: its queue is that of no model.
+        let known = self.queues.iter().position(|queue| *queue == name);
+        let at = known.unwrap_or(self.queues.len());
+        if at >= Job::QUEUES_MAX {
+            if !std::mem::replace(&mut self.full, true) {
+                let message = format!("more than {} different models in one job", Job::QUEUES_MAX);
+                let hint = "each model has a queue of its own: cut the job into several";
+                report.push(Diagnostic::error(spot.file, spot.line, 0, message).hint(hint));
+            }
+            return None;
+        }
+        let number = u16::try_from(at).ok()?;
+        match model {
+            Some(model) => drop(self.numbers.insert(model.to_owned(), number)),
+            None => self.modelless = Some(number),
+        }
+        if known.is_none() {
+            self.queues.push(name);
+            self.totals.push(0);
         }
         Some(number)
     }

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use crate::diag;
 use crate::domain::request::UnknownEndpoint;
 use crate::domain::{Endpoint, Kind, Request};
+use crate::spec::bare;
 use crate::spec::pick::{Field, Picked, pick};
 use crate::spec::problem::{Problem, Syntax, shown, what};
 
@@ -186,14 +187,14 @@ impl Reader<'_> {
         self.stream(members, 0);
         let model = self.model(members, 0, endpoint);
         let metadata = members.get(METADATA);
-        let named = metadata.and_then(custom_id_in);
+        let named = metadata.and_then(bare::custom_id_in);
         let custom_id_offset = named.map(|field| field.offset);
         let custom_id = match named {
             Some(field) => self.custom_id(field)?,
             None => Cow::Owned(format!("line-{}", self.rules.number)),
         };
-        let cut = metadata.filter(|_| !takes_metadata(endpoint));
-        let body = match cut.and_then(|metadata| without(text, metadata)) {
+        let cut = metadata.filter(|_| !bare::takes_metadata(endpoint));
+        let body = match cut.and_then(|metadata| bare::without(text, metadata)) {
             Some(rest) => Body::Cut(RawValue::from_string(rest).ok()?),
             None => Body::Whole(serde_json::from_str(text).ok()?),
         };
@@ -337,7 +338,7 @@ impl Reader<'_> {
                 return Ok(None);
             }
             let problem = Problem::error(base, format!("missing `model`, which {endpoint} needs"));
-            self.refuse(if is_training_row(body) {
+            self.refuse(if bare::is_training_row(body.get(COMPLETION), body.get(MESSAGES)) {
                 problem
                     .hint("this looks like a fine-tuning training file: its lines are examples, not requests")
             } else {
@@ -385,49 +386,4 @@ fn url_hint(url: &str) -> String {
     }
     let near = if url.len() <= 64 { diag::nearest(url, Endpoint::ALL.map(Endpoint::url)) } else { None };
     near.map_or_else(|| format!("expected one of {}", urls()), |near| format!("did you mean `{near}`?"))
-}
-
-/// Whether the endpoint has a `metadata` parameter of its own.
-const fn takes_metadata(endpoint: Endpoint) -> bool {
-    matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Responses)
-}
-
-/// The value of `custom_id` in a bare body's `metadata`, placed in the line.
-fn custom_id_in(metadata: Field<'_>) -> Option<Field<'_>> {
-    if !metadata.text().starts_with('{') {
-        return None;
-    }
-    let custom_id = pick(metadata.text(), &["custom_id"]).ok()?.get(0)?;
-    Some(Field { offset: metadata.offset + custom_id.offset, ..custom_id })
-}
-
-/// A row that shows a model what to answer rather than asking it.
-fn is_training_row(body: &Picked<'_>) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Message<'a> {
-        #[serde(borrow)]
-        role: Option<Cow<'a, str>>,
-    }
-    if body.get(COMPLETION).is_some() {
-        return true;
-    }
-    let messages = body.get(MESSAGES);
-    let messages = messages.and_then(|field| serde_json::from_str::<Vec<Message<'_>>>(field.text()).ok());
-    let last = messages.as_ref().and_then(|messages| messages.last());
-    last.is_some_and(|message| message.role.as_deref() == Some("assistant"))
-}
-
-/// `text`, a JSON object, without the member whose value is `field` and whose key holds no quote.
-fn without(text: &str, field: Field<'_>) -> Option<String> {
-    let (before, rest) = text.split_at_checked(field.offset)?;
-    let after = rest.get(field.text().len()..)?;
-    // Back over `"key":` to what stands before the key's first quote.
-    let key_end = before.rfind('"')?;
-    let key_start = before.get(..key_end)?.rfind('"')?;
-    let before = before.get(..key_start)?;
-    let (before, after) = match after.trim_start().strip_prefix(',') {
-        Some(after) => (before, after.trim_start()),
-        None => (before.trim_end().strip_suffix(',').unwrap_or(before), after),
-    };
-    Some(format!("{}{}", before.trim_start(), after.trim_end()))
 }

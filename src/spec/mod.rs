@@ -4,6 +4,7 @@
 //! with its place ([`Report`]), and writes the job's line index (and, for TOML specs, the rendered
 //! requests) as it goes. [`parse_line`] reads one request again when its turn comes.
 
+mod bare;
 mod cron;
 mod document;
 mod files;
@@ -19,11 +20,13 @@ pub mod params;
 mod pick;
 mod problem;
 mod render;
+mod requests;
 mod rows;
 mod schema;
 mod template;
 #[cfg(test)]
 mod trial;
+mod work;
 
 use std::fmt;
 use std::fs::File;
@@ -163,5 +166,109 @@ fn parsed<'a>(job: &Job, line: &'a [u8], number: u32) -> Result<line::Parsed<'a>
         Ok(Some(parsed)) => Ok(parsed),
         Ok(None) => Err(first.unwrap_or_else(|| Problem::error(0, "no request")).at(spot)),
         Err(syntax) => Err(Problem::from(syntax).at(spot)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::spec::trial::{self, Trial};
+
+    /// Values that members may have, right and wrong ones.
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(json!("m")),
+            Just(json!("")),
+            Just(json!(null)),
+            Just(json!(7)),
+            Just(json!(true)),
+            Just(json!([{"role": "user", "content": "\u{e9}\n\"}{"}])),
+            Just(json!({"custom_id": "own", "k": "v"})),
+            Just(json!({"custom_id": 1})),
+            Just(json!("/v1/embeddings")),
+            Just(json!("/chat/completions")),
+            Just(json!("POST")),
+        ]
+    }
+
+    fn members(keys: &'static [&'static str]) -> impl Strategy<Value = serde_json::Map<String, Value>> {
+        prop::collection::vec((prop::sample::select(keys), value()), 0..6)
+            .prop_map(|members| members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    const BODY: &[&str] = &["model", "messages", "input", "prompt", "metadata", "stream", "x"];
+
+    /// Lines of both forms, most of them nearly right.
+    fn line() -> impl Strategy<Value = Value> {
+        let envelope = (members(&["custom_id", "method", "url", "extra"]), members(BODY), any::<bool>());
+        prop_oneof![
+            members(BODY).prop_map(Value::Object),
+            envelope.prop_map(|(mut envelope, mut body, complete)| {
+                if complete {
+                    envelope.insert("custom_id".to_owned(), json!("id"));
+                    envelope.insert("url".to_owned(), json!("/v1/completions"));
+                    body.insert("model".to_owned(), json!("m"));
+                }
+                envelope.insert("body".to_owned(), Value::Object(body));
+                Value::Object(envelope)
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_sent_as_it_was_written(
+            line in line(),
+            pretty: bool,
+            ending in prop::sample::select(vec!["a", "a.chat", "a.images", "a.responses"]),
+        ) {
+            let text = if pretty {
+                serde_json::to_string_pretty(&line).unwrap().replace('\n', " \t")
+            } else {
+                line.to_string()
+            };
+            if let Ok(accepted) = trial::jsonl(&format!("{ending}.jsonl"), &text) {
+                let [request] = accepted.requests.as_slice() else { panic!("one line, one request") };
+                let written = line.get("body").unwrap_or(&line);
+                let named = line.get("custom_id").or_else(|| line.pointer("/metadata/custom_id"));
+                prop_assert_eq!(&request.custom_id, named.and_then(Value::as_str).unwrap_or("line-1"));
+                let mut sent: Value = serde_json::from_str(request.body.get()).unwrap();
+                if line.get("body").is_none() && sent.get("metadata").is_none()
+                    && let Some(metadata) = written.get("metadata") {
+                    sent["metadata"] = metadata.clone();
+                }
+                prop_assert_eq!(&sent, written);
+                prop_assert_eq!(request.model.as_deref(), written.get("model").and_then(Value::as_str));
+                prop_assert!(text.contains(request.body.get()) || line.get("body").is_none());
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(
+            bytes in prop::collection::vec(prop::sample::select(b"{}[]\",:\\ \n\r\tax1\0\xff\xef=#.".as_slice()), 0..60),
+            name in prop::sample::select(vec!["a.jsonl", "a.toml", "rows.toml"]),
+        ) {
+            let rows = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"d.*\"\nprompt = \"{{ text }}\"\n";
+            let trial = Trial::new().with("rows.toml", rows).with("d.csv", &bytes).with("d.jsonl", &bytes);
+            let trial = if name == "rows.toml" { trial } else { trial.with(name, &bytes) };
+            if let Err(report) = trial.read(name) {
+                prop_assert!(report.contains("error: "));
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_the_accepted_one_is_no_request() {
+        let line = br#"{"custom_id":"a","url":"/v1/embeddings","body":{"model":"m","input":"x"}}"#;
+        let accepted = trial::jsonl("a.jsonl", line).unwrap();
+        let job = trial::job(&accepted.checked);
+        assert_eq!(custom_id(&job, line, 1).unwrap(), "a");
+        assert_eq!(parse_line(&job, line, 1).unwrap().model.as_deref(), Some("m"));
+        let error = parse_line(&job, &line[..20], 7).unwrap_err().to_string();
+        assert!(error.starts_with("input.jsonl:7:20: error: invalid JSON"), "{error}");
+        assert!(parse_line(&job, b"\xff", 1).is_err());
     }
 }

@@ -1,15 +1,13 @@
 //! What a TOML spec may say: every key, its type and its range, and which keys fit together.
 
-use std::ops::Range;
-
-use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::DeTable;
 
 use crate::diag::{Diagnostic, Report};
 use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order};
-use crate::spec::document::{Document, Placed, Section, meant, quoted, type_of};
+use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::problem::shown;
-use crate::spec::template::{TemplateId, Templates};
+use crate::spec::template::Templates;
+use crate::spec::work::Work;
 use crate::spec::{ProviderFacts, Settings, cron};
 
 /// A spec as its text says it.
@@ -25,42 +23,6 @@ pub(super) struct Spec<'s> {
     pub(super) parameters: Vec<(String, String)>,
     pub(super) work: Work,
     pub(super) templates: Templates,
-}
-
-/// Where a job's requests come from.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// Rows of data, and what is made of each.
-    Rows { path: Placed<String>, custom_id: Option<TemplateId>, content: Content },
-    /// A file of batch lines.
-    Lines { path: Placed<String> },
-    /// Requests written out in the spec.
-    Inline(Vec<Inline>),
-}
-
-/// The member of the body that a row is made into.
-#[derive(Debug)]
-pub(super) struct Content {
-    /// `prompt`, `input` or `messages`.
-    pub(super) key: &'static str,
-    /// None: the row of a `.txt` is it.
-    pub(super) pieces: Option<Vec<Piece>>,
-}
-
-/// JSON text with holes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Piece {
-    Json(String),
-    /// Rendered, then written as a JSON string.
-    Template(TemplateId),
-}
-
-/// One of `[[requests]]`.
-#[derive(Debug)]
-pub(super) struct Inline {
-    pub(super) line: u32,
-    pub(super) custom_id: Option<String>,
-    pub(super) members: Vec<(String, String)>,
 }
 
 /// Reads a spec. None: it was refused, and the report says why.
@@ -81,10 +43,11 @@ pub(super) fn read<'s>(
     reader.spec(table.get_ref(), settings)
 }
 
-struct Reader<'d, 'r> {
-    document: Document<'d>,
-    report: &'r mut Report,
-    templates: Templates,
+/// Reads the parts of a spec and reports what is wrong with each.
+pub(super) struct Reader<'d, 'r> {
+    pub(super) document: Document<'d>,
+    pub(super) report: &'r mut Report,
+    pub(super) templates: Templates,
 }
 
 impl<'d> Reader<'d, '_> {
@@ -124,7 +87,7 @@ impl<'d> Reader<'d, '_> {
         })
     }
 
-    fn error(&mut self, offset: usize, message: impl Into<String>, hint: &str) {
+    pub(super) fn error(&mut self, offset: usize, message: impl Into<String>, hint: &str) {
         let found = self.document.error(offset, message);
         self.report.push(if hint.is_empty() { found } else { found.hint(hint) });
     }
@@ -216,7 +179,7 @@ impl<'d> Reader<'d, '_> {
         self.members(&section)
     }
 
-    fn members(&mut self, section: &Section<'_, '_>) -> Vec<(String, String)> {
+    pub(super) fn members(&mut self, section: &Section<'_, '_>) -> Vec<(String, String)> {
         let mut members = Vec::new();
         for (key, value) in section.members() {
             if let Some(json) = self.document.json(value, self.report) {
@@ -243,182 +206,6 @@ impl<'d> Reader<'d, '_> {
             self.report
                 .push(Diagnostic::error(self.document.file, 0, 0, message).hint("write `model = \"…\"`"));
         }
-    }
-
-    fn work(&mut self, top: &mut Section<'d, 'd>, kind: Option<Kind>) -> Option<Work> {
-        let input = top.section("input", "[input]", self.report);
-        let requests = top.take("requests");
-        let kind = kind?;
-        if kind == Kind::FineTune {
-            for key in ["input", "requests"] {
-                if top.take(key).is_some() {
-                    self.error(top.key_offset(key), format!("kind `fine_tune` takes no `{key}`"), "");
-                }
-            }
-            return None;
-        }
-        match (input, requests) {
-            (Some(_), Some(_)) => {
-                let hint = "rows of data and requests written out are two jobs";
-                self.error(top.key_offset("requests"), "both `[input]` and `[[requests]]`", hint);
-                None
-            }
-            (None, None) => {
-                let found = Diagnostic::error(self.document.file, 0, 0, "no requests");
-                let hint = "write `[input]` with a `file`, or `[[requests]]`";
-                self.report.push(found.hint(hint));
-                None
-            }
-            (Some(input), None) => self.input(input, kind),
-            (None, Some(requests)) => self.requests(requests, kind, top),
-        }
-    }
-
-    fn input(&mut self, mut input: Section<'d, 'd>, kind: Kind) -> Option<Work> {
-        let path = input.string("file", self.report);
-        if input.take("file").is_none() {
-            self.error(input.offset, "missing `file` in [input]", "a .jsonl, .csv or .txt, or a glob");
-        }
-        let custom_id = input.string("custom_id", self.report);
-        let texts = ["prompt", "input", "messages"].map(|key| (key, input.take(key)));
-        let offset_of = |key| input.key_offset(key);
-        let offsets = ["custom_id", "prompt", "input", "messages"].map(|key| (key, offset_of(key)));
-        let own = content_key(kind);
-        for (key, value) in &texts {
-            if value.is_some() && own != Some(*key) {
-                let at = offsets.iter().find(|(name, _)| name == key).map_or(0, |(_, at)| *at);
-                let hint = own.map_or_else(
-                    || "the lines of the file are whole requests".to_owned(),
-                    |own| format!("kind `{kind}` takes `{own}`"),
-                );
-                self.error(at, format!("`{key}` does not fit kind `{kind}`"), &hint);
-            }
-        }
-        input.finish(self.report);
-        let Some(key) = own else {
-            if let Some(custom_id) = custom_id {
-                let hint = "the lines of the file have their own";
-                self.error(custom_id.offset, format!("`custom_id` does not fit kind `{kind}`"), hint);
-            }
-            return Some(Work::Lines { path: path? });
-        };
-        let custom_id = match custom_id {
-            Some(text) => Some(self.template("custom_id", &text.value, text.offset)?),
-            None => None,
-        };
-        let value = texts.iter().find(|(name, _)| *name == key).and_then(|(_, value)| *value);
-        let pieces = match value {
-            Some(value) => Some(self.pieces(key, value)?),
-            None => None,
-        };
-        let path = path?;
-        if pieces.is_none() && (key == "messages" || !path.value.to_ascii_lowercase().ends_with(".txt")) {
-            let hint = if key == "messages" {
-                "write `messages = [{ role = \"user\", content = \"{{ text }}\" }]`".to_owned()
-            } else {
-                format!("write `{key} = \"{{{{ text }}}}\"` with the name of a field")
-            };
-            self.error(input_offset(&offsets, key), format!("missing `{key}` in [input]"), &hint);
-            return None;
-        }
-        Some(Work::Rows { path, custom_id, content: Content { key, pieces } })
-    }
-
-    fn template(&mut self, label: &'static str, text: &str, offset: usize) -> Option<TemplateId> {
-        match self.templates.add(label, text) {
-            Ok(id) => Some(id),
-            Err(invalid) => {
-                let (line, column) = self.document.place(offset);
-                let lines = u32::try_from(invalid.lines_before).unwrap_or(0);
-                // A line end right after three quotes is no part of the text.
-                let skipped =
-                    self.document.text.get(offset + 3..).is_some_and(|rest| rest.starts_with(['\n', '\r']));
-                let (line, column) = match lines {
-                    0 => (line, column),
-                    _ => (line + lines + u32::from(skipped), 0),
-                };
-                let found = Diagnostic::error(self.document.file, line, column, invalid.message);
-                self.report.push(found.hint("a field is inserted as `{{ name }}`"));
-                None
-            }
-        }
-    }
-
-    /// A value as JSON whose strings are templates.
-    fn pieces(&mut self, key: &'static str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Piece>> {
-        let fits = match key {
-            "messages" => value.get_ref().is_array(),
-            _ => value.get_ref().is_str() || value.get_ref().is_array(),
-        };
-        if !fits {
-            let expected = if key == "messages" { "an array of tables" } else { "a string" };
-            let message = format!("`{key}` is {}, expected {expected}", type_of(value.get_ref()));
-            self.error(value.span().start, message, "");
-            return None;
-        }
-        // Strings are told apart from the JSON around them by a character that JSON never holds raw.
-        let mut texts: Vec<(String, Range<usize>)> = Vec::new();
-        let mut json = String::new();
-        self.document.write_json(
-            value,
-            &mut json,
-            &mut |text, span, json| {
-                texts.push((text.to_owned(), span));
-                json.push('\0');
-            },
-            self.report,
-        )?;
-        let mut pieces = Vec::new();
-        let mut texts = texts.into_iter();
-        for (number, between) in json.split('\0').enumerate() {
-            if number > 0 {
-                let (text, span) = texts.next()?;
-                let id = self.template(key, &text, span.start)?;
-                pieces.push(Piece::Template(id));
-            }
-            if !between.is_empty() {
-                pieces.push(Piece::Json(between.to_owned()));
-            }
-        }
-        Some(pieces)
-    }
-
-    fn requests(
-        &mut self,
-        requests: &'d Spanned<DeValue<'d>>,
-        kind: Kind,
-        top: &Section<'_, '_>,
-    ) -> Option<Work> {
-        let at = top.key_offset("requests");
-        if kind == Kind::Requests {
-            let hint = "for requests written out here, say which kind they are: `kind = \"chat\"`";
-            self.error(at, "kind `requests` takes a file of batch lines", hint);
-            return None;
-        }
-        let array =
-            requests.get_ref().as_array().filter(|array| array.iter().all(|item| item.get_ref().is_table()));
-        let Some(array) = array else {
-            self.error(at, "`requests` is no array of tables", "write each request as `[[requests]]`");
-            return None;
-        };
-        if array.is_empty() {
-            self.error(at, "`requests` is empty", "");
-        }
-        Some(Work::Inline(self.inline(array)))
-    }
-
-    fn inline(&mut self, array: &'d DeArray<'d>) -> Vec<Inline> {
-        let mut inline = Vec::new();
-        for item in array {
-            let Some(table) = item.get_ref().as_table() else { continue };
-            let mut section = Section::new(self.document, "[[requests]]", table, item.span().start);
-            let custom_id = section.string("custom_id", self.report).map(|id| id.value);
-            let mut members = self.members(&section);
-            members.retain(|(key, _)| key != "custom_id");
-            let (line, _) = self.document.place(item.span().start);
-            inline.push(Inline { line, custom_id, members });
-        }
-        inline
     }
 
     fn schedule(&mut self, top: &mut Section<'_, '_>) {
@@ -478,19 +265,5 @@ impl<'d> Reader<'d, '_> {
             let at = top.key_offset("fine_tune");
             self.error(at, "`[fine_tune]` fits kind `fine_tune` alone", "");
         }
-    }
-}
-
-fn input_offset(offsets: &[(&str, usize)], key: &str) -> usize {
-    offsets.iter().find(|(name, _)| *name == key).map_or(0, |(_, offset)| *offset)
-}
-
-/// The member of a body that rows are made into.
-const fn content_key(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Completions | Kind::Images => Some("prompt"),
-        Kind::Chat => Some("messages"),
-        Kind::Embeddings | Kind::Responses | Kind::Moderations => Some("input"),
-        Kind::Requests | Kind::FineTune => None,
     }
 }
