@@ -1,14 +1,16 @@
 //! Which addresses a url that a server made up may lead to: public ones only.
 //!
-//! An image's url comes out of a reply, so whoever makes replies would choose what batchd connects to
-//! from inside the operator's network: a metadata service, a router, a database. [`is_public`] is the
-//! filter; [`PublicOnly`] applies it to names, and because the connection is made to the very addresses
-//! it let through, a name that changes its mind between check and use gains nothing.
+//! An image's url comes out of a reply, so whoever makes replies would choose what batchd connects to from
+//! inside the operator's network: a metadata service, a router, a database. [`is_public`] is the filter;
+//! [`names_no_closed_address`] applies it to addresses written into a url, [`PublicOnly`] to names. The
+//! connection is made to the very addresses that passed, so a name that changes its mind between check and
+//! use gains nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use thiserror::Error;
+use url::Host;
 
 /// IPv4 networks that are not the public internet (IANA's special-purpose registry), and Azure's
 /// metadata address, which lies in public space. The other clouds' are in `169.254/16` and `100.64/10`.
@@ -63,6 +65,16 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Whether `host` is a name, to be checked when it is resolved, or a public address.
+pub(super) fn names_no_closed_address(host: Option<&Host<&str>>) -> bool {
+    match host {
+        Some(Host::Ipv4(address)) => is_public(IpAddr::V4(*address)),
+        Some(Host::Ipv6(address)) => is_public(IpAddr::V6(*address)),
+        Some(Host::Domain(_)) => true,
+        None => false,
+    }
+}
+
 const fn within_v4(address: Ipv4Addr, (network, prefix): (Ipv4Addr, u32)) -> bool {
     (address.to_bits() ^ network.to_bits()) >> (32 - prefix) == 0
 }
@@ -73,11 +85,10 @@ const fn within_v6(address: Ipv6Addr, (network, prefix): (Ipv6Addr, u32)) -> boo
 
 /// A name that leads to no public address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{0}` has no public address")]
+#[error("`{0}` is not on the public internet")]
 pub(super) struct NotPublic(pub(super) String);
 
-/// The system's resolver, cut to public addresses. An address written into a url never comes here:
-/// whoever uses this client checks those itself.
+/// The system's resolver, cut to public addresses. An address written into a url never comes here.
 #[derive(Debug)]
 pub(super) struct PublicOnly;
 
@@ -180,6 +191,30 @@ mod tests {
         }
         for address in CLOSED {
             assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_an_address_hides_it() {
+        for (url, expected) in [
+            ("https://1.1.1.1/a.png", true),
+            ("https://files.example.com/a.png", true),
+            ("http://localhost/a.png", true), // closed when it is resolved
+            ("http://10.0.0.5/a.png", false),
+            ("http://127.1/a.png", false),
+            ("http://2130706433/a.png", false),
+            ("http://0x7f.0.0.1/a.png", false),
+            ("http://0177.0.0.1/a.png", false),
+            ("http://127.0.0.1./a.png", false),
+            ("http://%31%32%37.0.0.1/a.png", false),
+            ("http://①②⑦.0.0.1/a.png", false),
+            ("http://[::1]/a.png", false),
+            ("http://[::ffff:169.254.169.254]/latest", false),
+            ("http://169.254.169.254/latest/meta-data", false),
+            ("file:///etc/passwd", false),
+        ] {
+            let url: url::Url = url.parse().unwrap();
+            assert_eq!(names_no_closed_address(url.host().as_ref()), expected, "{url}");
         }
     }
 

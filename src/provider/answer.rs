@@ -1,7 +1,7 @@
 //! What a 2xx must hold to be an answer, endpoint by endpoint, and what it says it cost.
 //!
-//! Only what is required is looked at; all else may be absent, null or of another type, because servers differ and an
-//! answer that was paid for must not be thrown away for an odd member.
+//! Only what is required is looked at; all else may be absent, null or of another type, because servers
+//! differ and an answer that was paid for must not be thrown away for an odd member.
 
 use crate::domain::Endpoint;
 use crate::provider::Usage;

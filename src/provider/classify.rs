@@ -1,11 +1,12 @@
-//! From a reply to an [`Outcome`]: whether the request is answered, refused, to come later, or to be tried again.
+//! From a reply to an [`Outcome`]: whether the request is answered, refused, to come later, or to be tried
+//! again.
 //!
 //! # Operation
 //!
-//! What an error means is looked up in [`ROWS`], a table: the first row that matches holds. `error.code` goes before
-//! `error.type`, and both before the status, because one status can mean "wait a second" and "your money is used up".
-//! `x-should-retry` then has its say: `false` turns every retry into a refusal, `true` retries what only its status
-//! condemned. Neither frees a blocked key.
+//! What an error means is looked up in [`ROWS`], a table: the first row that matches holds. `error.code`
+//! goes before `error.type`, and both before the status, because one status can mean "wait a second" and
+//! "your money is used up". `x-should-retry` then has its say: `false` turns every retry into a refusal,
+//! `true` retries what only its status condemned. Neither frees a blocked key.
 
 use std::ops::RangeInclusive;
 
@@ -70,8 +71,8 @@ const fn words(status: u16, words: &'static [&'static str], class: Class) -> Row
     row(status..=status, Mark::Words(words), class)
 }
 
-/// Every error that means more than its status says, then the statuses. Sources: OpenAI's error-code page of 2026 and its
-/// SDK; what else is named is the server that was seen to say so.
+/// Every error that means more than its status says, then the statuses. Sources: OpenAI's error-code page
+/// of 2026 and its SDK; what else is named is the server that was seen to say so.
 static ROWS: &[Row] = &[
     // Exceptions from the codes below: these will never succeed, whatever their code promises.
     words(429, &["request too large"], REFUSED), // the limit is smaller than the request

@@ -2,10 +2,10 @@
 //!
 //! # Format
 //!
-//! OpenAI's is `{"error":{"message","type","param","code"}}`. Others leave out or rename what they like: an error that is
-//! a string (vLLM's 401), its members at the top (vLLM before 2025), `detail` (`FastAPI`), an array under `errors` (Azure's
-//! batches),
-//! a code that is a number or null (vLLM, llama.cpp, Ollama), or no JSON at all (proxies).
+//! OpenAI's is `{"error":{"message","type","param","code"}}`. Others leave out or rename what they like: an
+//! error that is a string (vLLM's 401), its members at the top (vLLM before 2025), `detail` (`FastAPI`), an
+//! array under `errors` (Azure's batches), a code that is a number or null (vLLM, llama.cpp, Ollama), or no
+//! JSON at all (proxies).
 
 use std::borrow::Cow;
 

@@ -1,7 +1,7 @@
 //! A look into a JSON object without reading it: its members' names, and their values as raw text.
 //!
-//! Replies are judged by a few members, but hold long texts and vectors that nobody here needs. A member that stands
-//! twice counts as its last, as most parsers have it: an odd reply is still a reply.
+//! Replies are judged by a few members, but hold long texts and vectors that nobody here needs. A member
+//! that stands twice counts as its last, as most parsers have it: an odd reply is still a reply.
 
 use std::borrow::Cow;
 

@@ -133,7 +133,7 @@ pub enum TransportError {
     #[error("the reply is larger than {0} bytes")]
     TooLarge(u64),
     /// [`Reach::Public`] was asked for, and the host has no public address. Nothing was sent.
-    #[error("`{0}` has no public address")]
+    #[error("`{0}` is not on the public internet")]
     NotPublic(String),
 }
 

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - The key goes to the origin (scheme, host, port) of `base_url` and nowhere else: [`Api::headers_for`] is the only
-//!   place that hands it out.
+//! - The key goes to the origin (scheme, host, port) of `base_url` and nowhere else: [`Api::headers_for`]
+//!   is the only place that hands it out.
 //! - The header that holds it is marked sensitive, so that no `Debug` shows it.
 
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::domain::Endpoint;
 /// Some providers sort their traffic by it, and an operator finds us in a proxy's log.
 const AGENT: &str = concat!("batchd/", env!("CARGO_PKG_VERSION"));
 
-/// Keys shorter than this that don't even begin like one are the placeholders that local servers want (`EMPTY`,
-/// `ollama`): no secret, and a word that an answer may well hold.
+/// Keys shorter than this that don't even begin like one are the placeholders that local servers want
+/// (`EMPTY`, `ollama`): no secret, and a word that an answer may well hold.
 const SECRET_BYTES_MIN: usize = 16;
 
 /// A provider's address and key, made ready once so that a request costs a clone.

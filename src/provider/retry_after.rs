@@ -22,8 +22,8 @@ const LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-toke
 const REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
 const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
-/// How long the server asks to wait: more than zero, at most a day. A date counts from the reply's own `Date`,
-/// so that a clock that is wrong here or there does no harm, and from `now` where there is none.
+/// How long the server asks to wait: more than zero, at most a day. A date counts from the reply's own
+/// `Date`, so that a clock that is wrong here or there does no harm, and from `now` where there is none.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let millis = text(headers, &RETRY_AFTER_MS).and_then(decimal).map(|ms| ms / 1000.0);
     let hint = millis.and_then(wait).or_else(|| {

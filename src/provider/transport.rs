@@ -1,4 +1,5 @@
-//! One HTTP exchange over real sockets: no retry, no redirect, one time-out for the whole of it, the reply capped.
+//! One HTTP exchange over real sockets: no retry, no redirect, one time-out for the whole of it, the reply
+//! capped.
 //!
 //! # Invariants
 //!
@@ -8,6 +9,7 @@
 //! - No error holds a url or a header: both can carry secrets.
 
 use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,10 +18,11 @@ use reqwest::{Client, ClientBuilder, Response, redirect, retry};
 use url::{Host, Url};
 
 use crate::diag::printable;
-use crate::provider::address::{NotPublic, PublicOnly};
+use crate::provider::address::{NotPublic, PublicOnly, names_no_closed_address};
 use crate::provider::{HttpReply, HttpRequest, Reach, Transport, TransportError};
 
-/// DNS, TCP and TLS together. A server that is up answers a handshake far sooner, however busy its models are.
+/// DNS, TCP and TLS together. A server that is up answers a handshake far sooner, however busy its models
+/// are.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shorter than the 5 s after which uvicorn (vLLM, LiteLLM) and Node close an idle connection: a request
@@ -34,7 +37,6 @@ const POOL_IDLE_MAX: usize = 1024;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The transport over reqwest. Providers may share one: connections are pooled by origin.
-#[derive(Debug)]
 pub struct HttpTransport {
     /// For this machine itself; a proxy of the environment would be another machine.
     direct: Client,
@@ -49,8 +51,8 @@ impl HttpTransport {
     ///
     /// # Errors
     ///
-    /// The TLS or proxy settings of the machine can't be used. A machine without any root certificate is no error:
-    /// plain http works there, and https fails to connect.
+    /// The TLS or proxy settings of the machine can't be used. A machine without any root certificate is no
+    /// error: plain http works there, and https fails to connect.
     pub fn new() -> Result<Self, reqwest::Error> {
         install_crypto();
         let outward = client().build();
@@ -72,6 +74,10 @@ impl HttpTransport {
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpReply, TransportError> {
+        let host = request.url.host();
+        if request.reach == Reach::Public && !names_no_closed_address(host.as_ref()) {
+            return Err(TransportError::NotPublic(host.map(|host| host.to_string()).unwrap_or_default()));
+        }
         let client = self.client_for(&request);
         let mut outgoing = reqwest::Request::new(request.method, request.url);
         *outgoing.headers_mut() = request.headers;
@@ -86,11 +92,19 @@ impl HttpTransport {
     }
 }
 
+impl fmt::Debug for HttpTransport {
+    /// Not the clients: a proxy's password is in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpTransport").finish_non_exhaustive()
+    }
+}
+
 impl Transport for HttpTransport {
     fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
         let timeout = request.timeout;
         Box::pin(async move {
-            // Ours, not reqwest's: it covers connect to last byte, so that a server that drips bytes ends too.
+            // Ours, not reqwest's: it covers connect to last byte, so that a server that drips bytes ends
+            // too.
             tokio::time::timeout(timeout, self.send(request))
                 .await
                 .unwrap_or(Err(TransportError::Timeout(timeout)))
@@ -336,9 +350,57 @@ mod tests {
         let mut request = request(server.address(), 100, Duration::from_mins(1));
         request.url = format!("http://localhost:{}/", server.address().port()).parse().unwrap();
         request.reach = Reach::Public;
-        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        let transport = HttpTransport::new().unwrap();
+        let error = transport.exchange(request.clone()).await.unwrap_err();
         assert!(matches!(&error, TransportError::NotPublic(name) if name == "localhost"), "{error:?}");
+        request.url.set_host(Some("127.0.0.1")).unwrap();
+        let error = transport.exchange(request).await.unwrap_err();
+        assert!(matches!(&error, TransportError::NotPublic(name) if name == "127.0.0.1"), "{error:?}");
         assert_eq!(server.requests().len(), 0);
+    }
+
+    #[test]
+    fn neither_this_machine_nor_a_url_from_a_reply_is_asked_through_a_proxy() {
+        let transport = HttpTransport::new().unwrap();
+        let mut request = request("127.0.0.1:1".parse().unwrap(), 1, Duration::from_secs(1));
+        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.direct));
+        request.url = "https://api.openai.com/v1".parse().unwrap();
+        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.outward));
+        request.reach = Reach::Public;
+        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.public));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_speaks_no_tls_was_never_reached() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut request = request(listener.local_addr().unwrap(), 1, Duration::from_mins(1));
+        request.url.set_scheme("https").unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        });
+        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        assert!(matches!(error, TransportError::Connect(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_one_request_after_another() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = request(listener.local_addr().unwrap(), 100, Duration::from_mins(1));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // The only connection that is ever accepted.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut sent = [0; 4096];
+            while stream.read(&mut sent).await.unwrap() > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            }
+        });
+        let transport = HttpTransport::new().unwrap();
+        for _ in 0..3 {
+            assert_eq!(transport.exchange(request.clone()).await.unwrap().status, 200);
+        }
     }
 
     #[test]
