@@ -35,10 +35,12 @@ const QUOTA: Class = Class::Blocked(PauseReason::Quota);
 const AUTH: Class = Class::Blocked(PauseReason::Auth);
 const MODEL: Class = Class::Blocked(PauseReason::Model);
 
-/// What a row looks for beside the status. Case does not count.
+/// What a row looks for beside the status. Case does not count, families aside.
 #[derive(Clone, Copy, Debug)]
 enum Mark {
     Code(&'static str),
+    /// What the code begins with: a family of codes.
+    CodeStart(&'static str),
     Type(&'static str),
     /// Words that the message holds, all of them.
     Words(&'static [&'static str]),
@@ -93,11 +95,13 @@ static ROWS: &[Row] = &[
     code("content_policy_violation", REFUSED),
     code("content_filter", REFUSED), // Azure
     code("moderation_blocked", REFUSED),
-    code("invalid_prompt", REFUSED), // also in a 200 of /responses, as are the next three
+    // The next six also stand in a 200 of /responses whose status is `failed`.
+    code("invalid_prompt", REFUSED),
     code("bio_policy", REFUSED),
     code("data_residency_mismatch", REFUSED),
-    code("invalid_image", REFUSED),
-    code("rate_limit_exceeded", THROTTLED), // also in a 200 of /responses
+    row(200..=499, Mark::CodeStart("invalid_image"), REFUSED),
+    row(200..=499, Mark::CodeStart("image_"), REFUSED),
+    code("rate_limit_exceeded", THROTTLED),
     code("slow_down", THROTTLED),
     code("server_is_overloaded", THROTTLED),
     code("server_overloaded", THROTTLED),
@@ -110,7 +114,7 @@ static ROWS: &[Row] = &[
     row(ANY, Mark::Type("not_supported_error"), REFUSED), // llama.cpp
     row(ANY, Mark::Type("service_unavailable_error"), THROTTLED),
     row(200..=200, Mark::Code("server_error"), MAYBE_PAID), // /responses, which began and failed
-    // A server that can still say that it failed has done no work; a proxy before it can't know (500 below).
+    // A server that can still say that it failed normally bills nothing; a proxy's own 500 (below) knows nothing.
     row(500..=500, Mark::Type("server_error"), FAILED),
     row(500..=500, Mark::Type("internal_server_error"), FAILED), // LiteLLM
     row(500..=500, Mark::Type("InternalServerError"), FAILED),   // vLLM
@@ -244,6 +248,7 @@ impl Row {
         self.status.contains(&status)
             && match self.mark {
                 Mark::Code(code) => error.code.eq_ignore_ascii_case(code),
+                Mark::CodeStart(start) => error.code.starts_with(start),
                 Mark::Type(kind) => error.kind.eq_ignore_ascii_case(kind),
                 Mark::Words(words) => {
                     let message = error.message.to_ascii_lowercase();
@@ -333,7 +338,8 @@ mod tests {
         (400, r#"{"error":{"message":"no","code":"invalid_prompt"}}"#, REFUSED),
         (400, r#"{"error":{"message":"no","code":"bio_policy"}}"#, REFUSED),
         (400, r#"{"error":{"message":"no","code":"data_residency_mismatch"}}"#, REFUSED),
-        (400, r#"{"error":{"message":"no","code":"invalid_image"}}"#, REFUSED),
+        (400, r#"{"error":{"message":"no","code":"invalid_image_format"}}"#, REFUSED),
+        (400, r#"{"error":{"message":"no","code":"image_too_large"}}"#, REFUSED),
         (
             400,
             r#"{"error":{"message":"limit","type":"invalid_request_error","code":"billing_hard_limit_reached"}}"#,

@@ -227,7 +227,7 @@ impl Provider {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Endpoint, PauseReason};
+    use crate::domain::{Endpoint, PauseReason, Timestamp};
     use crate::provider::testing::{Listener, http};
 
     const CANARY: &str = "sk-CANARY-0123456789";
@@ -277,6 +277,21 @@ mod tests {
         assert!(sent.contains("content-type: application/json\r\n"), "{sent}");
         assert!(sent.contains(concat!("user-agent: batchd/", env!("CARGO_PKG_VERSION"), "\r\n")), "{sent}");
         assert!(sent.ends_with(&format!("\r\n\r\n{body}")), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_date_to_come_back_at_counts_from_our_clock_where_the_server_shows_none() {
+        let server =
+            Listener::new(&http("503 Busy", "retry-after: Thu, 01 Jan 1970 00:01:30 GMT\r\n", "")).await;
+        let clock = Clock::Simulated { base: Timestamp::from_millis(60_000), anchor: far_from_now() };
+        let reply = provider(&server).with_clock(clock).call(&request("{}")).await;
+        let Outcome::Throttled { retry_after, .. } = reply.outcome else { panic!("{reply:?}") };
+        assert_eq!(retry_after, Some(Duration::from_secs(30)));
+    }
+
+    /// An anchor that a simulated clock has not passed yet, so that the clock stands still.
+    fn far_from_now() -> tokio::time::Instant {
+        tokio::time::Instant::now() + Duration::from_hours(1)
     }
 
     #[tokio::test]
