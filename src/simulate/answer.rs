@@ -355,6 +355,7 @@ pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::Value;
 
     use super::*;
@@ -396,6 +397,85 @@ mod tests {
                 second["id"] = Value::Null;
             }
             assert_eq!(first, second, "{endpoint}");
+        }
+    }
+
+    const WORDS: &[&str] =
+        &["x", "é\\n", "user", "json_object", "url", "b64_json", "base64", "3-large", "[", "\u{1f600}"];
+    const KEYS: &[&str] = &[
+        "model",
+        "messages",
+        "prompt",
+        "input",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "response_format",
+        "encoding_format",
+        "dimensions",
+        "instructions",
+        "metadata",
+        "user",
+        "role",
+        "content",
+        "type",
+        "text",
+        "custom_id",
+    ];
+
+    /// A body of members that matter with values that may not.
+    fn bodies() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (0..200_i64).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            prop::sample::select(WORDS).prop_map(Value::from),
+        ];
+        let value = leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(prop::sample::select(KEYS), inner, 0..4)
+                    .prop_map(|members| members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        });
+        let members = prop::collection::btree_map(prop::sample::select(KEYS), value, 0..8);
+        (members, "[a-z]{0,9}").prop_map(|(members, text)| {
+            let mut body: serde_json::Map<_, _> =
+                members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            // Otherwise hardly a body would be valid.
+            let filled = [
+                ("model", json!("m")),
+                ("prompt", json!(text)),
+                ("input", json!([text])),
+                ("messages", json!([{"role": "user", "content": text}])),
+            ];
+            for (key, value) in filled {
+                body.entry(key).or_insert(value);
+            }
+            Value::Object(body).to_string()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_body_is_answered_or_refused_in_json(body in bodies(), junk in any::<Vec<u8>>()) {
+            for endpoint in Endpoint::ALL {
+                for body in [body.as_bytes(), &junk] {
+                    let written = match question::read(endpoint, body) {
+                        Ok(question) => {
+                            question.cost();
+                            let fingerprint = blake3::hash(body);
+                            let context = Context { fingerprint, sequence: 1, images: ImageForm::Url, authority: "a" };
+                            write(&question, &context)
+                        }
+                        Err(refusal) => refusal.body(),
+                    };
+                    prop_assert!(serde_json::from_slice::<Value>(&written).is_ok());
+                }
+            }
         }
     }
 

@@ -44,7 +44,6 @@ pub struct Engine {
     /// Empty: every model is known.
     models: Vec<String>,
     images: ImageForm,
-    slow: Duration,
     body_bytes_max: usize,
     started: Instant,
     /// Tells this server's request ids from another's.
@@ -90,7 +89,6 @@ impl Engine {
         Ok(Self {
             models: settings.models.clone(),
             images: settings.images,
-            slow: settings.slow,
             body_bytes_max: settings.body_bytes_max,
             started,
             instance: seed.derive("simulate/instance").u32(..),
@@ -122,8 +120,7 @@ impl Engine {
         let (in_flight, count) = InFlight::enter(&self.in_flight);
         let arrival = self.arrival(request, custom_id, count, now);
         let fingerprint = arrival.fingerprint.unwrap_or_else(|| blake3::hash(b""));
-        let Decision { sequence, verdict, rate_headers } =
-            self.lock().decide(request, &call, arrival, self.slow, now);
+        let Decision { sequence, verdict, rate_headers } = self.lock().decide(request, &call, arrival, now);
         let mut reply = match (verdict, call) {
             (Err(refusal), _) | (Ok(_), Err(refusal)) => Reply::refused(&refusal),
             (Ok(work), Ok(call)) => self.fulfil(&call, &work, || Context {
@@ -259,11 +256,10 @@ impl State {
         request: &Request<'_>,
         call: &Result<Call<'_>, Refusal>,
         arrival: Arrival,
-        slow: Duration,
         now: Instant,
     ) -> Decision {
         let sequence = self.ledger.arrive(&arrival);
-        let verdict = self.judge(request, call, slow, now);
+        let verdict = self.judge(request, call, now);
         let is_question = matches!(call, Ok(Call::Ask(_)));
         let (outcome, paid) = match &verdict {
             Err(refusal) => (Outcome::Refused(refusal.name), false),
@@ -283,7 +279,6 @@ impl State {
         &mut self,
         request: &Request<'_>,
         call: &Result<Call<'_>, Refusal>,
-        slow: Duration,
         now: Instant,
     ) -> Result<Work, Refusal> {
         self.authorise(request.headers)?;
@@ -300,7 +295,7 @@ impl State {
         let delay = match fault {
             // A server that is too busy says so at once, and works on nothing.
             Some(Fault::RateLimit | Fault::Overloaded) => Duration::ZERO,
-            Some(Fault::Slow) => self.limits.occupy(latency.saturating_add(slow), now) - now,
+            Some(Fault::Slow) => self.limits.occupy(latency.saturating_add(self.settings.slow), now) - now,
             _ => self.limits.occupy(latency, now) - now,
         };
         Ok(Work { fault, delay, gives_hint })
@@ -336,11 +331,11 @@ impl State {
         if let Some(latency) = changes.latency {
             settings.latency = latency;
         }
-        settings.auth = match changes.key {
-            Change::Keep => settings.auth.clone(),
-            Change::Clear => Auth::Open,
-            Change::Set(key) => Auth::Key(key),
-        };
+        match changes.key {
+            Change::Keep => {}
+            Change::Clear => settings.auth = Auth::Open,
+            Change::Set(key) => settings.auth = Auth::Key(key),
+        }
         changes.quota_after.apply(&mut settings.quota_after);
         if changes.requests_per_minute != Change::Keep {
             changes.requests_per_minute.apply(&mut settings.requests_per_minute);

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
@@ -132,7 +133,13 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn open(settings: LedgerSettings) -> io::Result<Self> {
-        let open = |path| OpenOptions::new().create(true).append(true).open(path);
+        let open = |path: &PathBuf| {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("open the ledger file `{}`: {error}", path.display()))
+            };
+            file.map_err(named)
+        };
         let file = settings.file.as_ref().filter(|_| settings.on).map(open).transpose()?;
         Ok(Self {
             settings,
@@ -286,6 +293,14 @@ mod tests {
         assert_eq!((summary.requests, summary.paid, summary.paid_twice), (3, 3, 1));
         assert_eq!((summary.untracked, summary.dropped_entries), (1, 1));
         assert_eq!((ledger.entries().len(), ledger.payments.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Some(folder.path().join("missing/ledger.jsonl"));
+        let error = Ledger::open(LedgerSettings { file, ..LedgerSettings::default() }).unwrap_err();
+        assert!(error.to_string().contains("missing/ledger.jsonl"), "{error}");
     }
 
     #[test]

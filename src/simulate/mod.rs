@@ -9,7 +9,7 @@
 //! a provider's transport stands, for runs under tokio's paused clock.
 //!
 //! Answers are functions of the endpoint and the body alone, apart from their `id` and, for images by
-//! url, the host: the text echoes the first 8 hex digits of the body's BLAKE3 and the last user text.
+//! url, the host. The text echoes the first 8 hex digits of the body's BLAKE3 and the last user text.
 //!
 //! `/_sim/ledger` says what was asked and paid for, `/_sim/faults` changes faults and limits of a
 //! running server, and `/_sim/images/` serves the images.

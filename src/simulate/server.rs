@@ -18,14 +18,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{self, State};
 use axum::http::header::{CONTENT_LENGTH, HOST};
 use axum::http::{HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse;
 use axum::serve::{IncomingStream, Listener};
-use bytes::Bytes;
-use futures_util::stream;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
@@ -76,7 +77,8 @@ impl Server {
         Arc::clone(&self.engine)
     }
 
-    /// Serves until `stop`; then answers what has come and closes.
+    /// Serves until `stop`; then answers what has come and closes. Ends at the latest 5 s after `stop`,
+    /// and leaves those who have not taken their reply by then.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let shared = Shared { engine: self.engine, address: self.address.to_string(), stop: stop.clone() };
         let router = Router::new().fallback(answer).with_state(Arc::new(shared));
@@ -112,18 +114,21 @@ async fn answer(
     request: extract::Request,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let body = to_bytes(body, shared.engine.body_bytes_max()).await;
+    let Ok(body) = read(body, shared.engine.body_bytes_max()).await else {
+        // The asker is gone before the request was whole: no one asked anything.
+        return StatusCode::BAD_REQUEST.into_response();
+    };
     let asked = Request {
         method: &head.method,
         path: head.uri.path(),
         query: head.uri.query(),
         headers: &head.headers,
-        body: body.as_ref().map_or(&[], |body| body),
+        body: body.as_deref().unwrap_or_default(),
         authority: head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(&shared.address),
     };
     let reply = match &body {
-        Ok(_) => shared.engine.take(&asked, Instant::now()),
-        Err(_) => shared.engine.refuse_large(&asked, Instant::now()),
+        Some(_) => shared.engine.take(&asked, Instant::now()),
+        None => shared.engine.refuse_large(&asked, Instant::now()),
     };
     if !reply.delay.is_zero() {
         tokio::select! {
@@ -134,6 +139,22 @@ async fn answer(
         }
     }
     deliver(reply, &breaker)
+}
+
+/// A whole body; none if it is larger than the bound. One that came in one piece is not copied.
+async fn read(body: Body, bytes_max: usize) -> Result<Option<Bytes>, axum::Error> {
+    let mut pieces = body.into_data_stream();
+    let first = pieces.next().await.transpose()?.unwrap_or_default();
+    let mut whole = None;
+    while let Some(piece) = pieces.next().await.transpose()? {
+        let whole = whole.get_or_insert_with(|| BytesMut::from(first.as_ref()));
+        if whole.len() + piece.len() > bytes_max {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    let whole = whole.map_or(first, BytesMut::freeze);
+    Ok(Some(whole).filter(|body| body.len() <= bytes_max))
 }
 
 fn deliver(reply: Reply, breaker: &Breaker) -> Response<Body> {
@@ -405,6 +426,29 @@ mod tests {
         assert_eq!(rehearsal.ask(&"x".repeat(100)).await.unwrap().status(), 413);
         assert_eq!(rehearsal.engine.summary().by_outcome["refused:request_too_large"], 1);
         rehearsal.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_large_body_arrives_whole() {
+        let rehearsal = rehearse(Settings::default());
+        let text = "x".repeat(1_000_000);
+        let body = json!({"model": "m", "prompt": text}).to_string();
+        assert_eq!(rehearsal.ask(&text).await.unwrap().status(), 200);
+        assert_eq!(rehearsal.engine.payments(blake3::hash(body.as_bytes())).paid, 1);
+        rehearsal.end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopping_server_waits_for_no_one_for_ever() {
+        let rehearsal = rehearse(Settings::default());
+        let mut stream = TcpStream::connect(rehearsal.base.trim_start_matches("http://")).await.unwrap();
+        let whole = "GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n";
+        let half = "POST /v1/moderations HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
+        stream.write_all(format!("{whole}{half}").as_bytes()).await.unwrap();
+        stream.read_u8().await.expect("the whole request is answered, so the half one is waited for");
+        let stopped_at = Instant::now();
+        rehearsal.end().await;
+        assert!(stopped_at.elapsed() >= STOP_GRACE);
     }
 
     #[tokio::test]

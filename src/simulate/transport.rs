@@ -43,7 +43,7 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
         body: &request.body,
         authority: request.url.authority(),
     };
-    // Held to the end: the request is in flight until the reply is taken.
+    // Held to the end, with its place among those in flight.
     let reply = engine.take(&asked, Instant::now());
     if reply.delay > request.timeout {
         sleep(request.timeout).await;
@@ -60,7 +60,7 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
     if length(&reply.body) > request.max_reply {
         return Err(TransportError::TooLarge(request.max_reply));
     }
-    Ok(HttpReply { status: reply.status, headers: reply.headers.clone(), body: reply.body.clone() })
+    Ok(HttpReply { status: reply.status, headers: reply.headers, body: reply.body })
 }
 
 fn length(body: &Bytes) -> u64 {
