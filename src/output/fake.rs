@@ -1,0 +1,217 @@
+//! A store for tests: one job, its journal in memory.
+
+use std::io::Cursor;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, ready};
+use tokio::sync::watch;
+
+use crate::domain::record::JournalLine;
+use crate::domain::{
+    Counts, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, Record, RecordError,
+    RequestId, Response, Settlement, Timestamp,
+};
+use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+
+pub(super) const JOB: JobId = JobId::from_bytes([1; 16]);
+pub(super) const ACCEPTED: Timestamp = Timestamp::from_millis(1_000_000);
+
+/// A job of bare chat bodies, which have no name but their line's.
+pub(super) fn job(total: u32) -> Job {
+    Job {
+        id: JOB,
+        name: "news".parse().unwrap(),
+        kind: Kind::Requests,
+        ending: None,
+        spec_file: "news.jsonl".to_owned(),
+        accepted_at: ACCEPTED,
+        total,
+        queues: vec![QueueName::new("openai", Some("m"))],
+        content_hash: String::new(),
+        settings: JobSettings::default(),
+    }
+}
+
+pub(super) fn record(index: u32, status_code: u16, body: &str) -> Record {
+    Record {
+        request: RequestId { job: JOB, index },
+        custom_id: format!("line-{}", index + 1),
+        response: Some(Response::new(status_code, "req".to_owned(), body.as_bytes())),
+        error: None,
+    }
+}
+
+pub(super) fn answer(index: u32, text: &str) -> Record {
+    let text = serde_json::Value::from(text);
+    let usage = r#"{"prompt_tokens":2,"completion_tokens":3,"total_tokens":5}"#;
+    record(index, 200, &format!("{{\"text\":{text},\"usage\":{usage}}}"))
+}
+
+pub(super) fn refusal(index: u32) -> Record {
+    record(index, 400, r#"{"error":{"message":"no"}}"#)
+}
+
+pub(super) fn unanswered(index: u32, code: &str) -> Record {
+    let error = RecordError { code: code.to_owned(), message: "never".to_owned() };
+    Record { response: None, error: Some(error), ..record(index, 0, "{}") }
+}
+
+#[derive(Debug)]
+pub(super) struct FakeStore {
+    state: Mutex<JobState>,
+    journal: Mutex<Vec<u8>>,
+    /// Every status that was set.
+    statuses: Mutex<Vec<JobStatus>>,
+    folder: Option<PathBuf>,
+    changes: watch::Sender<u64>,
+}
+
+impl FakeStore {
+    pub(super) fn new(job: Job) -> Self {
+        let counts = Counts { total: job.total, ..Counts::default() };
+        let status = JobStatus::InProgress;
+        Self {
+            state: Mutex::new(JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None }),
+            journal: Mutex::default(),
+            statuses: Mutex::default(),
+            folder: None,
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    /// With a folder below `state/jobs/`, in which the journal lies, too.
+    pub(super) fn in_folder(mut self, folder: PathBuf) -> Self {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("results.log"), self.journal.lock().unwrap().as_slice()).unwrap();
+        self.folder = Some(folder);
+        self
+    }
+
+    pub(super) fn append(&self, record: &Record) {
+        self.append_bytes(&record.to_journal_line(1));
+    }
+
+    /// Appends to the journal; counts whole records.
+    pub(super) fn append_bytes(&self, bytes: &[u8]) {
+        let journal = {
+            let mut journal = self.journal.lock().unwrap();
+            journal.extend_from_slice(bytes);
+            journal.clone()
+        };
+        if let Some(folder) = &self.folder {
+            std::fs::write(folder.join("results.log"), &journal).unwrap();
+        }
+        let mut settled: Vec<(u32, bool)> = journal
+            .split(|byte| *byte == b'\n')
+            .filter_map(JournalLine::parse)
+            .map(|line| {
+                let line_json: serde_json::Value = serde_json::from_slice(&line.published()).unwrap();
+                (line.index, line_json["response"]["status_code"] == 200)
+            })
+            .collect();
+        settled.sort_unstable();
+        settled.dedup_by_key(|(index, _)| *index);
+        let completed = u32::try_from(settled.iter().filter(|(_, success)| *success).count()).unwrap();
+        self.change(|state| {
+            state.counts.completed = completed;
+            state.counts.failed = u32::try_from(settled.len()).unwrap() - completed;
+        });
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut JobState)) {
+        change(&mut self.state.lock().unwrap());
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn state(&self) -> JobState {
+        self.state.lock().unwrap().clone()
+    }
+
+    pub(super) fn statuses(&self) -> Vec<JobStatus> {
+        self.statuses.lock().unwrap().clone()
+    }
+
+    /// Returns when the job's status is `status`.
+    pub(super) async fn becomes(&self, status: JobStatus) {
+        let mut changes = self.changes.subscribe();
+        while self.state().status != status {
+            changes.changed().await.unwrap();
+        }
+    }
+}
+
+impl Store for FakeStore {
+    fn put_job(&self, _: Job, _: Input) -> BoxFuture<'_, Result<()>> {
+        unimplemented!("results are only read")
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+        ready(Ok(vec![self.state()])).boxed()
+    }
+
+    fn job(&self, _: JobId) -> BoxFuture<'_, Result<JobState>> {
+        ready(Ok(self.state())).boxed()
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
+        unimplemented!("results are only read")
+    }
+
+    fn lease<'a>(&'a self, _: &'a QueueName, _: usize, _: Timestamp) -> BoxFuture<'a, Result<Leased>> {
+        unimplemented!("results are only read")
+    }
+
+    fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>> {
+        let bytes = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#);
+        ready(Ok(Line { bytes, number: request.index + 1 })).boxed()
+    }
+
+    fn begin(&self, _: &Lease) -> Result<()> {
+        unimplemented!("results are only read")
+    }
+
+    fn settle(&self, _: Lease, _: Settlement) -> BoxFuture<'_, Result<()>> {
+        unimplemented!("results are only read")
+    }
+
+    fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
+        let state = self.state();
+        if state.status.is_final() {
+            let (from, to) = (state.status.as_str(), status.as_str());
+            return ready(Err(Error::Transition { job, from, to })).boxed();
+        }
+        self.statuses.lock().unwrap().push(status.clone());
+        self.change(|state| {
+            state.finished_at = status.is_final().then_some(now);
+            state.status = status;
+        });
+        ready(Ok(self.state())).boxed()
+    }
+
+    fn retry_now(&self, _: JobId) -> BoxFuture<'_, Result<()>> {
+        unimplemented!("results are only read")
+    }
+
+    fn journal(&self, _: JobId) -> Result<Box<dyn Journal>> {
+        Ok(Box::new(Cursor::new(self.journal.lock().unwrap().clone())))
+    }
+
+    fn entry(&self, request: RequestId) -> Result<LineEntry> {
+        Ok(LineEntry { offset: 0, length: 0, queue: 0, line: request.index + 1 })
+    }
+
+    fn folder(&self, _: JobId) -> Option<PathBuf> {
+        self.folder.clone()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        ready(Ok(())).boxed()
+    }
+}

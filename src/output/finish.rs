@@ -1,0 +1,674 @@
+//! Publishing: from the journal of a job that has ended to the files that its user reads.
+//!
+//! # Operation
+//!
+//! The journal is gone over in passes of so many requests as a table of 8 bytes each may have
+//! ([`Publication::pass`]): records are found, then copied in the order of the input. Every file gets its
+//! name when it is whole and synced; `summary.json` is the last, so its presence means that all of them
+//! are there. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Error;
+use super::folder::ResultsFolder;
+use super::images::{Gallery, may_hold_images};
+use super::input::Input;
+use super::journal::Reader;
+use super::summary::{Summary, Tally};
+use crate::domain::range::{BLOCK, Bits};
+use crate::domain::record::JournalLine;
+use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};
+use crate::store::folder::{failed, publish, temporary_name};
+
+/// One write of a results file.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// A job that has ended, about to be published.
+#[derive(Debug)]
+pub(super) struct Publication {
+    pub(super) state: JobState,
+    pub(super) input: Input,
+    pub(super) folder: ResultsFolder,
+    /// Requests of one pass over the journal.
+    pub(super) pass: u32,
+    pub(super) now: Timestamp,
+    /// Ends the work between two records.
+    pub(super) stop: CancellationToken,
+}
+
+/// The final status of a job that ends from `status`.
+pub(super) const fn end_of(status: &JobStatus) -> JobStatus {
+    match status {
+        JobStatus::Cancelling | JobStatus::Cancelled => JobStatus::Cancelled,
+        JobStatus::Expiring | JobStatus::Expired => JobStatus::Expired,
+        JobStatus::InProgress
+        | JobStatus::Paused { .. }
+        | JobStatus::Held { .. }
+        | JobStatus::Finalizing
+        | JobStatus::Completed
+        | JobStatus::Failed { .. } => JobStatus::Completed,
+    }
+}
+
+impl Publication {
+    /// Writes everything. Blocks; may be done again at any time.
+    pub(super) fn run(&self) -> Result<Summary, Error> {
+        let job = &self.state.job;
+        self.folder.create(job.id)?;
+        let mut lines = Lines::new(self)?;
+        match job.settings.order {
+            Order::Input => lines.write_in_order(Wanted::All)?,
+            Order::Completion => {
+                lines.write_successes_as_completed()?;
+                lines.write_in_order(Wanted::Failures)?;
+            }
+        }
+        let tally = lines.finish()?;
+        if tally.duplicates > 0 {
+            warn!(job = %job.id, duplicates = tally.duplicates, "the journal has requests with two records; the first counts");
+        }
+
+        let gallery = Gallery::new(&self.folder);
+        gallery.sweep()?;
+        let mut summary = Summary::new(&self.state, &end_of(&self.state.status), &tally, self.now);
+        summary.files = self.place_files(&summary)?;
+        // Told before a crash, and not to be told with another time.
+        let told = self.folder.own_summary(job.id)?.filter(|told| told.tells_the_same(&summary));
+        let summary = if let Some(told) = told {
+            told
+        } else {
+            self.folder.write_summary(&summary)?;
+            summary
+        };
+        self.folder.remove_partial()?;
+        Ok(summary)
+    }
+
+    /// Puts the spec beside the results and lists what lies there.
+    fn place_files(&self, summary: &Summary) -> Result<Vec<String>, Error> {
+        let spec = match self.input.store().folder(self.state.job.id) {
+            Some(state) => self.folder.place_spec(&state)?,
+            None => None,
+        };
+        let errors = (summary.counts.failed > 0).then_some("errors.jsonl");
+        let images = summary.images.is_some_and(|images| images.written > 0).then_some("images/");
+        let names = [Some("output.jsonl"), errors, images, spec];
+        Ok(names.into_iter().flatten().map(str::to_owned).collect())
+    }
+
+    /// The line of a request that was not run. A completed job has none.
+    fn unanswered(&self, index: u32) -> Result<Record, Error> {
+        let end = end_of(&self.state.status);
+        let (code, message) = if end == JobStatus::Cancelled {
+            ("cancelled", "the job was cancelled before this request was answered")
+        } else if end == JobStatus::Expired {
+            ("expired", "the job's deadline passed before this request was answered")
+        } else {
+            return Err(Error::Unpublishable(format!(
+                "request {index} counts as settled and has no record in the journal"
+            )));
+        };
+        let request = RequestId { job: self.state.job.id, index };
+        let error = RecordError { code: code.to_owned(), message: message.to_owned() };
+        Ok(Record { request, custom_id: self.input.custom_id(index)?, response: None, error: Some(error) })
+    }
+}
+
+/// Which records a pass writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Successes,
+    Failures,
+}
+
+/// The two files of results, while they are written.
+struct Lines<'p> {
+    publication: &'p Publication,
+    gallery: Gallery,
+    journal: Reader,
+    output: Target,
+    /// Made for the first failure.
+    errors: Option<Target>,
+    tally: Tally,
+}
+
+impl<'p> Lines<'p> {
+    fn new(publication: &'p Publication) -> Result<Self, Error> {
+        let folder = &publication.folder;
+        let mut tally = Tally::default();
+        tally.lines.total = publication.state.job.total;
+        Ok(Self {
+            publication,
+            gallery: Gallery::new(folder),
+            journal: Reader::open(publication.input.store(), publication.state.job.id)?,
+            output: Target::create(folder.output())?,
+            errors: None,
+            tally,
+        })
+    }
+
+    /// Writes the records of every request, in the order of the input.
+    fn write_in_order(&mut self, wanted: Wanted) -> Result<(), Error> {
+        let total = self.publication.state.job.total;
+        let pass = self.publication.pass.max(1);
+        let Self { publication, gallery, journal, output, errors, tally } = self;
+        for base in (0..total).step_by(pass as usize) {
+            let index = journal.index(base, pass.min(total - base))?;
+            tally.duplicates += index.duplicates;
+            let mut writer = Writer { publication, gallery, output, errors, tally };
+            journal.in_order(&index, |request, record| match record {
+                Some(record) => writer.put(record, wanted),
+                None => writer.put_unanswered(request),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the successes in the order of the journal. Keeps a bit for each request of the job.
+    fn write_successes_as_completed(&mut self) -> Result<(), Error> {
+        let total = self.publication.state.job.total;
+        let mut seen = vec![Bits::EMPTY; total.div_ceil(BLOCK) as usize];
+        let Self { publication, gallery, journal, output, errors, tally } = self;
+        let mut writer = Writer { publication, gallery, output, errors, tally };
+        journal.scan(0, |record, _| {
+            if let Some(bits) = seen.get_mut((record.index / BLOCK) as usize) {
+                let offset = record.index % BLOCK;
+                if record.index < total && !bits.contains(offset) {
+                    bits.insert(offset);
+                    writer.put(record, Wanted::Successes)?;
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(())
+    }
+
+    /// Gives both files their names, or takes away an `errors.jsonl` that has no line.
+    fn finish(self) -> Result<Tally, Error> {
+        self.output.publish()?;
+        match self.errors {
+            Some(errors) => errors.publish()?,
+            None => self.publication.folder.remove(&self.publication.folder.errors())?,
+        }
+        Ok(self.tally)
+    }
+}
+
+/// Puts single lines where they belong.
+struct Writer<'w> {
+    publication: &'w Publication,
+    gallery: &'w Gallery,
+    output: &'w mut Target,
+    errors: &'w mut Option<Target>,
+    tally: &'w mut Tally,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, record: JournalLine<'_>, wanted: Wanted) -> Result<(), Error> {
+        if self.publication.stop.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let mut line = record.published();
+        let seen = Seen::read(&line);
+        let needed = match wanted {
+            Wanted::All => true,
+            Wanted::Successes => seen.is_success,
+            Wanted::Failures => !seen.is_success,
+        };
+        if !needed {
+            return Ok(());
+        }
+        self.tally.tokens.add(seen.input_tokens, seen.output_tokens);
+        if !seen.is_success {
+            return self.put_failure(&line);
+        }
+        if may_hold_images(&line) && self.publication.input.asks_for_images(record.index)? {
+            line = self.gallery.publish(line, &mut self.tally.images)?;
+        }
+        self.tally.lines.completed += 1;
+        self.output.write(&line)
+    }
+
+    fn put_unanswered(&mut self, index: u32) -> Result<(), Error> {
+        if self.publication.stop.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let record = self.publication.unanswered(index)?;
+        self.put_failure(&record.to_line())
+    }
+
+    fn put_failure(&mut self, line: &[u8]) -> Result<(), Error> {
+        self.tally.lines.failed += 1;
+        if self.errors.is_none() {
+            *self.errors = Some(Target::create(self.publication.folder.errors())?);
+        }
+        self.errors.as_mut().map_or(Ok(()), |errors| errors.write(line))
+    }
+}
+
+/// A file that is being written under its temporary name.
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Target {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let temporary = temporary_name(&path);
+        let file = File::create(&temporary).map_err(failed("create", &temporary)).map_err(Error::Files)?;
+        Ok(Self { path, temporary, file: BufWriter::with_capacity(BUFFER_BYTES, file) })
+    }
+
+    fn write(&mut self, line: &[u8]) -> Result<(), Error> {
+        let written = self.file.write_all(line).and_then(|()| self.file.write_all(b"\n"));
+        written.map_err(failed("write", &self.temporary)).map_err(Error::Files)
+    }
+
+    fn publish(self) -> Result<(), Error> {
+        let Self { path, temporary, file } = self;
+        let file = file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        let file = file.map_err(failed("write", &temporary)).map_err(Error::Files)?;
+        publish(&file, &temporary, &path).map_err(Error::Files)
+    }
+}
+
+/// What must be known of a record to place and count it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    is_success: bool,
+    input_tokens: u64,
+    output_tokens: u64,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(borrow)]
+    response: Option<Reply<'a>>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Reply<'a> {
+    status_code: u16,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+#[derive(Default, Deserialize)]
+struct Body {
+    usage: Option<Usage>,
+}
+
+/// Chat and completions say `prompt_tokens`, responses and images `input_tokens`; some servers say both.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the words of the API")]
+struct Usage {
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+}
+
+impl Seen {
+    /// A record is a success with no error and a 2xx, never with only one of both.
+    fn read(line: &[u8]) -> Self {
+        let Ok(Line { response: Some(reply), error }) = serde_json::from_slice(line) else {
+            return Self::default();
+        };
+        // A body is what a server sent, and may hold anything.
+        let body: Body = serde_json::from_str(reply.body.get()).unwrap_or_default();
+        let usage = body.usage.unwrap_or_default();
+        Self {
+            is_success: error.is_none() && matches!(reply.status_code, 200..300),
+            input_tokens: usage.prompt_tokens.or(usage.input_tokens).unwrap_or(0),
+            output_tokens: usage.completion_tokens.or(usage.output_tokens).unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use base64::Engine as _;
+
+    use super::*;
+    use crate::domain::{Counts, Kind};
+    use crate::output::fake::{ACCEPTED, FakeStore, JOB, answer, job, record, refusal, unanswered};
+    use crate::store::Store;
+    use crate::store::folder::JobFolder;
+
+    struct World {
+        root: tempfile::TempDir,
+        store: Arc<FakeStore>,
+        pass: u32,
+        now: Timestamp,
+        stop: CancellationToken,
+    }
+
+    impl World {
+        fn new(store: FakeStore) -> Self {
+            let now = ACCEPTED + std::time::Duration::from_millis(2500);
+            let root = tempfile::tempdir().unwrap();
+            Self { root, store: Arc::new(store), pass: 1 << 20, now, stop: CancellationToken::new() }
+        }
+
+        /// With a folder below `state/jobs/` that holds a spec.
+        fn with_state(store: FakeStore) -> Self {
+            let mut world = Self::new(FakeStore::new(job(0)));
+            let state = world.root.path().join("state");
+            world.store = Arc::new(store.in_folder(state.clone()));
+            fs::write(JobFolder::at(state).input(), "{}\n").unwrap();
+            world
+        }
+
+        fn results(&self) -> PathBuf {
+            self.root.path().join("results")
+        }
+
+        async fn publish(&self) -> Result<Summary, Error> {
+            let state = self.store.state();
+            let publication = Publication {
+                folder: ResultsFolder::new(&self.results(), &state.job.name),
+                input: Input::new(state.job.clone(), self.store.clone()),
+                state,
+                pass: self.pass,
+                now: self.now,
+                stop: self.stop.clone(),
+            };
+            tokio::task::spawn_blocking(move || publication.run()).await.unwrap()
+        }
+
+        /// Every file of the results folder with its bytes, images by their path.
+        fn files(&self) -> BTreeMap<String, Vec<u8>> {
+            let mut files = BTreeMap::new();
+            collect(&self.results().join("news"), "", &mut files);
+            files
+        }
+
+        fn lines(&self, name: &str) -> Vec<String> {
+            let text = fs::read_to_string(self.results().join("news").join(name)).unwrap();
+            assert!(text.is_empty() || text.ends_with('\n'));
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
+    fn collect(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+            if entry.path().is_dir() {
+                collect(&entry.path(), &format!("{name}/"), files);
+            } else {
+                files.insert(name, fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+
+    fn published(records: &[Record]) -> Vec<String> {
+        records.iter().map(|record| String::from_utf8(record.to_line()).unwrap()).collect()
+    }
+
+    fn shuffled() -> FakeStore {
+        let store = FakeStore::new(job(6));
+        for index in [5, 0, 3] {
+            store.append(&answer(index, "a"));
+        }
+        store.append(&refusal(4));
+        store.append(&answer(1, "a"));
+        store.append(&unanswered(2, "timeout"));
+        store
+    }
+
+    #[tokio::test]
+    async fn answers_lie_in_input_order_byte_for_byte() {
+        let world = World::new(shuffled());
+        let summary = world.publish().await.unwrap();
+        let expected = published(&[answer(0, "a"), answer(1, "a"), answer(3, "a"), answer(5, "a")]);
+        assert_eq!(world.lines("output.jsonl"), expected);
+        assert_eq!(world.lines("errors.jsonl"), published(&[unanswered(2, "timeout"), refusal(4)]));
+        assert_eq!((summary.counts.total, summary.counts.completed, summary.counts.failed), (6, 4, 2));
+        assert_eq!((summary.tokens.input, summary.tokens.output, summary.tokens.total), (8, 12, 20));
+    }
+
+    #[tokio::test]
+    async fn completion_order_keeps_errors_in_input_order() {
+        let store = shuffled();
+        store.append(&answer(5, "a second record does not count"));
+        store.change(|state| state.job.settings.order = Order::Completion);
+        let world = World { pass: 4, ..World::new(store) };
+        let summary = world.publish().await.unwrap();
+        let expected = published(&[answer(5, "a"), answer(0, "a"), answer(3, "a"), answer(1, "a")]);
+        assert_eq!(world.lines("output.jsonl"), expected);
+        assert_eq!(world.lines("errors.jsonl"), published(&[unanswered(2, "timeout"), refusal(4)]));
+        assert_eq!((summary.counts.completed, summary.counts.failed, summary.tokens.total), (4, 2, 20));
+    }
+
+    #[tokio::test]
+    async fn passes_of_any_size_give_the_same_files() {
+        let whole = World::new(shuffled());
+        whole.publish().await.unwrap();
+        for pass in [0, 1, 2, 4, 5, 6, 7] {
+            let world = World { pass, ..World::new(shuffled()) };
+            world.publish().await.unwrap();
+            assert_eq!(world.files(), whole.files(), "passes of {pass}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_failures_there_is_no_errors_file() {
+        let store = FakeStore::new(job(1));
+        store.append(&answer(0, "a"));
+        let world = World::new(store);
+        // What a publish that was cut short before a retry may have left.
+        fs::create_dir_all(world.results().join("news")).unwrap();
+        fs::write(world.results().join("news/errors.jsonl"), "{}\n").unwrap();
+        let summary = world.publish().await.unwrap();
+        assert_eq!(world.files().keys().collect::<Vec<_>>(), ["output.jsonl", "summary.json"]);
+        assert_eq!(summary.files, ["output.jsonl"]);
+    }
+
+    #[tokio::test]
+    async fn every_request_of_a_cancelled_or_expired_job_gets_its_line() {
+        for (status, code) in [(JobStatus::Cancelling, "cancelled"), (JobStatus::Expiring, "expired")] {
+            for order in [Order::Input, Order::Completion] {
+                let store = FakeStore::new(job(4));
+                store.append(&refusal(3));
+                store.append(&answer(1, "paid for"));
+                store.change(|state| {
+                    state.status = status.clone();
+                    state.job.settings.order = order;
+                });
+                let world = World { pass: 3, ..World::new(store) };
+                let summary = world.publish().await.unwrap();
+                assert_eq!(summary.status, code);
+                assert_eq!((summary.counts.completed, summary.counts.failed), (1, 3));
+                assert_eq!(world.lines("output.jsonl"), published(&[answer(1, "paid for")]));
+                let errors = world.lines("errors.jsonl");
+                assert_eq!(errors.len(), 3);
+                for (line, custom_id) in [(&errors[0], "line-1"), (&errors[1], "line-3")] {
+                    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                    assert_eq!(line["custom_id"], custom_id);
+                    assert_eq!(line["error"]["code"], code);
+                    assert!(line["response"].is_null());
+                }
+                assert_eq!(errors[2..], published(&[refusal(3)]));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_journal_lacks_a_record_is_not_published() {
+        let store = FakeStore::new(job(2));
+        store.append(&answer(0, "a"));
+        let world = World::new(store);
+        let error = world.publish().await.unwrap_err();
+        assert!(matches!(&error, Error::Unpublishable(why) if why.contains("request 1")), "{error}");
+        assert!(!world.files().contains_key("output.jsonl") && !world.files().contains_key("summary.json"));
+    }
+
+    #[tokio::test]
+    async fn the_results_of_another_job_are_never_overwritten() {
+        let world = World::new(shuffled());
+        world.publish().await.unwrap();
+        let before = world.files();
+        world.store.change(|state| state.job.id = crate::domain::JobId::from_bytes([2; 16]));
+        let error = world.publish().await.unwrap_err();
+        assert!(matches!(&error, Error::Unpublishable(why) if why.contains("belongs to job")), "{error}");
+        assert_eq!(world.files(), before);
+    }
+
+    #[tokio::test]
+    async fn the_summary_tells_what_became_of_the_job() {
+        let store = shuffled();
+        store.change(|state| state.counts = Counts { maybe_paid_twice: 1, ..state.counts });
+        let world = World::with_state(store);
+        world.publish().await.unwrap();
+        insta::assert_snapshot!(String::from_utf8(world.files()["summary.json"].clone()).unwrap(), @r#"
+        {
+          "id": "01010101-0101-0101-0101-010101010101",
+          "name": "news",
+          "status": "completed",
+          "kind": "requests",
+          "counts": {
+            "total": 6,
+            "completed": 4,
+            "failed": 2
+          },
+          "tokens": {
+            "input": 8,
+            "output": 12,
+            "total": 20
+          },
+          "cost_usd": null,
+          "maybe_paid_twice": 1,
+          "accepted_at": "1970-01-01T00:16:40.000Z",
+          "finished_at": "1970-01-01T00:16:42.500Z",
+          "elapsed_seconds": 2.5,
+          "files": [
+            "output.jsonl",
+            "errors.jsonl",
+            "job.jsonl"
+          ]
+        }
+        "#);
+    }
+
+    /// Each state that a crash can leave between two steps, and in the middle of one.
+    #[tokio::test]
+    async fn a_crash_anywhere_is_made_good_with_the_same_bytes() {
+        let whole = World::with_state(shuffled());
+        whole.publish().await.unwrap();
+        let expected = whole.files();
+        let names = [
+            ".output.jsonl.tmp",
+            "output.jsonl",
+            ".errors.jsonl.tmp",
+            "errors.jsonl",
+            ".job.jsonl.tmp",
+            "job.jsonl",
+            ".summary.json.tmp",
+            "summary.json",
+        ];
+        for step in 0..=names.len() {
+            let mut world = World::with_state(shuffled());
+            // The second start is later.
+            world.now = world.now + std::time::Duration::from_mins(1);
+            let folder = world.results().join("news");
+            fs::create_dir_all(&folder).unwrap();
+            let journal = JobFolder::at(world.store.folder(JOB).unwrap()).journal();
+            fs::hard_link(journal, folder.join("output.partial.jsonl")).unwrap();
+            for name in &names[..step] {
+                let bytes = expected.get(*name).map_or(&b"{\"half"[..], Vec::as_slice);
+                fs::write(folder.join(name), bytes).unwrap();
+                if !name.starts_with('.') {
+                    fs::remove_file(folder.join(format!(".{name}.tmp"))).unwrap();
+                }
+            }
+            let summary = world.publish().await.unwrap();
+            let mut files = world.files();
+            if step < names.len() {
+                assert_eq!(summary.finished_at, world.now.to_string());
+                files.insert("summary.json".to_owned(), expected["summary.json"].clone());
+            }
+            assert_eq!(files, expected, "after {:?}", &names[..step]);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_summary_is_written_last() {
+        let world = World::with_state(shuffled());
+        let folder = world.results().join("news");
+        // A folder where a file must be renamed to: whatever comes behind it must not be there.
+        for blocked in ["output.jsonl", "errors.jsonl"] {
+            fs::create_dir_all(folder.join(blocked)).unwrap();
+            assert!(matches!(world.publish().await.unwrap_err(), Error::Files(_)));
+            assert!(!folder.join("summary.json").exists());
+            fs::remove_dir(folder.join(blocked)).unwrap();
+        }
+        world.publish().await.unwrap();
+        assert!(folder.join("summary.json").exists());
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_it_before_anything_gets_its_name() {
+        let world = World::new(shuffled());
+        world.stop.cancel();
+        assert!(matches!(world.publish().await.unwrap_err(), Error::Interrupted));
+        assert!(world.files().keys().all(|name| name.starts_with('.')));
+    }
+
+    #[tokio::test]
+    async fn images_become_files_that_their_records_name() {
+        let store = FakeStore::new(job(2));
+        store.change(|state| state.job.kind = Kind::Images);
+        let base64 = base64::engine::general_purpose::STANDARD.encode(b"\x89PNG\r\n\x1a\n");
+        store.append(&record(1, 200, &format!("{{\"data\":[{{\"b64_json\":\"{base64}\"}}]}}")));
+        store.append(&record(0, 200, "{\"data\":[{\"url\":\"http://gone\"}]}"));
+        let world = World::new(store);
+        let summary = world.publish().await.unwrap();
+        let named = record(1, 200, "{\"data\":[{\"file\":\"images/line-2-1.png\"}]}");
+        let kept = record(0, 200, "{\"data\":[{\"url\":\"http://gone\"}]}");
+        assert_eq!(world.lines("output.jsonl"), published(&[kept, named]));
+        assert_eq!(world.files()["images/line-2-1.png"], b"\x89PNG\r\n\x1a\n");
+        let images = summary.images.unwrap();
+        assert_eq!((images.written, images.failed_downloads), (1, 1));
+        assert_eq!(summary.files, ["output.jsonl", "images/"]);
+        let before = world.files();
+        world.publish().await.unwrap();
+        assert_eq!(world.files(), before);
+    }
+
+    #[test]
+    fn tokens_are_counted_in_both_spellings() {
+        for (usage, tokens) in [
+            (r#"{"prompt_tokens":1,"completion_tokens":2}"#, (1, 2)),
+            (r#"{"input_tokens":3,"output_tokens":4}"#, (3, 4)),
+            (r#"{"prompt_tokens":1,"input_tokens":1,"completion_tokens":null}"#, (1, 0)),
+            (r#"{"prompt_tokens":"many"}"#, (0, 0)),
+            ("null", (0, 0)),
+        ] {
+            let line = record(0, 200, &format!("{{\"usage\":{usage}}}")).to_line();
+            let seen = Seen::read(&line);
+            assert_eq!((seen.is_success, (seen.input_tokens, seen.output_tokens)), (true, tokens), "{usage}");
+        }
+        assert!(Seen::read(&record(0, 200, "plain text").to_line()).is_success);
+        assert!(!Seen::read(&record(0, 302, "{}").to_line()).is_success);
+        let both = Record { error: unanswered(0, "x").error, ..answer(0, "a") };
+        assert!(!Seen::read(&both.to_line()).is_success);
+    }
+}

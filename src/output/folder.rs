@@ -1,0 +1,225 @@
+//! A job's folder below `results/`: its paths, whose it is, and the files that are not made of records.
+//!
+//! Everything here may be done again after a crash, at any point, with the same result.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use tracing::info;
+
+use super::{Error, Summary};
+use crate::domain::{JobId, JobName};
+use crate::store::folder::{JobFolder, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic};
+
+/// `results/<job name>/`
+#[derive(Clone, Debug)]
+pub(super) struct ResultsFolder(PathBuf);
+
+impl ResultsFolder {
+    pub(super) fn new(results: &Path, job: &JobName) -> Self {
+        Self(results.join(job.as_str()))
+    }
+
+    pub(super) fn output(&self) -> PathBuf {
+        self.0.join("output.jsonl")
+    }
+
+    pub(super) fn errors(&self) -> PathBuf {
+        self.0.join("errors.jsonl")
+    }
+
+    pub(super) fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    fn partial(&self) -> PathBuf {
+        self.0.join("output.partial.jsonl")
+    }
+
+    fn summary(&self) -> PathBuf {
+        self.0.join("summary.json")
+    }
+
+    /// Makes the folder if it is not there. Refuses one that holds another job's results.
+    pub(super) fn create(&self, job: JobId) -> Result<(), Error> {
+        self.own_summary(job)?;
+        if !self.0.is_dir() {
+            fs::create_dir_all(&self.0).map_err(failed("create folder", &self.0)).map_err(Error::Files)?;
+            sync_parent(&self.0).map_err(Error::Files)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the journal as `output.partial.jsonl`. Says whether to try again: the journal may not be
+    /// there yet. Where the file system can't link, there is no partial file.
+    pub(super) fn link(&self, journal: &Path) -> Result<bool, Error> {
+        let partial = self.partial();
+        match fs::hard_link(journal, &partial) {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if same_file(journal, &partial) {
+                    return Ok(false);
+                }
+                // A link to a journal that was since replaced, from a backup for example. Links to
+                // journals are all that ever has this name.
+                fs::remove_file(&partial).map_err(failed("remove", &partial)).map_err(Error::Files)?;
+                Ok(true)
+            }
+            Err(error) => {
+                info!(path = %partial.display(), %error, "no partial results: the journal can't be linked");
+                Ok(false)
+            }
+        }
+    }
+
+    /// The summary of `job` if it was published before.
+    pub(super) fn own_summary(&self, job: JobId) -> Result<Option<Summary>, Error> {
+        let path = self.summary();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::Files(failed("read", &path)(error))),
+        };
+        match serde_json::from_slice::<Summary>(&bytes) {
+            Ok(summary) if summary.id == job => Ok(Some(summary)),
+            Ok(summary) => Err(Error::Unpublishable(format!(
+                "{} belongs to job {}, not to {job}: move that folder away, then retry this job",
+                self.0.display(),
+                summary.id
+            ))),
+            Err(error) => Err(Error::Unpublishable(format!(
+                "{} is no summary of job {job} ({error}): move that folder away, then retry this job",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Puts a copy of the spec beside the results, under the name that it returns. A copy, not a link:
+    /// people edit what lies here, and the job's own input must stay as it was accepted.
+    pub(super) fn place_spec(&self, state: &Path) -> Result<Option<&'static str>, Error> {
+        let state = JobFolder::at(state.to_owned());
+        let toml = state.spec().join("job.toml");
+        let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
+        let (name, source) = if is_file(&toml) {
+            ("job.toml", toml)
+        } else if is_file(&state.input()) {
+            ("job.jsonl", state.input())
+        } else {
+            return Ok(None);
+        };
+        let target = self.0.join(name);
+        if !is_file(&target) {
+            copy(&source, &target).map_err(Error::Files)?;
+        }
+        Ok(Some(name))
+    }
+
+    /// Puts the summary in place, which says that everything else is.
+    pub(super) fn write_summary(&self, summary: &Summary) -> Result<(), Error> {
+        write_atomic(&self.summary(), &summary.to_bytes()).map_err(Error::Files)
+    }
+
+    /// Takes away a file that an earlier publish may have left.
+    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
+        match fs::remove_file(path) {
+            Ok(()) => sync_dir(&self.0).map_err(Error::Files),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::Files(failed("remove", path)(error))),
+        }
+    }
+
+    pub(super) fn remove_partial(&self) -> Result<(), Error> {
+        self.remove(&self.partial())
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// Copies by temporary name, fsync, rename. [`io::copy`] leaves the work to the kernel.
+fn copy(source: &Path, target: &Path) -> Result<(), crate::store::Error> {
+    let temporary = temporary_name(target);
+    let mut from = File::open(source).map_err(failed("open", source))?;
+    let mut to = File::create(&temporary).map_err(failed("create", &temporary))?;
+    io::copy(&mut from, &mut to).map_err(failed("write", &temporary))?;
+    publish(&to, &temporary, target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: JobId = JobId::from_bytes([1; 16]);
+
+    fn folder() -> (tempfile::TempDir, ResultsFolder) {
+        let root = tempfile::tempdir().unwrap();
+        let folder = ResultsFolder::new(&root.path().join("results"), &"news".parse().unwrap());
+        (root, folder)
+    }
+
+    #[test]
+    fn the_partial_file_is_the_journal_itself() {
+        let (root, folder) = folder();
+        let journal = root.path().join("results.log");
+        folder.create(JOB).unwrap();
+        assert!(folder.link(&journal).unwrap(), "no journal yet: try again");
+        fs::write(&journal, "one\n").unwrap();
+        assert!(!folder.link(&journal).unwrap());
+        fs::OpenOptions::new().append(true).open(&journal).unwrap();
+        fs::write(&journal, "one\ntwo\n").unwrap();
+        assert_eq!(fs::read(folder.partial()).unwrap(), b"one\ntwo\n");
+        folder.create(JOB).unwrap();
+        assert!(!folder.link(&journal).unwrap(), "doing it again changes nothing");
+        folder.remove_partial().unwrap();
+        folder.remove_partial().unwrap();
+        assert!(journal.exists());
+    }
+
+    #[test]
+    fn a_link_to_a_journal_that_was_replaced_is_made_anew() {
+        let (root, folder) = folder();
+        let journal = root.path().join("results.log");
+        folder.create(JOB).unwrap();
+        fs::write(&journal, "old\n").unwrap();
+        folder.link(&journal).unwrap();
+        fs::remove_file(&journal).unwrap();
+        fs::write(&journal, "new\n").unwrap();
+        assert!(folder.link(&journal).unwrap());
+        assert!(!folder.link(&journal).unwrap());
+        assert_eq!(fs::read(folder.partial()).unwrap(), b"new\n");
+    }
+
+    #[test]
+    fn a_folder_with_the_summary_of_another_job_is_refused() {
+        let (_root, folder) = folder();
+        folder.create(JOB).unwrap();
+        fs::write(folder.summary(), "{\"theirs\": true}").unwrap();
+        let error = folder.create(JOB).unwrap_err();
+        assert!(
+            matches!(&error, Error::Unpublishable(why) if why.contains("is no summary of job")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_toml_spec_is_copied_as_it_was_and_else_the_input_is() {
+        let (root, folder) = folder();
+        folder.create(JOB).unwrap();
+        let state = JobFolder::at(root.path().join("state"));
+        fs::create_dir_all(state.spec()).unwrap();
+        assert_eq!(folder.place_spec(state.path()).unwrap(), None);
+        fs::write(state.input(), "{}\n").unwrap();
+        assert_eq!(folder.place_spec(state.path()).unwrap(), Some("job.jsonl"));
+        assert_eq!(fs::read(folder.0.join("job.jsonl")).unwrap(), b"{}\n");
+        fs::write(state.spec().join("job.toml"), "kind = \"chat\"").unwrap();
+        assert_eq!(folder.place_spec(state.path()).unwrap(), Some("job.toml"));
+        assert_eq!(fs::read(folder.0.join("job.toml")).unwrap(), b"kind = \"chat\"");
+    }
+}

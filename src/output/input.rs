@@ -1,0 +1,77 @@
+//! The requests of a job, read again where its results need them: the name of one that was never
+//! answered, the endpoint and provider of one whose answer may hold images.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::Error;
+use crate::domain::{Endpoint, Job, Kind, QueueName, Request, RequestId};
+use crate::spec;
+use crate::store::Store;
+
+/// Reads a job's input from blocking code.
+#[derive(Clone, Debug)]
+pub(super) struct Input {
+    job: Job,
+    store: Arc<dyn Store>,
+    /// The store's verbs are asynchronous; on a blocking thread they are waited for.
+    runtime: Handle,
+}
+
+impl Input {
+    /// Must be called within the runtime. The methods must be called outside it, on a blocking thread.
+    pub(super) fn new(job: Job, store: Arc<dyn Store>) -> Self {
+        Self { job, store, runtime: Handle::current() }
+    }
+
+    pub(super) const fn job(&self) -> &Job {
+        &self.job
+    }
+
+    pub(super) fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// The user's name for a request. A line that can't be read any more is named by its number.
+    pub(super) fn custom_id(&self, index: u32) -> Result<String, Error> {
+        let (request, number) = self.request(index)?;
+        Ok(request.map_or_else(|| format!("line-{number}"), |request| request.custom_id))
+    }
+
+    /// Whether answers of this job may hold images at all.
+    pub(super) const fn may_ask_for_images(job: &Job) -> bool {
+        matches!(job.kind, Kind::Images | Kind::Requests)
+    }
+
+    /// Whether a request asked for images.
+    pub(super) fn asks_for_images(&self, index: u32) -> Result<bool, Error> {
+        match self.job.kind {
+            Kind::Images => Ok(true),
+            Kind::Requests => {
+                Ok(self.request(index)?.0.is_some_and(|request| request.endpoint == Endpoint::Images))
+            }
+            Kind::Completions
+            | Kind::Chat
+            | Kind::Embeddings
+            | Kind::Responses
+            | Kind::Moderations
+            | Kind::FineTune => Ok(false),
+        }
+    }
+
+    /// The name of the provider that a request goes to.
+    pub(super) fn provider(&self, index: u32) -> Result<Option<&str>, Error> {
+        let entry = self.store.entry(self.id(index)).map_err(Error::Store)?;
+        Ok(self.job.queues.get(usize::from(entry.queue)).map(QueueName::provider))
+    }
+
+    fn request(&self, index: u32) -> Result<(Option<Request>, u32), Error> {
+        let line = self.runtime.block_on(self.store.line(self.id(index))).map_err(Error::Store)?;
+        Ok((spec::parse_line(&self.job, &line.bytes, line.number).ok(), line.number))
+    }
+
+    const fn id(&self, index: u32) -> RequestId {
+        RequestId { job: self.job.id, index }
+    }
+}
