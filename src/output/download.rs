@@ -18,7 +18,6 @@ use tracing::{debug, warn};
 
 use super::images::{Answer, Gallery, Source, may_hold_images};
 use super::input::Input;
-use super::journal::Reader;
 use super::{Error, blocking};
 
 /// Tries of one image.
@@ -106,15 +105,18 @@ impl Follower {
     /// Reads on in the journal: unpacks what stands in the records, and returns what must be fetched.
     fn read(&self, from: u64) -> Result<Batch, Error> {
         let mut batch = Batch { at_end: true, ..Batch::default() };
-        let mut journal = Reader::open(self.input.store(), self.input.job().id)?;
-        batch.next = journal.scan(from, |record, place| {
-            let line = record.published();
-            if may_hold_images(&line) && self.input.asks_for_images(record.index)? {
-                self.take(&line, record.index, &mut batch.images)?;
-            }
-            batch.at_end = batch.images.len() < BATCH_IMAGES && place.end - from < BATCH_BYTES;
-            Ok(batch.at_end)
-        })?;
+        batch.next = self
+            .input
+            .journal()?
+            .scan(from, |record, place| {
+                let line = record.published();
+                if may_hold_images(&line) && self.input.asks_for_images(record.index)? {
+                    self.take(&line, record.index, &mut batch.images)?;
+                }
+                batch.at_end = batch.images.len() < BATCH_IMAGES && place.end - from < BATCH_BYTES;
+                Ok(batch.at_end)
+            })?
+            .end;
         Ok(batch)
     }
 
@@ -142,7 +144,7 @@ impl Follower {
         let Image { custom_id, number, url, provider } = image;
         let job = self.input.job().id;
         let fetched = match self.downloads.get(&provider) {
-            Some(download) => fetch(download.as_ref(), &url, self.image_bytes_max).await,
+            Some(download) => download_patiently(download.as_ref(), &url, self.image_bytes_max).await,
             None => Err(DownloadFailed {
                 message: format!("provider `{provider}` is not configured any more"),
                 is_retryable: false,
@@ -162,7 +164,7 @@ impl Follower {
 }
 
 /// Tries up to [`TRIES`] times.
-async fn fetch(download: &dyn Download, url: &str, max: u64) -> Result<Bytes, DownloadFailed> {
+async fn download_patiently(download: &dyn Download, url: &str, max: u64) -> Result<Bytes, DownloadFailed> {
     let mut wait = FIRST_WAIT;
     for _ in 1..TRIES {
         match whole(download.download(url, max).await) {
@@ -196,6 +198,7 @@ mod tests {
     use futures_util::FutureExt as _;
     use tokio::sync::Semaphore;
     use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::domain::Kind;
@@ -269,7 +272,7 @@ mod tests {
 
         async fn follow(&self, from: u64) -> Result<u64, Error> {
             let follower = Follower {
-                input: Input::new(self.store.state().job, self.store.clone()),
+                input: Input::new(self.store.state().job, self.store.clone(), CancellationToken::new()),
                 gallery: Gallery::new(&self.folder()),
                 downloads: Arc::new(BTreeMap::from([("openai".to_owned(), Arc::clone(&self.server))])),
                 image_bytes_max: 1000,

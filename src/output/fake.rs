@@ -1,6 +1,8 @@
 //! A store for tests: one job, its journal in memory.
 
-use std::io::Cursor;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{Cursor, Write as _};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -63,6 +65,8 @@ pub(super) fn unanswered(index: u32, code: &str) -> Record {
 pub(super) struct FakeStore {
     state: Mutex<JobState>,
     journal: Mutex<Vec<u8>>,
+    /// Whether each settled request was answered.
+    settled: Mutex<BTreeMap<u32, bool>>,
     /// Every status that was set.
     statuses: Mutex<Vec<JobStatus>>,
     folder: Option<PathBuf>,
@@ -76,6 +80,7 @@ impl FakeStore {
         Self {
             state: Mutex::new(JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None }),
             journal: Mutex::default(),
+            settled: Mutex::default(),
             statuses: Mutex::default(),
             folder: None,
             changes: watch::Sender::new(0),
@@ -96,28 +101,24 @@ impl FakeStore {
 
     /// Appends to the journal; counts whole records.
     pub(super) fn append_bytes(&self, bytes: &[u8]) {
-        let journal = {
-            let mut journal = self.journal.lock().unwrap();
-            journal.extend_from_slice(bytes);
-            journal.clone()
-        };
+        self.journal.lock().unwrap().extend_from_slice(bytes);
         if let Some(folder) = &self.folder {
-            std::fs::write(folder.join("results.log"), &journal).unwrap();
+            let mut file = OpenOptions::new().append(true).open(folder.join("results.log")).unwrap();
+            file.write_all(bytes).unwrap();
         }
-        let mut settled: Vec<(u32, bool)> = journal
-            .split(|byte| *byte == b'\n')
-            .filter_map(JournalLine::parse)
-            .map(|line| {
-                let line_json: serde_json::Value = serde_json::from_slice(&line.published()).unwrap();
-                (line.index, line_json["response"]["status_code"] == 200)
-            })
-            .collect();
-        settled.sort_unstable();
-        settled.dedup_by_key(|(index, _)| *index);
-        let completed = u32::try_from(settled.iter().filter(|(_, success)| *success).count()).unwrap();
+        let mut settled = self.settled.lock().unwrap();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let Some(line) = line.strip_suffix(b"\n").and_then(JournalLine::parse) else { continue };
+            let published: serde_json::Value = serde_json::from_slice(&line.published()).unwrap();
+            let answered = published["response"]["status_code"] == 200;
+            settled.entry(line.index).or_insert(answered);
+        }
+        let count = |answered: bool| {
+            u32::try_from(settled.values().filter(|value| **value == answered).count()).unwrap()
+        };
         self.change(|state| {
-            state.counts.completed = completed;
-            state.counts.failed = u32::try_from(settled.len()).unwrap() - completed;
+            state.counts.completed = count(true);
+            state.counts.failed = count(false);
         });
     }
 

@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Error;
@@ -40,8 +39,6 @@ pub(super) struct Publication {
     /// Requests of one pass over the journal.
     pub(super) pass: u32,
     pub(super) now: Timestamp,
-    /// Ends the work between two records.
-    pub(super) stop: CancellationToken,
 }
 
 /// The final status of a job that ends from `status`.
@@ -149,7 +146,7 @@ impl<'p> Lines<'p> {
         Ok(Self {
             publication,
             gallery: Gallery::new(folder),
-            journal: Reader::open(publication.input.store(), publication.state.job.id)?,
+            journal: publication.input.journal()?,
             output: Target::create(folder.output())?,
             errors: None,
             tally,
@@ -167,6 +164,11 @@ impl<'p> Lines<'p> {
             let mut writer = Writer { publication, gallery, output, errors, tally };
             journal.in_order(&index, |request, record| match record {
                 Some(record) => writer.put(record, wanted),
+                // Its answer may be what is damaged: it was paid for, and must not be called cancelled.
+                None if index.damaged > 0 => Err(Error::Unpublishable(format!(
+                    "request {request} has no record, and {} lines of the journal are damaged",
+                    index.damaged
+                ))),
                 None => writer.put_unanswered(request),
             })?;
         }
@@ -214,9 +216,6 @@ struct Writer<'w> {
 
 impl Writer<'_> {
     fn put(&mut self, record: JournalLine<'_>, wanted: Wanted) -> Result<(), Error> {
-        if self.publication.stop.is_cancelled() {
-            return Err(Error::Interrupted);
-        }
         let mut line = record.published();
         let seen = Seen::read(&line);
         let needed = match wanted {
@@ -239,9 +238,6 @@ impl Writer<'_> {
     }
 
     fn put_unanswered(&mut self, index: u32) -> Result<(), Error> {
-        if self.publication.stop.is_cancelled() {
-            return Err(Error::Interrupted);
-        }
         let record = self.publication.unanswered(index)?;
         self.put_failure(&record.to_line())
     }
@@ -345,6 +341,7 @@ mod tests {
     use std::sync::Arc;
 
     use base64::Engine as _;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::domain::{Counts, Kind};
@@ -384,11 +381,10 @@ mod tests {
             let state = self.store.state();
             let publication = Publication {
                 folder: ResultsFolder::new(&self.results(), &state.job.name),
-                input: Input::new(state.job.clone(), self.store.clone()),
+                input: Input::new(state.job.clone(), self.store.clone(), self.stop.clone()),
                 state,
                 pass: self.pass,
                 now: self.now,
-                stop: self.stop.clone(),
             };
             tokio::task::spawn_blocking(move || publication.run()).await.unwrap()
         }
@@ -519,6 +515,30 @@ mod tests {
         let error = world.publish().await.unwrap_err();
         assert!(matches!(&error, Error::Unpublishable(why) if why.contains("request 1")), "{error}");
         assert!(!world.files().contains_key("output.jsonl") && !world.files().contains_key("summary.json"));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_line_may_be_an_answer_and_is_not_called_cancelled() {
+        let store = FakeStore::new(job(2));
+        store.append(&answer(0, "a"));
+        let mut line = answer(1, "paid for").to_journal_line(1);
+        line[9] ^= 1;
+        store.append_bytes(&line);
+        store.change(|state| state.status = JobStatus::Cancelling);
+        let world = World::new(store);
+        let error = world.publish().await.unwrap_err();
+        assert!(matches!(&error, Error::Unpublishable(why) if why.contains("damaged")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn requests_of_other_endpoints_keep_what_looks_like_an_image() {
+        let store = FakeStore::new(job(1));
+        let chat = record(0, 200, r#"{"data":[{"url":"http://x"},{"b64_json":"R0lGODlh"}]}"#);
+        store.append(&chat);
+        let world = World::new(store);
+        let summary = world.publish().await.unwrap();
+        assert_eq!(world.lines("output.jsonl"), published(&[chat]));
+        assert_eq!(summary.images, None);
     }
 
     #[tokio::test]

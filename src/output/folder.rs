@@ -52,25 +52,25 @@ impl ResultsFolder {
         Ok(())
     }
 
-    /// Shows the journal as `output.partial.jsonl`. Says whether to try again: the journal may not be
-    /// there yet. Where the file system can't link, there is no partial file.
+    /// Shows the journal as `output.partial.jsonl`. Says whether that is done: the journal may not be
+    /// there yet. Where the file system can't link, there will be no partial file.
     pub(super) fn link(&self, journal: &Path) -> Result<bool, Error> {
         let partial = self.partial();
         match fs::hard_link(journal, &partial) {
-            Ok(()) => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if same_file(journal, &partial) {
-                    return Ok(false);
+                    return Ok(true);
                 }
                 // A link to a journal that was since replaced, from a backup for example. Links to
                 // journals are all that ever has this name.
                 fs::remove_file(&partial).map_err(failed("remove", &partial)).map_err(Error::Files)?;
-                Ok(true)
+                Ok(fs::hard_link(journal, &partial).is_ok())
             }
             Err(error) => {
                 info!(path = %partial.display(), %error, "no partial results: the journal can't be linked");
-                Ok(false)
+                Ok(true)
             }
         }
     }
@@ -169,14 +169,13 @@ mod tests {
         let (root, folder) = folder();
         let journal = root.path().join("results.log");
         folder.create(JOB).unwrap();
-        assert!(folder.link(&journal).unwrap(), "no journal yet: try again");
+        assert!(!folder.link(&journal).unwrap(), "no journal yet: try again");
         fs::write(&journal, "one\n").unwrap();
-        assert!(!folder.link(&journal).unwrap());
-        fs::OpenOptions::new().append(true).open(&journal).unwrap();
+        assert!(folder.link(&journal).unwrap());
         fs::write(&journal, "one\ntwo\n").unwrap();
         assert_eq!(fs::read(folder.partial()).unwrap(), b"one\ntwo\n");
         folder.create(JOB).unwrap();
-        assert!(!folder.link(&journal).unwrap(), "doing it again changes nothing");
+        assert!(folder.link(&journal).unwrap(), "doing it again changes nothing");
         folder.remove_partial().unwrap();
         folder.remove_partial().unwrap();
         assert!(journal.exists());
@@ -192,7 +191,6 @@ mod tests {
         fs::remove_file(&journal).unwrap();
         fs::write(&journal, "new\n").unwrap();
         assert!(folder.link(&journal).unwrap());
-        assert!(!folder.link(&journal).unwrap());
         assert_eq!(fs::read(folder.partial()).unwrap(), b"new\n");
     }
 

@@ -96,7 +96,8 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Cheap, and true for every answer with images: most lines of mixed jobs need no closer look.
 pub(super) fn may_hold_images(line: &[u8]) -> bool {
-    memmem::find(line, b"\"b64_json\"").is_some() || memmem::find(line, b"\"url\"").is_some()
+    let holds = |key: &str| memmem::find(line, key.as_bytes()).is_some();
+    holds("\"data\"") && (holds("\"b64_json\"") || holds("\"url\""))
 }
 
 impl<'a> Answer<'a> {

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::journal::Reader;
 use crate::domain::{Endpoint, Job, Kind, QueueName, Request, RequestId};
 use crate::spec;
 use crate::store::Store;
@@ -17,12 +19,14 @@ pub(super) struct Input {
     store: Arc<dyn Store>,
     /// The store's verbs are asynchronous; on a blocking thread they are waited for.
     runtime: Handle,
+    stop: CancellationToken,
 }
 
 impl Input {
     /// Must be called within the runtime. The methods must be called outside it, on a blocking thread.
-    pub(super) fn new(job: Job, store: Arc<dyn Store>) -> Self {
-        Self { job, store, runtime: Handle::current() }
+    /// A `stop` ends reading with [`Error::Interrupted`].
+    pub(super) fn new(job: Job, store: Arc<dyn Store>, stop: CancellationToken) -> Self {
+        Self { job, store, runtime: Handle::current(), stop }
     }
 
     pub(super) const fn job(&self) -> &Job {
@@ -31,6 +35,11 @@ impl Input {
 
     pub(super) fn store(&self) -> &dyn Store {
         self.store.as_ref()
+    }
+
+    /// The job's records.
+    pub(super) fn journal(&self) -> Result<Reader, Error> {
+        Reader::open(self.store(), self.job.id, self.stop.clone())
     }
 
     /// The user's name for a request. A line that can't be read any more is named by its number.
@@ -67,6 +76,9 @@ impl Input {
     }
 
     fn request(&self, index: u32) -> Result<(Option<Request>, u32), Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
         let line = self.runtime.block_on(self.store.line(self.id(index))).map_err(Error::Store)?;
         Ok((spec::parse_line(&self.job, &line.bytes, line.number).ok(), line.number))
     }

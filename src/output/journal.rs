@@ -12,6 +12,8 @@ use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Error;
 use crate::domain::JobId;
 use crate::domain::record::JournalLine;
@@ -34,6 +36,16 @@ pub(super) struct Reader {
     position: u64,
     /// For messages.
     path: PathBuf,
+    stop: CancellationToken,
+}
+
+/// How a scan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Scanned {
+    /// Offset behind the last line that was read.
+    pub(super) end: u64,
+    /// Whole lines that are no records.
+    pub(super) damaged: u64,
 }
 
 /// Where the records of a run of requests begin in the journal.
@@ -44,43 +56,46 @@ pub(super) struct Index {
     offsets: Vec<u64>,
     /// Further records of requests that had one; the first one counts.
     pub(super) duplicates: u64,
+    /// Lines of the whole journal that are no records.
+    pub(super) damaged: u64,
 }
 
 impl Reader {
-    pub(super) fn open(store: &dyn Store, job: JobId) -> Result<Self, Error> {
+    /// A `stop` ends every reading with [`Error::Interrupted`].
+    pub(super) fn open(store: &dyn Store, job: JobId, stop: CancellationToken) -> Result<Self, Error> {
         let journal = store.journal(job).map_err(Error::Store)?;
         let path =
             store.folder(job).map_or_else(|| PathBuf::from("journal"), |at| JobFolder::at(at).journal());
-        Ok(Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path })
+        Ok(Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path, stop })
     }
 
-    /// Hands every sound record from `offset` on to `each`, with the offset behind it, until `each` says
-    /// `false`. Returns the offset behind the last line.
+    /// Hands every sound record from `offset` on to `each`, with its place, until `each` says `false`.
     pub(super) fn scan(
         &mut self,
         offset: u64,
         mut each: impl FnMut(JournalLine<'_>, Range<u64>) -> Result<bool, Error>,
-    ) -> Result<u64, Error> {
+    ) -> Result<Scanned, Error> {
         self.seek(offset)?;
+        let mut scanned = Scanned { end: offset, damaged: 0 };
         let mut line = Vec::new();
-        loop {
-            let start = self.position;
+        while self.read_line(&mut line)? {
+            let place = scanned.end..self.position;
+            scanned.end = self.position;
+            match JournalLine::parse(&line) {
+                Some(record) if each(record, place)? => {}
+                Some(_) => break,
+                None => scanned.damaged += 1,
+            }
             line.clear();
-            if !self.read_line(&mut line)? {
-                return Ok(start);
-            }
-            let Some(record) = JournalLine::parse(&line) else { continue };
-            if !each(record, start..self.position)? {
-                return Ok(self.position);
-            }
         }
+        Ok(scanned)
     }
 
     /// Finds the records of `count` requests from `base` on.
     pub(super) fn index(&mut self, base: u32, count: u32) -> Result<Index, Error> {
         let mut offsets = vec![ABSENT; count as usize];
         let mut duplicates = 0;
-        self.scan(0, |record, place| {
+        let scanned = self.scan(0, |record, place| {
             let slot = record.index.checked_sub(base).and_then(|at| offsets.get_mut(at as usize));
             match slot {
                 Some(slot) if *slot == ABSENT => *slot = place.start,
@@ -89,7 +104,7 @@ impl Reader {
             }
             Ok(true)
         })?;
-        Ok(Index { base, offsets, duplicates })
+        Ok(Index { base, offsets, duplicates, damaged: scanned.damaged })
     }
 
     /// Hands the record of each indexed request to `each`, in the order of the input; none where there is none.
@@ -150,6 +165,9 @@ impl Reader {
     /// Appends the next line without its line end; `false` if there is no whole line. How long a line can
     /// be is bounded where it was written, by the largest reply.
     fn read_line(&mut self, line: &mut Vec<u8>) -> Result<bool, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
         let read =
             self.inner.read_until(b'\n', line).map_err(failed("read", &self.path)).map_err(Error::Files)?;
         self.position = self.position.saturating_add(read as u64);
@@ -198,8 +216,12 @@ mod tests {
     use super::*;
     use crate::output::fake::{FakeStore, JOB, answer, job};
 
+    fn open(store: &FakeStore) -> Reader {
+        Reader::open(store, JOB, CancellationToken::new()).unwrap()
+    }
+
     fn read(store: &FakeStore, base: u32, count: u32) -> (Vec<Option<u32>>, u64) {
-        let mut reader = Reader::open(store, JOB).unwrap();
+        let mut reader = open(store);
         let index = reader.index(base, count).unwrap();
         let mut seen = Vec::new();
         let mut next = base;
@@ -233,6 +255,7 @@ mod tests {
         let torn = answer(2, "c").to_journal_line(1);
         store.append_bytes(&torn[..torn.len() - 1]);
         assert_eq!(read(&store, 0, 3).0, [Some(0), Some(1), None]);
+        assert_eq!(open(&store).index(0, 3).unwrap().damaged, 3);
     }
 
     #[test]
@@ -259,16 +282,14 @@ mod tests {
         let store = FakeStore::new(job(3));
         (0..3).for_each(|index| store.append(&answer(index, "a")));
         let mut seen = Vec::new();
-        let stopped = Reader::open(&store, JOB)
-            .unwrap()
+        let stopped = open(&store)
             .scan(0, |record, _| {
                 seen.push(record.index);
                 Ok(false)
             })
             .unwrap();
-        Reader::open(&store, JOB)
-            .unwrap()
-            .scan(stopped, |record, _| {
+        open(&store)
+            .scan(stopped.end, |record, _| {
                 seen.push(record.index);
                 Ok(true)
             })

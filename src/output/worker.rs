@@ -1,0 +1,447 @@
+//! The worker's loop: which job takes its next step.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::input::Input;
+use super::{Error, Parts};
+use crate::domain::{JobId, JobState, JobStatus};
+use crate::store;
+
+/// Jobs whose images are fetched at once; further ones wait, and are not published before.
+const FOLLOWED_MAX: usize = 8;
+
+/// Works until `stop`, or until the store fails.
+pub(super) async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
+    let changes = parts.store.changes();
+    let (jobs, steps) = (BTreeMap::new(), JoinSet::new());
+    Worker { parts, stop, jobs, steps, followed: 0, is_publishing: false }.run(changes).await
+}
+
+/// Where the worker stands with a job that is not final.
+#[derive(Debug, Default)]
+struct Progress {
+    has_folder: bool,
+    /// The partial file is there, or can't be.
+    is_linked: bool,
+    /// A step of it runs.
+    is_busy: bool,
+    /// After a failure.
+    not_before: Option<Instant>,
+    /// How far its journal was searched for images.
+    offset: u64,
+    /// How many requests were settled, at least, when the search reached that far.
+    searched: u32,
+}
+
+/// A step that has ended.
+#[derive(Debug)]
+struct Ended {
+    job: JobId,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Followed { settled: u32, result: Result<u64, Error> },
+    Published { result: Result<(), Error> },
+}
+
+#[derive(Debug)]
+struct Worker {
+    parts: Parts,
+    stop: CancellationToken,
+    jobs: BTreeMap<JobId, Progress>,
+    /// At most one of each job, [`FOLLOWED_MAX`] that follow and one that publishes.
+    steps: JoinSet<Ended>,
+    followed: usize,
+    is_publishing: bool,
+}
+
+impl Worker {
+    async fn run(mut self, mut changes: watch::Receiver<u64>) -> Result<(), Error> {
+        let stop = self.stop.clone();
+        loop {
+            // Before the look, so that what changes during it makes another.
+            changes.mark_unchanged();
+            self.look().await?;
+            let next_look = Instant::now() + self.parts.settings.look_every;
+            let retry_at = self.jobs.values().filter_map(|progress| progress.not_before).min();
+            // A stop goes first; steps that ended free what the next look hands out.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = self.steps.join_next() => self.on_ended(ended).await?,
+                () = wake(&mut changes, next_look, retry_at) => {}
+            }
+        }
+        // They see the stop, too, and end at their next record or await.
+        while self.steps.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Starts what can be started, in the order of acceptance.
+    async fn look(&mut self) -> Result<(), Error> {
+        let mut states = self.parts.store.jobs().await.map_err(Error::Store)?;
+        states.retain(|state| !state.status.is_final());
+        let mut before = std::mem::take(&mut self.jobs);
+        for state in &states {
+            self.jobs.insert(state.job.id, before.remove(&state.job.id).unwrap_or_default());
+        }
+        for state in states {
+            let id = state.job.id;
+            if let Err(error) = self.advance(state).await {
+                self.on_error(id, error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the next step of one job, if there is one.
+    async fn advance(&mut self, state: JobState) -> Result<(), Error> {
+        let Some(progress) = self.jobs.get_mut(&state.job.id) else { return Ok(()) };
+        let now = Instant::now();
+        progress.not_before = progress.not_before.filter(|until| now < *until);
+        let is_held = matches!(state.status, JobStatus::Held { .. });
+        if progress.is_busy || progress.not_before.is_some() || is_held {
+            return Ok(());
+        }
+        let settled = state.counts.settled();
+        // Without a record there may be no journal.
+        if !progress.has_folder || (!progress.is_linked && settled > 0) {
+            progress.is_linked = self.parts.open(&state).await?;
+            progress.has_folder = true;
+        }
+        if Input::may_ask_for_images(&state.job) && progress.searched < settled {
+            if self.followed < FOLLOWED_MAX {
+                progress.is_busy = true;
+                self.followed += 1;
+                let (parts, stop, offset) = (self.parts.clone(), self.stop.clone(), progress.offset);
+                self.steps.spawn(async move {
+                    let job = state.job.id;
+                    let result = parts.follow(state, offset, &stop).await;
+                    Ended { job, step: Step::Followed { settled, result } }
+                });
+            }
+        } else if has_ended(&state) && !self.is_publishing {
+            progress.is_busy = true;
+            self.is_publishing = true;
+            let (parts, stop) = (self.parts.clone(), self.stop.clone());
+            self.steps.spawn(async move {
+                let job = state.job.id;
+                Ended { job, step: Step::Published { result: parts.publish(state, &stop).await } }
+            });
+        }
+        Ok(())
+    }
+
+    async fn on_ended(&mut self, ended: Result<Ended, JoinError>) -> Result<(), Error> {
+        let Ended { job, step } = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let progress = self.jobs.entry(job).or_default();
+        progress.is_busy = false;
+        let result = match step {
+            Step::Followed { settled, result } => {
+                self.followed -= 1;
+                result.map(|offset| {
+                    progress.offset = offset;
+                    progress.searched = settled;
+                })
+            }
+            Step::Published { result } => {
+                self.is_publishing = false;
+                result
+            }
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => self.on_error(job, error).await,
+        }
+    }
+
+    /// Holds the job, or tries it again later. Only a store that fails ends the worker.
+    async fn on_error(&mut self, job: JobId, error: Error) -> Result<(), Error> {
+        match error {
+            Error::Interrupted => {}
+            Error::Files(error) => {
+                error!(%job, %error, "results can't be read or written; trying again");
+                self.try_later(job);
+            }
+            Error::Unpublishable(why) => self.hold(job, why).await?,
+            Error::Store(error @ store::Error::Damaged { .. }) => self.hold(job, error.to_string()).await?,
+            Error::Store(error) => self.on_store_error(job, error)?,
+        }
+        Ok(())
+    }
+
+    /// A job that is being cancelled is not held: out of that it could be sent again.
+    async fn hold(&mut self, job: JobId, why: String) -> Result<(), Error> {
+        let state = match self.parts.store.job(job).await {
+            Ok(state) => state,
+            Err(error) => return self.on_store_error(job, error),
+        };
+        if matches!(state.status, JobStatus::Cancelling | JobStatus::Expiring) {
+            error!(%job, why, "results can't be published; trying again");
+            self.try_later(job);
+            return Ok(());
+        }
+        error!(%job, why, "results can't be published; the job is held");
+        let held = self.parts.store.set_status(job, JobStatus::Held { why }, self.parts.clock.now()).await;
+        held.map_or_else(|error| self.on_store_error(job, error), |_| Ok(()))
+    }
+
+    fn on_store_error(&mut self, job: JobId, error: store::Error) -> Result<(), Error> {
+        match error {
+            store::Error::Io { .. } | store::Error::Closed(_) => return Err(Error::Store(error)),
+            store::Error::NoSuchJob(_) => drop(self.jobs.remove(&job)),
+            store::Error::Transition { .. } | store::Error::Stale(_) => {
+                debug!(%job, %error, "the job moved on while its results were written");
+                self.try_later(job);
+            }
+            store::Error::Damaged { .. } => {
+                warn!(%job, %error, "the job's state can't be read");
+                self.try_later(job);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_later(&mut self, job: JobId) {
+        let until = Instant::now() + self.parts.settings.retry_every;
+        self.jobs.entry(job).or_default().not_before = Some(until);
+    }
+}
+
+/// Whether nothing of the job will be settled any more.
+const fn has_ended(state: &JobState) -> bool {
+    match state.status {
+        JobStatus::Cancelling | JobStatus::Expiring => state.leased == 0,
+        JobStatus::Held { .. }
+        | JobStatus::Completed
+        | JobStatus::Failed { .. }
+        | JobStatus::Cancelled
+        | JobStatus::Expired => false,
+        JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Finalizing => state.counts.open() == 0,
+    }
+}
+
+/// Returns when something has changed, or a job that failed is due; not before `next_look`.
+async fn wake(changes: &mut watch::Receiver<u64>, next_look: Instant, retry_at: Option<Instant>) {
+    let changed = async {
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    match retry_at {
+        // A time-out is as good as a change.
+        Some(at) => drop(tokio::time::timeout_at(at, changed).await),
+        None => changed.await,
+    }
+    tokio::time::sleep_until(next_look).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::{Job, Kind, PauseReason};
+    use crate::output::fake::{ACCEPTED, FakeStore, answer, job, record};
+    use crate::output::{Output, Settings, Summary};
+    use crate::store::Store;
+
+    /// Runs the worker over `store` while `script` runs, which gets the path of the job's results.
+    async fn with_worker<F: Future<Output = ()>>(store: &Arc<FakeStore>, script: impl FnOnce(PathBuf) -> F) {
+        let root = tempfile::tempdir().unwrap();
+        with_worker_below(root.path(), store, script).await;
+    }
+
+    async fn with_worker_below<F: Future<Output = ()>>(
+        results: &Path,
+        store: &Arc<FakeStore>,
+        script: impl FnOnce(PathBuf) -> F,
+    ) {
+        let output = Output::new(
+            Settings::new(results.to_owned()),
+            Arc::clone(store) as Arc<dyn Store>,
+            BTreeMap::new(),
+            Clock::simulated(ACCEPTED),
+        );
+        let stop = CancellationToken::new();
+        let script = async {
+            script(results.join("news")).await;
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(output.run(stop.clone()), script);
+        ended.unwrap();
+    }
+
+    fn summary(folder: &Path) -> Summary {
+        serde_json::from_slice(&fs::read(folder.join("summary.json")).unwrap()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_is_published_when_its_last_request_is_settled() {
+        let store = Arc::new(FakeStore::new(job(2)));
+        store.append(&answer(1, "a"));
+        with_worker(&store, async |folder| {
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            assert!(folder.is_dir() && !folder.join("output.jsonl").exists());
+            store.append(&answer(0, "a"));
+            store.becomes(JobStatus::Completed).await;
+            assert_eq!(summary(&folder).status, "completed");
+            assert_eq!(store.statuses(), [JobStatus::Finalizing, JobStatus::Completed]);
+        })
+        .await;
+        let finished = store.state().finished_at.unwrap();
+        assert!(finished >= ACCEPTED + Duration::from_mins(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_job_waits_for_what_is_in_flight() {
+        for (status, end) in
+            [(JobStatus::Cancelling, JobStatus::Cancelled), (JobStatus::Expiring, JobStatus::Expired)]
+        {
+            let store = Arc::new(FakeStore::new(job(3)));
+            store.change(|state| {
+                state.status = status;
+                state.leased = 1;
+            });
+            with_worker(&store, async |folder| {
+                tokio::time::sleep(Duration::from_mins(5)).await;
+                assert!(!folder.join("summary.json").exists());
+                store.append(&answer(2, "paid for"));
+                store.change(|state| state.leased = 0);
+                store.becomes(end.clone()).await;
+                let summary = summary(&folder);
+                assert_eq!((summary.counts.completed, summary.counts.failed), (1, 2));
+                assert_eq!(
+                    store.statuses(),
+                    std::slice::from_ref(&end),
+                    "a crash in between keeps the status"
+                );
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_job_with_nothing_left_is_published_and_a_held_one_is_not() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        store.append(&answer(0, "a"));
+        store.change(|state| state.status = JobStatus::Held { why: "damage".to_owned() });
+        with_worker(&store, async |folder| {
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            assert!(!folder.join("summary.json").exists());
+            store.change(|state| state.status = JobStatus::Paused { reason: PauseReason::User });
+            store.becomes(JobStatus::Completed).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_cannot_be_published_is_held_with_the_reason() {
+        let store = Arc::new(FakeStore::new(job(2)));
+        store.append(&answer(0, "a"));
+        store.change(|state| state.counts.failed = 1);
+        with_worker(&store, async |_| {
+            let why = "request 1 counts as settled and has no record in the journal".to_owned();
+            store.becomes(JobStatus::Held { why }).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_job_is_never_held_since_it_could_be_sent_again() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        with_worker(&store, async |folder| {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            fs::write(folder.join("summary.json"), "theirs").unwrap();
+            store.change(|state| state.status = JobStatus::Cancelling);
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert_eq!((store.state().status, store.statuses().len()), (JobStatus::Cancelling, 0));
+            fs::remove_file(folder.join("summary.json")).unwrap();
+            store.becomes(JobStatus::Cancelled).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_folder_is_another_jobs_is_held_before_it_pays() {
+        let root = tempfile::tempdir().unwrap();
+        let first = Arc::new(FakeStore::new(job(1)));
+        first.append(&answer(0, "a"));
+        with_worker_below(root.path(), &first, async |_| first.becomes(JobStatus::Completed).await).await;
+        let theirs = fs::read(root.path().join("news/summary.json")).unwrap();
+
+        let second = Arc::new(FakeStore::new(Job { id: JobId::from_bytes([2; 16]), ..job(1) }));
+        with_worker_below(root.path(), &second, async |_| {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert!(
+                matches!(second.state().status, JobStatus::Held { why } if why.contains("belongs to job"))
+            );
+        })
+        .await;
+        assert_eq!(fs::read(root.path().join("news/summary.json")).unwrap(), theirs);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn results_that_cannot_be_written_are_tried_again() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        with_worker(&store, async |folder| {
+            fs::create_dir_all(folder.join("output.jsonl")).unwrap();
+            store.append(&answer(0, "a"));
+            store.becomes(JobStatus::Finalizing).await;
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            assert_eq!(store.state().status, JobStatus::Finalizing);
+            fs::remove_dir(folder.join("output.jsonl")).unwrap();
+            store.becomes(JobStatus::Completed).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_journal_shows_while_the_job_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FakeStore::new(job(2)).in_folder(root.path().join("state"));
+        let store = Arc::new(store);
+        with_worker(&store, async |folder| {
+            store.append(&answer(1, "a"));
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            let partial = folder.join("output.partial.jsonl");
+            assert_eq!(fs::read(&partial).unwrap(), answer(1, "a").to_journal_line(1));
+            store.append(&answer(0, "a"));
+            store.becomes(JobStatus::Completed).await;
+            assert!(!partial.exists());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_worker_leaves_the_rest_to_the_next_one() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        with_worker(&store, async |_| {}).await;
+        store.append(&answer(0, "a"));
+        with_worker(&store, async |_| store.becomes(JobStatus::Completed).await).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn images_of_a_provider_that_is_gone_do_not_keep_a_job_from_ending() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        store.change(|state| state.job.kind = Kind::Images);
+        with_worker(&store, async |folder| {
+            store.append(&record(0, 200, "{\"data\":[{\"url\":\"http://x\"}]}"));
+            store.becomes(JobStatus::Completed).await;
+            assert_eq!(summary(&folder).images.unwrap().failed_downloads, 1);
+        })
+        .await;
+    }
+}
