@@ -247,7 +247,8 @@ pub struct JobState {
     pub job: Job,
     pub status: JobStatus,
     pub counts: Counts,
-    /// Requests out on a lease now.
+    /// Requests out on a lease now, and those settled whose record is not durable yet: at zero, nothing
+    /// more comes into the journal of a job that may not send.
     pub leased: u32,
     /// Requests waiting for the time of their next attempt.
     pub waiting: u32,

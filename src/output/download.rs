@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use thiserror::Error as ThisError;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::images::{Answer, Gallery, Source, may_hold_images};
@@ -24,8 +25,10 @@ use super::{Error, blocking};
 const TRIES: u32 = 3;
 /// The wait before the second try; four times as long before the third.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Downloads of one job at once.
-const DOWNLOADS: usize = 8;
+/// Downloads of one job at once, so that one slow job leaves room for others.
+const DOWNLOADS_OF_JOB: usize = 8;
+/// Downloads of all jobs at once: each may hold as many bytes as an image may have.
+const DOWNLOADS: usize = 16;
 /// Images found before their downloads begin: bounds what a batch holds in memory.
 const BATCH_IMAGES: usize = 64;
 /// Bytes of the journal read in one go on a blocking thread, so that a stop need not wait long.
@@ -47,14 +50,20 @@ pub struct DownloadFailed {
     pub is_retryable: bool,
 }
 
+/// The providers' downloads, with their common bounds.
+#[derive(Debug)]
+pub(super) struct Downloads {
+    by_provider: BTreeMap<String, Arc<dyn Download>>,
+    image_bytes_max: u64,
+    slots: Semaphore,
+}
+
 /// What following a journal needs.
 #[derive(Clone, Debug)]
 pub(super) struct Follower {
     pub(super) input: Input,
     pub(super) gallery: Gallery,
-    pub(super) downloads: Arc<BTreeMap<String, Arc<dyn Download>>>,
-    /// Largest image in bytes.
-    pub(super) image_bytes_max: u64,
+    pub(super) downloads: Arc<Downloads>,
 }
 
 /// An image to fetch.
@@ -87,7 +96,7 @@ impl Follower {
             let batch = blocking(move || reader.read(offset)).await?;
             offset = batch.next;
             for image in batch.images {
-                if running.len() >= DOWNLOADS {
+                if running.len() >= DOWNLOADS_OF_JOB {
                     running.next().await.unwrap_or(Ok(()))?;
                 }
                 running.push(self.fetch(image));
@@ -143,13 +152,7 @@ impl Follower {
     async fn fetch(&self, image: Image) -> Result<(), Error> {
         let Image { custom_id, number, url, provider } = image;
         let job = self.input.job().id;
-        let fetched = match self.downloads.get(&provider) {
-            Some(download) => download_patiently(download.as_ref(), &url, self.image_bytes_max).await,
-            None => Err(DownloadFailed {
-                message: format!("provider `{provider}` is not configured any more"),
-                is_retryable: false,
-            }),
-        };
+        let fetched = self.downloads.fetch(&provider, &url).await;
         match fetched {
             Ok(bytes) => {
                 let gallery = self.gallery.clone();
@@ -163,20 +166,35 @@ impl Follower {
     }
 }
 
-/// Tries up to [`TRIES`] times.
-async fn download_patiently(download: &dyn Download, url: &str, max: u64) -> Result<Bytes, DownloadFailed> {
-    let mut wait = FIRST_WAIT;
-    for _ in 1..TRIES {
-        match whole(download.download(url, max).await) {
-            Err(error) if error.is_retryable => {
-                debug!(%error, "a download is tried again");
-                tokio::time::sleep(wait).await;
-                wait *= 4;
-            }
-            ended => return ended,
-        }
+impl Downloads {
+    pub(super) fn new(by_provider: BTreeMap<String, Arc<dyn Download>>, image_bytes_max: u64) -> Self {
+        Self { by_provider, image_bytes_max, slots: Semaphore::new(DOWNLOADS) }
     }
-    whole(download.download(url, max).await)
+
+    /// Tries up to [`TRIES`] times.
+    async fn fetch(&self, provider: &str, url: &str) -> Result<Bytes, DownloadFailed> {
+        let Some(download) = self.by_provider.get(provider) else {
+            let message = format!("provider `{provider}` is not configured any more");
+            return Err(DownloadFailed { message, is_retryable: false });
+        };
+        let mut wait = FIRST_WAIT;
+        for _ in 1..TRIES {
+            match self.fetch_once(download.as_ref(), url).await {
+                Err(error) if error.is_retryable => {
+                    debug!(%error, "a download is tried again");
+                    tokio::time::sleep(wait).await;
+                    wait *= 4;
+                }
+                ended => return ended,
+            }
+        }
+        self.fetch_once(download.as_ref(), url).await
+    }
+
+    async fn fetch_once(&self, download: &dyn Download, url: &str) -> Result<Bytes, DownloadFailed> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        whole(download.download(url, self.image_bytes_max).await)
+    }
 }
 
 /// An empty file is no image.
@@ -196,7 +214,6 @@ mod tests {
     use std::sync::Mutex;
 
     use futures_util::FutureExt as _;
-    use tokio::sync::Semaphore;
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
@@ -254,12 +271,14 @@ mod tests {
     struct World {
         root: tempfile::TempDir,
         store: Arc<FakeStore>,
-        server: Arc<dyn Download>,
+        downloads: Arc<Downloads>,
     }
 
     impl World {
         fn new(store: &Arc<FakeStore>, server: Arc<dyn Download>) -> Self {
-            Self { root: tempfile::tempdir().unwrap(), store: Arc::clone(store), server }
+            let by_provider = BTreeMap::from([("openai".to_owned(), server)]);
+            let downloads = Arc::new(Downloads::new(by_provider, 1000));
+            Self { root: tempfile::tempdir().unwrap(), store: Arc::clone(store), downloads }
         }
 
         fn folder(&self) -> ResultsFolder {
@@ -271,11 +290,11 @@ mod tests {
         }
 
         async fn follow(&self, from: u64) -> Result<u64, Error> {
+            let job = self.store.state().job;
             let follower = Follower {
-                input: Input::new(self.store.state().job, self.store.clone(), CancellationToken::new()),
+                input: Input::new(job, self.store.clone(), CancellationToken::new()),
                 gallery: Gallery::new(&self.folder()),
-                downloads: Arc::new(BTreeMap::from([("openai".to_owned(), Arc::clone(&self.server))])),
-                image_bytes_max: 1000,
+                downloads: self.downloads.clone(),
             };
             follower.follow(from).await
         }
@@ -351,20 +370,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn downloads_of_a_job_are_bounded() {
+    async fn downloads_are_bounded_for_a_job_and_for_all() {
         let count = 3 * u32::try_from(BATCH_IMAGES).unwrap() + 1;
         let store = images(count);
         (0..count).for_each(|index| named(&store, index, "http://a"));
         let gate = Arc::new(Gate { begun: Semaphore::new(0), open: Semaphore::new(0) });
         let world = World::new(&store, gate.clone());
+        let others: [World; 2] = std::array::from_fn(|_| World {
+            root: tempfile::tempdir().unwrap(),
+            store: Arc::clone(&store),
+            downloads: Arc::clone(&world.downloads),
+        });
         let watch = async {
             // Time moves only when every download that may run is held.
             tokio::time::sleep(Duration::from_secs(1)).await;
-            assert_eq!(gate.begun.available_permits(), DOWNLOADS);
-            gate.open.add_permits(count as usize);
+            assert_eq!(gate.begun.available_permits(), DOWNLOADS_OF_JOB);
         };
-        let (followed, ()) = tokio::join!(world.follow(0), watch);
-        followed.unwrap();
-        assert_eq!(std::fs::read_dir(world.folder().images()).unwrap().count(), count as usize);
+        let rest = async {
+            watch.await;
+            let watch = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert_eq!(gate.begun.available_permits(), DOWNLOADS);
+                gate.open.add_permits(3 * count as usize);
+            };
+            tokio::join!(others[0].follow(0), others[1].follow(0), watch)
+        };
+        let (first, (second, third, ())) = tokio::join!(world.follow(0), rest);
+        for followed in [first, second, third] {
+            followed.unwrap();
+        }
+        for world in [&world, &others[0], &others[1]] {
+            assert_eq!(std::fs::read_dir(world.folder().images()).unwrap().count(), count as usize);
+        }
     }
 }

@@ -43,7 +43,7 @@ use crate::store::{self, Store};
 pub use download::{Download, DownloadFailed};
 pub use summary::{ImageCounts, LineCounts, Summary, Tokens};
 
-use download::Follower;
+use download::{Downloads, Follower};
 use finish::{Publication, end_of};
 use folder::ResultsFolder;
 use images::Gallery;
@@ -105,7 +105,7 @@ pub struct Output {
 struct Parts {
     settings: Arc<Settings>,
     store: Arc<dyn Store>,
-    downloads: Arc<BTreeMap<String, Arc<dyn Download>>>,
+    downloads: Arc<Downloads>,
     clock: Clock,
 }
 
@@ -117,8 +117,8 @@ impl Output {
         downloads: BTreeMap<String, Arc<dyn Download>>,
         clock: Clock,
     ) -> Self {
-        let parts = Parts { settings: Arc::new(settings), store, downloads: Arc::new(downloads), clock };
-        Self { parts }
+        let downloads = Arc::new(Downloads::new(downloads, settings.image_bytes_max));
+        Self { parts: Parts { settings: Arc::new(settings), store, downloads, clock } }
     }
 
     /// Works until `stop`; what is then half done is done at the next start. Ends early only if the store fails.
@@ -152,7 +152,6 @@ impl Parts {
             gallery: Gallery::new(&self.folder(&state)),
             input: Input::new(state.job, self.store.clone(), stop.clone()),
             downloads: self.downloads.clone(),
-            image_bytes_max: self.settings.image_bytes_max,
         };
         stop.run_until_cancelled(follower.follow(offset)).await.unwrap_or(Err(Error::Interrupted))
     }

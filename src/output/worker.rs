@@ -13,14 +13,11 @@ use super::{Error, Parts};
 use crate::domain::{JobId, JobState, JobStatus};
 use crate::store;
 
-/// Jobs whose images are fetched at once; further ones wait, and are not published before.
-const FOLLOWED_MAX: usize = 8;
-
 /// Works until `stop`, or until the store fails.
 pub(super) async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
     let changes = parts.store.changes();
     let (jobs, steps) = (BTreeMap::new(), JoinSet::new());
-    Worker { parts, stop, jobs, steps, followed: 0, is_publishing: false }.run(changes).await
+    Worker { parts, stop, jobs, steps, is_publishing: false }.run(changes).await
 }
 
 /// Where the worker stands with a job that is not final.
@@ -57,9 +54,8 @@ struct Worker {
     parts: Parts,
     stop: CancellationToken,
     jobs: BTreeMap<JobId, Progress>,
-    /// At most one of each job, [`FOLLOWED_MAX`] that follow and one that publishes.
+    /// At most one of each job, and at most one that publishes.
     steps: JoinSet<Ended>,
-    followed: usize,
     is_publishing: bool,
 }
 
@@ -118,16 +114,13 @@ impl Worker {
             progress.has_folder = true;
         }
         if Input::may_ask_for_images(&state.job) && progress.searched < settled {
-            if self.followed < FOLLOWED_MAX {
-                progress.is_busy = true;
-                self.followed += 1;
-                let (parts, stop, offset) = (self.parts.clone(), self.stop.clone(), progress.offset);
-                self.steps.spawn(async move {
-                    let job = state.job.id;
-                    let result = parts.follow(state, offset, &stop).await;
-                    Ended { job, step: Step::Followed { settled, result } }
-                });
-            }
+            progress.is_busy = true;
+            let (parts, stop, offset) = (self.parts.clone(), self.stop.clone(), progress.offset);
+            self.steps.spawn(async move {
+                let job = state.job.id;
+                let result = parts.follow(state, offset, &stop).await;
+                Ended { job, step: Step::Followed { settled, result } }
+            });
         } else if has_ended(&state) && !self.is_publishing {
             progress.is_busy = true;
             self.is_publishing = true;
@@ -145,13 +138,10 @@ impl Worker {
         let progress = self.jobs.entry(job).or_default();
         progress.is_busy = false;
         let result = match step {
-            Step::Followed { settled, result } => {
-                self.followed -= 1;
-                result.map(|offset| {
-                    progress.offset = offset;
-                    progress.searched = settled;
-                })
-            }
+            Step::Followed { settled, result } => result.map(|offset| {
+                progress.offset = offset;
+                progress.searched = settled;
+            }),
             Step::Published { result } => {
                 self.is_publishing = false;
                 result
