@@ -1,4 +1,4 @@
-//! A store for tests: one job, its journal in memory.
+//! A store for tests: jobs with their journals in memory.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -63,82 +63,102 @@ pub(super) fn unanswered(index: u32, code: &str) -> Record {
 
 #[derive(Debug)]
 pub(super) struct FakeStore {
-    state: Mutex<JobState>,
-    journal: Mutex<Vec<u8>>,
-    /// Whether each settled request was answered.
-    settled: Mutex<BTreeMap<u32, bool>>,
-    /// Every status that was set.
-    statuses: Mutex<Vec<JobStatus>>,
+    jobs: Mutex<BTreeMap<JobId, Kept>>,
     folder: Option<PathBuf>,
     changes: watch::Sender<u64>,
 }
 
+#[derive(Debug)]
+struct Kept {
+    state: JobState,
+    journal: Vec<u8>,
+    /// Whether each settled request was answered.
+    settled: BTreeMap<u32, bool>,
+    /// Every status that was set.
+    statuses: Vec<JobStatus>,
+}
+
 impl FakeStore {
+    /// With one job; what names no job below means that one.
     pub(super) fn new(job: Job) -> Self {
+        let store = Self { jobs: Mutex::default(), folder: None, changes: watch::Sender::new(0) };
+        store.add(job);
+        store
+    }
+
+    pub(super) fn add(&self, job: Job) {
+        let id = job.id;
         let counts = Counts { total: job.total, ..Counts::default() };
         let status = JobStatus::InProgress;
-        Self {
-            state: Mutex::new(JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None }),
-            journal: Mutex::default(),
-            settled: Mutex::default(),
-            statuses: Mutex::default(),
-            folder: None,
-            changes: watch::Sender::new(0),
-        }
+        let state = JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None };
+        let kept = Kept { state, journal: Vec::new(), settled: BTreeMap::new(), statuses: Vec::new() };
+        self.jobs.lock().unwrap().insert(id, kept);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// With a folder below `state/jobs/`, in which the journal lies, too.
     pub(super) fn in_folder(mut self, folder: PathBuf) -> Self {
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("results.log"), self.journal.lock().unwrap().as_slice()).unwrap();
+        std::fs::write(folder.join("results.log"), &self.jobs.lock().unwrap()[&JOB].journal).unwrap();
         self.folder = Some(folder);
         self
     }
 
     pub(super) fn append(&self, record: &Record) {
-        self.append_bytes(&record.to_journal_line(1));
+        self.append_to(record.request.job, &record.to_journal_line(1));
+    }
+
+    pub(super) fn append_bytes(&self, bytes: &[u8]) {
+        self.append_to(JOB, bytes);
     }
 
     /// Appends to the journal; counts whole records.
-    pub(super) fn append_bytes(&self, bytes: &[u8]) {
-        self.journal.lock().unwrap().extend_from_slice(bytes);
+    fn append_to(&self, id: JobId, bytes: &[u8]) {
         if let Some(folder) = &self.folder {
             let mut file = OpenOptions::new().append(true).open(folder.join("results.log")).unwrap();
             file.write_all(bytes).unwrap();
         }
-        let mut settled = self.settled.lock().unwrap();
+        let mut jobs = self.jobs.lock().unwrap();
+        let Kept { state, journal, settled, .. } = jobs.get_mut(&id).unwrap();
+        journal.extend_from_slice(bytes);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let Some(line) = line.strip_suffix(b"\n").and_then(JournalLine::parse) else { continue };
             let published: serde_json::Value = serde_json::from_slice(&line.published()).unwrap();
             let answered = published["response"]["status_code"] == 200;
             settled.entry(line.index).or_insert(answered);
         }
-        let count = |answered: bool| {
-            u32::try_from(settled.values().filter(|value| **value == answered).count()).unwrap()
-        };
-        self.change(|state| {
-            state.counts.completed = count(true);
-            state.counts.failed = count(false);
-        });
+        let count = |answered: bool| settled.values().filter(|value| **value == answered).count();
+        state.counts.completed = u32::try_from(count(true)).unwrap();
+        state.counts.failed = u32::try_from(count(false)).unwrap();
+        drop(jobs);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut JobState)) {
-        change(&mut self.state.lock().unwrap());
+        change(&mut self.jobs.lock().unwrap().get_mut(&JOB).unwrap().state);
         self.changes.send_modify(|count| *count += 1);
     }
 
     pub(super) fn state(&self) -> JobState {
-        self.state.lock().unwrap().clone()
+        self.state_of(JOB)
+    }
+
+    pub(super) fn state_of(&self, id: JobId) -> JobState {
+        self.jobs.lock().unwrap()[&id].state.clone()
     }
 
     pub(super) fn statuses(&self) -> Vec<JobStatus> {
-        self.statuses.lock().unwrap().clone()
+        self.jobs.lock().unwrap()[&JOB].statuses.clone()
     }
 
     /// Returns when the job's status is `status`.
     pub(super) async fn becomes(&self, status: JobStatus) {
+        self.job_becomes(JOB, status).await;
+    }
+
+    pub(super) async fn job_becomes(&self, id: JobId, status: JobStatus) {
         let mut changes = self.changes.subscribe();
-        while self.state().status != status {
+        while self.state_of(id).status != status {
             changes.changed().await.unwrap();
         }
     }
@@ -150,11 +170,12 @@ impl Store for FakeStore {
     }
 
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
-        ready(Ok(vec![self.state()])).boxed()
+        let jobs = self.jobs.lock().unwrap();
+        ready(Ok(jobs.values().map(|kept| kept.state.clone()).collect())).boxed()
     }
 
-    fn job(&self, _: JobId) -> BoxFuture<'_, Result<JobState>> {
-        ready(Ok(self.state())).boxed()
+    fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
+        ready(Ok(self.state_of(id))).boxed()
     }
 
     fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
@@ -179,25 +200,27 @@ impl Store for FakeStore {
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
-        let state = self.state();
+        let mut jobs = self.jobs.lock().unwrap();
+        let Kept { state, statuses, .. } = jobs.get_mut(&job).unwrap();
         if state.status.is_final() {
             let (from, to) = (state.status.as_str(), status.as_str());
             return ready(Err(Error::Transition { job, from, to })).boxed();
         }
-        self.statuses.lock().unwrap().push(status.clone());
-        self.change(|state| {
-            state.finished_at = status.is_final().then_some(now);
-            state.status = status;
-        });
-        ready(Ok(self.state())).boxed()
+        statuses.push(status.clone());
+        state.finished_at = status.is_final().then_some(now);
+        state.status = status;
+        let state = state.clone();
+        drop(jobs);
+        self.changes.send_modify(|count| *count += 1);
+        ready(Ok(state)).boxed()
     }
 
     fn retry_now(&self, _: JobId) -> BoxFuture<'_, Result<()>> {
         unimplemented!("results are only read")
     }
 
-    fn journal(&self, _: JobId) -> Result<Box<dyn Journal>> {
-        Ok(Box::new(Cursor::new(self.journal.lock().unwrap().clone())))
+    fn journal(&self, id: JobId) -> Result<Box<dyn Journal>> {
+        Ok(Box::new(Cursor::new(self.jobs.lock().unwrap()[&id].journal.clone())))
     }
 
     fn entry(&self, request: RequestId) -> Result<LineEntry> {

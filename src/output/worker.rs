@@ -241,28 +241,35 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
+    use futures_util::future::{BoxFuture, ready};
+
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::{Job, Kind, PauseReason};
+    use crate::domain::{Job, Kind, PauseReason, QueueName, Record, RequestId};
     use crate::output::fake::{ACCEPTED, FakeStore, answer, job, record};
-    use crate::output::{Output, Settings, Summary};
+    use crate::output::{Download, DownloadFailed, Output, Settings, Summary};
     use crate::store::Store;
+
+    /// Has an image at every url.
+    #[derive(Debug)]
+    struct Gifs;
+
+    impl Download for Gifs {
+        fn download<'a>(&'a self, _: &'a str, _: u64) -> BoxFuture<'a, Result<Bytes, DownloadFailed>> {
+            ready(Ok(Bytes::from_static(b"GIF89a"))).boxed()
+        }
+    }
 
     /// Runs the worker over `store` while `script` runs, which gets the path of the job's results.
     async fn with_worker<F: Future<Output = ()>>(store: &Arc<FakeStore>, script: impl FnOnce(PathBuf) -> F) {
         let root = tempfile::tempdir().unwrap();
-        with_worker_below(root.path(), store, script).await;
-    }
-
-    async fn with_worker_below<F: Future<Output = ()>>(
-        results: &Path,
-        store: &Arc<FakeStore>,
-        script: impl FnOnce(PathBuf) -> F,
-    ) {
+        let results = root.path();
         let output = Output::new(
             Settings::new(results.to_owned()),
             Arc::clone(store) as Arc<dyn Store>,
-            BTreeMap::new(),
+            BTreeMap::from([("openai".to_owned(), Arc::new(Gifs) as Arc<dyn Download>)]),
             Clock::simulated(ACCEPTED),
         );
         let stop = CancellationToken::new();
@@ -366,21 +373,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_job_whose_folder_is_another_jobs_is_held_before_it_pays() {
-        let root = tempfile::tempdir().unwrap();
-        let first = Arc::new(FakeStore::new(job(1)));
-        first.append(&answer(0, "a"));
-        with_worker_below(root.path(), &first, async |_| first.becomes(JobStatus::Completed).await).await;
-        let theirs = fs::read(root.path().join("news/summary.json")).unwrap();
-
-        let second = Arc::new(FakeStore::new(Job { id: JobId::from_bytes([2; 16]), ..job(1) }));
-        with_worker_below(root.path(), &second, async |_| {
+        let store = Arc::new(FakeStore::new(job(1)));
+        let second = JobId::from_bytes([2; 16]);
+        with_worker(&store, async |folder| {
+            store.append(&answer(0, "a"));
+            store.becomes(JobStatus::Completed).await;
+            let theirs = fs::read(folder.join("summary.json")).unwrap();
+            store.add(Job { id: second, ..job(1) });
             tokio::time::sleep(Duration::from_mins(1)).await;
-            assert!(
-                matches!(second.state().status, JobStatus::Held { why } if why.contains("belongs to job"))
-            );
+            let status = store.state_of(second).status;
+            assert!(matches!(status, JobStatus::Held { why } if why.contains("belongs to job")));
+            assert_eq!(fs::read(folder.join("summary.json")).unwrap(), theirs);
         })
         .await;
-        assert_eq!(fs::read(root.path().join("news/summary.json")).unwrap(), theirs);
     }
 
     #[tokio::test(start_paused = true)]
@@ -424,13 +429,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn images_are_fetched_while_the_job_runs() {
+        let store = Arc::new(FakeStore::new(job(2)));
+        store.change(|state| state.job.kind = Kind::Images);
+        with_worker(&store, async |folder| {
+            store.append(&record(1, 200, "{\"data\":[{\"url\":\"http://x\"}]}"));
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert_eq!(fs::read(folder.join("images/line-2-1.gif")).unwrap(), b"GIF89a");
+            assert_eq!(store.state().status, JobStatus::InProgress);
+            store.append(&record(0, 200, "{\"data\":[{\"url\":\"http://x\"}]}"));
+            store.becomes(JobStatus::Completed).await;
+            let images = summary(&folder).images.unwrap();
+            assert_eq!((images.written, images.failed_downloads), (2, 0));
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn images_of_a_provider_that_is_gone_do_not_keep_a_job_from_ending() {
         let store = Arc::new(FakeStore::new(job(1)));
-        store.change(|state| state.job.kind = Kind::Images);
+        store.change(|state| {
+            state.job.kind = Kind::Images;
+            state.job.queues = vec![QueueName::new("gone", None)];
+        });
         with_worker(&store, async |folder| {
             store.append(&record(0, 200, "{\"data\":[{\"url\":\"http://x\"}]}"));
             store.becomes(JobStatus::Completed).await;
             assert_eq!(summary(&folder).images.unwrap().failed_downloads, 1);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_cannot_be_published_keeps_no_other_from_it() {
+        let other = JobId::from_bytes([2; 16]);
+        let store = Arc::new(FakeStore::new(job(1)));
+        store.add(Job { id: other, name: "other".parse().unwrap(), ..job(1) });
+        with_worker(&store, async |folder| {
+            fs::create_dir_all(folder.join("output.jsonl")).unwrap();
+            store.append(&answer(0, "a"));
+            store.becomes(JobStatus::Finalizing).await;
+            store.append(&Record { request: RequestId { job: other, index: 0 }, ..answer(0, "a") });
+            store.job_becomes(other, JobStatus::Completed).await;
+            assert_eq!(store.state().status, JobStatus::Finalizing);
+            assert!(folder.with_file_name("other").join("summary.json").exists());
         })
         .await;
     }
