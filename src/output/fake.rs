@@ -202,7 +202,17 @@ impl Store for FakeStore {
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
         let mut jobs = self.jobs.lock().unwrap();
         let Kept { state, statuses, .. } = jobs.get_mut(&job).unwrap();
-        if state.status.is_final() {
+        // As a store must: nothing leads from the way to an end back to work.
+        let may_follow = match state.status {
+            JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Held { .. } => true,
+            JobStatus::Finalizing | JobStatus::Cancelling | JobStatus::Expiring => {
+                status.is_final() || status == JobStatus::Finalizing
+            }
+            JobStatus::Completed | JobStatus::Failed { .. } | JobStatus::Cancelled | JobStatus::Expired => {
+                false
+            }
+        };
+        if !may_follow {
             let (from, to) = (state.status.as_str(), status.as_str());
             return ready(Err(Error::Transition { job, from, to })).boxed();
         }

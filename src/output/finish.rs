@@ -41,6 +41,15 @@ pub(super) struct Publication {
     pub(super) now: Timestamp,
 }
 
+/// Lines that wait for their names.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    publication: Publication,
+    output: Target,
+    errors: Option<Target>,
+    tally: Tally,
+}
+
 /// The final status of a job that ends from `status`.
 pub(super) const fn end_of(status: &JobStatus) -> JobStatus {
     match status {
@@ -56,37 +65,25 @@ pub(super) const fn end_of(status: &JobStatus) -> JobStatus {
 }
 
 impl Publication {
-    /// Writes everything. Blocks; may be done again at any time.
-    pub(super) fn run(&self) -> Result<Summary, Error> {
+    /// Writes the lines under temporary names. What makes a job unpublishable shows here, before anything
+    /// that its user reads has changed. Blocks.
+    pub(super) fn prepare(self) -> Result<Prepared, Error> {
         let job = &self.state.job;
         self.folder.create(job.id)?;
-        let mut lines = Lines::new(self)?;
+        let mut journal = self.input.journal()?;
+        let mut lines = Lines::new(&self)?;
         match job.settings.order {
-            Order::Input => lines.write_in_order(Wanted::All)?,
+            Order::Input => lines.write_in_order(&mut journal, Wanted::All)?,
             Order::Completion => {
-                lines.write_successes_as_completed()?;
-                lines.write_in_order(Wanted::Failures)?;
+                lines.write_successes_as_completed(&mut journal)?;
+                lines.write_in_order(&mut journal, Wanted::Failures)?;
             }
         }
-        let tally = lines.finish()?;
+        let Lines { output, errors, tally, .. } = lines;
         if tally.duplicates > 0 {
-            warn!(job = %job.id, duplicates = tally.duplicates, "the journal has requests with two records; the first counts");
+            warn!(job = %job.id, duplicates = tally.duplicates, "requests have two records; the first counts");
         }
-
-        let gallery = Gallery::new(&self.folder);
-        gallery.sweep()?;
-        let mut summary = Summary::new(&self.state, &end_of(&self.state.status), &tally, self.now);
-        summary.files = self.place_files(&summary)?;
-        // Told before a crash, and not to be told with another time.
-        let told = self.folder.own_summary(job.id)?.filter(|told| told.tells_the_same(&summary));
-        let summary = if let Some(told) = told {
-            told
-        } else {
-            self.folder.write_summary(&summary)?;
-            summary
-        };
-        self.folder.remove_partial()?;
-        Ok(summary)
+        Ok(Prepared { publication: self, output, errors, tally })
     }
 
     /// Puts the spec beside the results and lists what lies there.
@@ -127,11 +124,36 @@ enum Wanted {
     Failures,
 }
 
+impl Prepared {
+    /// Gives everything its name, the summary last. Blocks.
+    pub(super) fn finish(self) -> Result<Summary, Error> {
+        let Self { publication, output, errors, tally } = self;
+        let Publication { state, folder, now, .. } = &publication;
+        output.publish()?;
+        match errors {
+            Some(errors) => errors.publish()?,
+            None => folder.remove(&folder.errors())?,
+        }
+        Gallery::new(folder).sweep()?;
+        let mut summary = Summary::new(state, &end_of(&state.status), &tally, *now);
+        summary.files = publication.place_files(&summary)?;
+        // Told before a crash, and not to be told with another time.
+        let told = folder.own_summary(state.job.id)?.filter(|told| told.tells_the_same(&summary));
+        let summary = if let Some(told) = told {
+            told
+        } else {
+            folder.write_summary(&summary)?;
+            summary
+        };
+        folder.remove_partial()?;
+        Ok(summary)
+    }
+}
+
 /// The two files of results, while they are written.
 struct Lines<'p> {
     publication: &'p Publication,
     gallery: Gallery,
-    journal: Reader,
     output: Target,
     /// Made for the first failure.
     errors: Option<Target>,
@@ -143,50 +165,40 @@ impl<'p> Lines<'p> {
         let folder = &publication.folder;
         let mut tally = Tally::default();
         tally.lines.total = publication.state.job.total;
-        Ok(Self {
-            publication,
-            gallery: Gallery::new(folder),
-            journal: publication.input.journal()?,
-            output: Target::create(folder.output())?,
-            errors: None,
-            tally,
-        })
+        let output = Target::create(folder.output())?;
+        Ok(Self { publication, gallery: Gallery::new(folder), output, errors: None, tally })
     }
 
     /// Writes the records of every request, in the order of the input.
-    fn write_in_order(&mut self, wanted: Wanted) -> Result<(), Error> {
+    fn write_in_order(&mut self, journal: &mut Reader, wanted: Wanted) -> Result<(), Error> {
         let total = self.publication.state.job.total;
         let pass = self.publication.pass.max(1);
-        let Self { publication, gallery, journal, output, errors, tally } = self;
         for base in (0..total).step_by(pass as usize) {
             let index = journal.index(base, pass.min(total - base))?;
-            tally.duplicates += index.duplicates;
-            let mut writer = Writer { publication, gallery, output, errors, tally };
+            self.tally.duplicates += index.duplicates;
             journal.in_order(&index, |request, record| match record {
-                Some(record) => writer.put(record, wanted),
+                Some(record) => self.put(record, wanted),
                 // Its answer may be what is damaged: it was paid for, and must not be called cancelled.
                 None if index.damaged > 0 => Err(Error::Unpublishable(format!(
                     "request {request} has no record, and {} lines of the journal are damaged",
                     index.damaged
                 ))),
-                None => writer.put_unanswered(request),
+                None => self.put_unanswered(request),
             })?;
         }
         Ok(())
     }
 
     /// Writes the successes in the order of the journal. Keeps a bit for each request of the job.
-    fn write_successes_as_completed(&mut self) -> Result<(), Error> {
+    fn write_successes_as_completed(&mut self, journal: &mut Reader) -> Result<(), Error> {
         let total = self.publication.state.job.total;
         let mut seen = vec![Bits::EMPTY; total.div_ceil(BLOCK) as usize];
-        let Self { publication, gallery, journal, output, errors, tally } = self;
-        let mut writer = Writer { publication, gallery, output, errors, tally };
         journal.scan(0, |record, _| {
             if let Some(bits) = seen.get_mut((record.index / BLOCK) as usize) {
                 let offset = record.index % BLOCK;
                 if record.index < total && !bits.contains(offset) {
                     bits.insert(offset);
-                    writer.put(record, Wanted::Successes)?;
+                    self.put(record, Wanted::Successes)?;
                 }
             }
             Ok(true)
@@ -194,27 +206,6 @@ impl<'p> Lines<'p> {
         Ok(())
     }
 
-    /// Gives both files their names, or takes away an `errors.jsonl` that has no line.
-    fn finish(self) -> Result<Tally, Error> {
-        self.output.publish()?;
-        match self.errors {
-            Some(errors) => errors.publish()?,
-            None => self.publication.folder.remove(&self.publication.folder.errors())?,
-        }
-        Ok(self.tally)
-    }
-}
-
-/// Puts single lines where they belong.
-struct Writer<'w> {
-    publication: &'w Publication,
-    gallery: &'w Gallery,
-    output: &'w mut Target,
-    errors: &'w mut Option<Target>,
-    tally: &'w mut Tally,
-}
-
-impl Writer<'_> {
     fn put(&mut self, record: JournalLine<'_>, wanted: Wanted) -> Result<(), Error> {
         let mut line = record.published();
         let seen = Seen::read(&line);
@@ -244,10 +235,11 @@ impl Writer<'_> {
 
     fn put_failure(&mut self, line: &[u8]) -> Result<(), Error> {
         self.tally.lines.failed += 1;
-        if self.errors.is_none() {
-            *self.errors = Some(Target::create(self.publication.folder.errors())?);
-        }
-        self.errors.as_mut().map_or(Ok(()), |errors| errors.write(line))
+        let errors = match &mut self.errors {
+            Some(errors) => errors,
+            none => none.insert(Target::create(self.publication.folder.errors())?),
+        };
+        errors.write(line)
     }
 }
 
@@ -386,7 +378,8 @@ mod tests {
                 pass: self.pass,
                 now: self.now,
             };
-            tokio::task::spawn_blocking(move || publication.run()).await.unwrap()
+            let published = tokio::task::spawn_blocking(move || publication.prepare()?.finish());
+            published.await.unwrap()
         }
 
         /// Every file of the results folder with its bytes, images by their path.

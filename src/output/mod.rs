@@ -10,7 +10,8 @@
 //! - Nothing is remembered between two starts: what is left to do is read off the store and the folders,
 //!   and every step may be done again.
 //! - A cancelled or expiring job keeps that status until its results lie there, so that a crash can't
-//!   turn it into a completed one.
+//!   turn it into a completed one. Any other is finalizing from when its lines are written to when they
+//!   have their names: only before that can it still be held.
 //! - A job that can't be published is held with the reason; one whose files can't be written now is tried
 //!   again. Neither keeps the other jobs from being published.
 
@@ -86,7 +87,7 @@ pub enum Error {
     /// A file of results can't be read or written now; it is tried again.
     #[error(transparent)]
     Files(store::Error),
-    /// A person must look at it; the job is held, or if it is being cancelled, tried again.
+    /// A person must look at it; the job is held, or tried again where it is too late for that.
     #[error("{0}")]
     Unpublishable(String),
     /// The worker is being stopped.
@@ -157,12 +158,9 @@ impl Parts {
     }
 
     /// Writes the results of a job that has ended, and ends it.
-    async fn publish(&self, mut state: JobState, stop: &CancellationToken) -> Result<(), Error> {
+    async fn publish(&self, state: JobState, stop: &CancellationToken) -> Result<(), Error> {
         let now = self.clock.now();
         let (id, end) = (state.job.id, end_of(&state.status));
-        if end == JobStatus::Completed && state.status != JobStatus::Finalizing {
-            state = self.store.set_status(id, JobStatus::Finalizing, now).await.map_err(Error::Store)?;
-        }
         let publication = Publication {
             folder: self.folder(&state),
             input: Input::new(state.job.clone(), self.store.clone(), stop.clone()),
@@ -170,7 +168,11 @@ impl Parts {
             pass: self.settings.pass,
             now,
         };
-        let summary = blocking(move || publication.run()).await?;
+        let prepared = blocking(move || publication.prepare()).await?;
+        if end == JobStatus::Completed {
+            self.store.set_status(id, JobStatus::Finalizing, now).await.map_err(Error::Store)?;
+        }
+        let summary = blocking(move || prepared.finish()).await?;
         self.store.set_status(id, end, now).await.map_err(Error::Store)?;
         let Summary { name, status, counts, .. } = summary;
         info!(job = %id, name, status, completed = counts.completed, failed = counts.failed, "results are published");

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use super::input::Input;
 use super::{Error, Parts};
@@ -168,34 +168,29 @@ impl Worker {
         Ok(())
     }
 
-    /// A job that is being cancelled is not held: out of that it could be sent again.
+    /// A job on its way to its end can't be held, since out of that it could be sent again.
     async fn hold(&mut self, job: JobId, why: String) -> Result<(), Error> {
-        let state = match self.parts.store.job(job).await {
-            Ok(state) => state,
-            Err(error) => return self.on_store_error(job, error),
-        };
-        if matches!(state.status, JobStatus::Cancelling | JobStatus::Expiring) {
-            error!(%job, why, "results can't be published; trying again");
-            self.try_later(job);
-            return Ok(());
+        let held = JobStatus::Held { why: why.clone() };
+        match self.parts.store.set_status(job, held, self.parts.clock.now()).await {
+            Ok(_) => error!(%job, why, "results can't be published; the job is held"),
+            Err(store::Error::Transition { .. }) => {
+                error!(%job, why, "results can't be published; trying again");
+                self.try_later(job);
+            }
+            Err(error) => self.on_store_error(job, error)?,
         }
-        error!(%job, why, "results can't be published; the job is held");
-        let held = self.parts.store.set_status(job, JobStatus::Held { why }, self.parts.clock.now()).await;
-        held.map_or_else(|error| self.on_store_error(job, error), |_| Ok(()))
+        Ok(())
     }
 
     fn on_store_error(&mut self, job: JobId, error: store::Error) -> Result<(), Error> {
-        match error {
-            store::Error::Io { .. } | store::Error::Closed(_) => return Err(Error::Store(error)),
-            store::Error::NoSuchJob(_) => drop(self.jobs.remove(&job)),
-            store::Error::Transition { .. } | store::Error::Stale(_) => {
-                debug!(%job, %error, "the job moved on while its results were written");
-                self.try_later(job);
-            }
-            store::Error::Damaged { .. } => {
-                warn!(%job, %error, "the job's state can't be read");
-                self.try_later(job);
-            }
+        use store::Error::{Damaged, NoSuchJob, Stale, Transition};
+        if matches!(error, NoSuchJob(_)) {
+            self.jobs.remove(&job);
+        } else if matches!(error, Transition { .. } | Stale(_) | Damaged { .. }) {
+            warn!(%job, %error, "the job moved on while its results were written; looking again");
+            self.try_later(job);
+        } else {
+            return Err(Error::Store(error));
         }
         Ok(())
     }
@@ -364,7 +359,7 @@ mod tests {
             fs::write(folder.join("summary.json"), "theirs").unwrap();
             store.change(|state| state.status = JobStatus::Cancelling);
             tokio::time::sleep(Duration::from_mins(1)).await;
-            assert_eq!((store.state().status, store.statuses().len()), (JobStatus::Cancelling, 0));
+            assert_eq!(store.state().status, JobStatus::Cancelling);
             fs::remove_file(folder.join("summary.json")).unwrap();
             store.becomes(JobStatus::Cancelled).await;
         })
