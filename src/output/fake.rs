@@ -66,6 +66,7 @@ pub(super) struct FakeStore {
     jobs: Mutex<BTreeMap<JobId, Kept>>,
     folder: Option<PathBuf>,
     changes: watch::Sender<u64>,
+    progress: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -81,7 +82,8 @@ struct Kept {
 impl FakeStore {
     /// With one job; what names no job below means that one.
     pub(super) fn new(job: Job) -> Self {
-        let store = Self { jobs: Mutex::default(), folder: None, changes: watch::Sender::new(0) };
+        let (changes, progress) = (watch::Sender::new(0), watch::Sender::new(0));
+        let store = Self { jobs: Mutex::default(), folder: None, changes, progress };
         store.add(job);
         store
     }
@@ -130,8 +132,12 @@ impl FakeStore {
         let count = |answered: bool| settled.values().filter(|value| **value == answered).count();
         state.counts.completed = u32::try_from(count(true)).unwrap();
         state.counts.failed = u32::try_from(count(false)).unwrap();
+        let has_ended = state.counts.open() == 0;
         drop(jobs);
-        self.changes.send_modify(|count| *count += 1);
+        self.progress.send_modify(|count| *count += 1);
+        if has_ended {
+            self.changes.send_modify(|count| *count += 1);
+        }
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut JobState)) {
@@ -243,6 +249,10 @@ impl Store for FakeStore {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

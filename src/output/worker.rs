@@ -1,6 +1,7 @@
 //! The worker's loop: which job takes its next step.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -15,9 +16,9 @@ use crate::store;
 
 /// Works until `stop`, or until the store fails.
 pub(super) async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
-    let changes = parts.store.changes();
+    let ticks = Ticks { changes: parts.store.changes(), progress: parts.store.progress() };
     let (jobs, steps) = (BTreeMap::new(), JoinSet::new());
-    Worker { parts, stop, jobs, steps, is_publishing: false }.run(changes).await
+    Worker { parts, stop, jobs, steps, is_publishing: false }.run(ticks).await
 }
 
 /// Where the worker stands with a job that is not final.
@@ -49,6 +50,14 @@ enum Step {
     Published { result: Result<(), Error> },
 }
 
+/// What makes another look worth while.
+#[derive(Debug)]
+struct Ticks {
+    changes: watch::Receiver<u64>,
+    /// New records may name images, which can't wait for the job's end.
+    progress: watch::Receiver<u64>,
+}
+
 #[derive(Debug)]
 struct Worker {
     parts: Parts,
@@ -60,11 +69,12 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, mut changes: watch::Receiver<u64>) -> Result<(), Error> {
+    async fn run(mut self, mut ticks: Ticks) -> Result<(), Error> {
         let stop = self.stop.clone();
         loop {
             // Before the look, so that what changes during it makes another.
-            changes.mark_unchanged();
+            ticks.changes.mark_unchanged();
+            ticks.progress.mark_unchanged();
             self.look().await?;
             let next_look = Instant::now() + self.parts.settings.look_every;
             let retry_at = self.jobs.values().filter_map(|progress| progress.not_before).min();
@@ -73,7 +83,7 @@ impl Worker {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.steps.join_next() => self.on_ended(ended).await?,
-                () = wake(&mut changes, next_look, retry_at) => {}
+                () = ticks.wake(next_look, retry_at) => {}
             }
         }
         // They see the stop, too, and end at their next record or await.
@@ -214,19 +224,24 @@ const fn has_ended(state: &JobState) -> bool {
     }
 }
 
-/// Returns when something has changed, or a job that failed is due; not before `next_look`.
-async fn wake(changes: &mut watch::Receiver<u64>, next_look: Instant, retry_at: Option<Instant>) {
-    let changed = async {
-        if changes.changed().await.is_err() {
-            std::future::pending::<()>().await;
+impl Ticks {
+    /// Returns when something has changed, or a job that failed is due; not before `next_look`.
+    async fn wake(&mut self, next_look: Instant, retry_at: Option<Instant>) {
+        let retry = async {
+            match retry_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        // All lead to the same look. A store that is gone ticks no more.
+        tokio::select! {
+            biased;
+            Ok(()) = self.changes.changed() => {}
+            Ok(()) = self.progress.changed() => {}
+            () = retry => {}
         }
-    };
-    match retry_at {
-        // A time-out is as good as a change.
-        Some(at) => drop(tokio::time::timeout_at(at, changed).await),
-        None => changed.await,
+        tokio::time::sleep_until(next_look).await;
     }
-    tokio::time::sleep_until(next_look).await;
 }
 
 #[cfg(test)]
