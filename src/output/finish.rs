@@ -116,14 +116,6 @@ impl Publication {
     }
 }
 
-/// Which records a pass writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    All,
-    Successes,
-    Failures,
-}
-
 impl Prepared {
     /// Gives everything its name, the summary last. Blocks.
     pub(super) fn finish(self) -> Result<Summary, Error> {
@@ -137,7 +129,7 @@ impl Prepared {
         Gallery::new(folder).sweep()?;
         let mut summary = Summary::new(state, &end_of(&state.status), &tally, *now);
         summary.files = publication.place_files(&summary)?;
-        // Told before a crash, and not to be told with another time.
+        // A try before a crash may have told all of it, and the job did not finish twice.
         let told = folder.own_summary(state.job.id)?.filter(|told| told.tells_the_same(&summary));
         let summary = if let Some(told) = told {
             told
@@ -148,6 +140,14 @@ impl Prepared {
         folder.remove_partial()?;
         Ok(summary)
     }
+}
+
+/// Which records a pass writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Successes,
+    Failures,
 }
 
 /// The two files of results, while they are written.

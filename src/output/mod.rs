@@ -55,7 +55,8 @@ use input::Input;
 pub struct Settings {
     /// `<root>/results`
     pub results: PathBuf,
-    /// Two looks at the jobs are at least this far apart, however fast requests are settled.
+    /// Two looks at the jobs are at least this far apart, however fast requests are settled; so long may a
+    /// job that has ended, or an image, wait.
     pub look_every: Duration,
     /// How long to wait after results could not be written.
     pub retry_every: Duration,
