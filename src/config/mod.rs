@@ -1,8 +1,11 @@
-//! The configuration: what the user may set ([`Config`]), where it is found and how it is checked ([`load`]).
+//! The configuration: what the user may set ([`Config`]), where it is found and how it is checked ([`load()`]).
 //!
 //! Workers never see [`Config`]: `daemon::build` fills each one's own small `Settings` from it.
 
 mod load;
+mod provider;
+mod schema;
+mod section;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +15,8 @@ use url::Url;
 
 use crate::domain::{QueueName, RetryPolicy};
 
-pub use load::{Loaded, load, sample};
+pub use crate::telemetry::Format as LogFormat;
+pub use load::{Keys, Loaded, load, sample};
 
 /// Everything that can be set, with relative paths made absolute and secrets read.
 #[derive(Clone, Debug)]
@@ -111,14 +115,6 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter. Default `info`.
     pub level: String,
     pub format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    Text,
-    Json,
 }
 
 /// `[control]`

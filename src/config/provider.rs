@@ -1,0 +1,276 @@
+//! The keys of `[[providers]]`: their defaults and ranges, and where the key to each server is read from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::{Host, Url};
+
+use super::load::{KeyReader, read_key_file};
+use super::schema::{DAY, GIB, KIB, MIB, MILLISECOND, Paths};
+use super::section::{Document, Found, Section};
+use crate::config::{Concurrency, Limits, ModelLimits, Provider};
+use crate::diag::printable;
+
+const OPENAI: &str = "openai";
+const OPENAI_URL: &str = "https://api.openai.com/v1";
+const OPENAI_KEY: &str = "OPENAI_API_KEY";
+
+/// It is a part of every queue's name and of metrics.
+const NAME_BYTES_MAX: usize = 64;
+
+/// More connections than one process should hold to a server.
+const CONCURRENCY_MAX: u32 = 10_000;
+
+/// Far above what any server grants: a slip of the finger is noticed, nobody is held back.
+const REQUESTS_PER_MINUTE_MAX: u32 = 100_000_000;
+const TOKENS_PER_MINUTE_MAX: u64 = 1_000_000_000_000;
+
+/// `[[providers]]`; without any, OpenAI.
+pub(super) fn read_all(
+    document: &Document<'_>,
+    top: &mut Section<'_>,
+    paths: &Paths<'_>,
+    keys: &KeyReader<'_>,
+) -> Vec<Provider> {
+    let Some(sections) = top.sections("providers", "[[providers]]") else {
+        return vec![default_provider(document, paths, keys)];
+    };
+    if sections.is_empty() {
+        let hint = "leave the key out to use OpenAI, or write `[[providers]]` with a `name` and a `base_url`";
+        document.push(document.error(None, "`providers` is empty").hint(hint));
+    }
+    let mut lines: BTreeMap<String, u32> = BTreeMap::new();
+    let mut providers = Vec::new();
+    for section in sections {
+        let at = section.at();
+        let provider = provider(document, section, paths, keys);
+        let place = document.error(at, "").place;
+        if let Some(first) = lines.get(&provider.name) {
+            let message = format!("a second provider is called `{}`", provider.name);
+            let hint = format!("the first stands on line {first}: give each a `name` of its own");
+            document.push(document.error(at, message).hint(hint));
+        } else {
+            lines.insert(provider.name.clone(), place.line);
+        }
+        providers.push(provider);
+    }
+    providers
+}
+
+/// What holds when the file names no provider.
+fn default_provider(document: &Document<'_>, paths: &Paths<'_>, keys: &KeyReader<'_>) -> Provider {
+    let mut provider = provider(document, Section::top(document, None), paths, keys);
+    if keys.is_ignored() {
+        return provider;
+    }
+    match keys.read_variable(OPENAI_KEY) {
+        Ok(key) => provider.api_key = Some(key),
+        Err(message) => {
+            let hint = format!(
+                "`export {OPENAI_KEY}=sk-…` to use OpenAI, or name another server in `batchd.toml`: \
+                 `[[providers]]` with a `name` and a `base_url`"
+            );
+            document.push(document.error(None, message).hint(hint));
+        }
+    }
+    provider
+}
+
+fn provider(
+    document: &Document<'_>,
+    mut section: Section<'_>,
+    paths: &Paths<'_>,
+    keys: &KeyReader<'_>,
+) -> Provider {
+    let name = provider_name(document, &mut section);
+    let base_url = base_url(document, &mut section, &name);
+    let api_key = api_key(document, &mut section, paths, keys);
+    let sends_key = api_key.is_some() || section.has("api_key_env") || section.has("api_key_file");
+    if sends_key && base_url.value.scheme() == "http" && !is_this_machine(&base_url.value) {
+        let host = base_url.value.host_str().unwrap_or_default();
+        let message = format!("the key of `{name}` goes to `{host}` unencrypted");
+        document.push(document.warning(Some(base_url.at), message).hint("use https, or a tunnel"));
+    }
+    let provider = Provider {
+        base_url: base_url.value,
+        api_key,
+        timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
+        concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
+        max_reply: section.size("max_reply", 64 * MIB, KIB..=4 * GIB),
+        strict: section.flag("strict", false),
+        limits: limits(&mut section),
+        models: models(document, &mut section),
+        name,
+    };
+    section.finish(|key| {
+        (key == "api_key").then_some(
+            "a key doesn't belong into this file: name the environment variable that holds it in `api_key_env`, \
+             or a file in `api_key_file`",
+        )
+    });
+    provider
+}
+
+fn provider_name(document: &Document<'_>, section: &mut Section<'_>) -> String {
+    let Some(found) = section.text("name") else { return OPENAI.to_owned() };
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if found.value.is_empty() || found.value.len() > NAME_BYTES_MAX || !found.value.chars().all(allowed) {
+        let message = format!(
+            "`name` must be 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, found `{}`",
+            printable(found.value)
+        );
+        document.push(document.error(Some(found.at), message));
+    }
+    found.value.to_owned()
+}
+
+fn base_url(document: &Document<'_>, section: &mut Section<'_>, name: &str) -> Found<Url> {
+    let openai = || Url::parse(OPENAI_URL).expect("our own url is one");
+    let Some(found) = section.text("base_url") else {
+        if section.is_present() && name != OPENAI {
+            let message = format!("the provider `{}` has no `base_url`", printable(name));
+            let hint = "write where its API begins, like `base_url = \"http://127.0.0.1:8000/v1\"`";
+            document.push(document.error(section.at(), message).hint(hint));
+        }
+        return Found { value: openai(), at: 0 };
+    };
+    match valid_url(found.value) {
+        Ok(value) => Found { value, at: found.at },
+        Err(message) => {
+            document.push(document.error(Some(found.at), message));
+            Found { value: openai(), at: found.at }
+        }
+    }
+}
+
+/// Without a trailing slash, and without anything that would end up in logs or be lost when paths are added.
+fn valid_url(text: &str) -> Result<Url, String> {
+    // What can't be parsed, and what holds a password, is not repeated: reports end up in logs.
+    let expected = "expected one like `https://api.openai.com/v1`";
+    let mut url = Url::parse(text).map_err(|error| format!("`base_url` is no url ({error}): {expected}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "`base_url` holds a user name or a password: use `api_key_env` or `api_key_file`".to_owned()
+        );
+    }
+    let shown = printable(text);
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("`base_url` must begin with `http://` or `https://`, found `{shown}`"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("`base_url` must not have a `?` or a `#`, found `{shown}`"));
+    }
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty();
+    }
+    Ok(url)
+}
+
+fn is_this_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(domain)) => domain == "localhost" || domain.ends_with(".localhost"),
+        None => false,
+    }
+}
+
+fn api_key(
+    document: &Document<'_>,
+    section: &mut Section<'_>,
+    paths: &Paths<'_>,
+    keys: &KeyReader<'_>,
+) -> Option<SecretString> {
+    let variable = section.text("api_key_env");
+    let file = section.text("api_key_file");
+    if let (Some(_), Some(file)) = (variable, file) {
+        let message = "`api_key_env` and `api_key_file` are both set: the key can come from one";
+        document.push(document.error(Some(file.at), message));
+        return None;
+    }
+    if keys.is_ignored() {
+        return None;
+    }
+    let (at, read) = match (variable, file) {
+        (Some(variable), _) => (variable.at, keys.read_variable(variable.value)),
+        (None, Some(file)) => (file.at, key_of_file(document, file, &paths.one(Some(file))?)),
+        (None, None) => return None,
+    };
+    read.inspect_err(|message| document.push(document.error(Some(at), message.clone()))).ok()
+}
+
+fn key_of_file(document: &Document<'_>, found: Found<&str>, path: &Path) -> Result<SecretString, String> {
+    let (key, open) = read_key_file(path)?;
+    if open {
+        let message = format!("others may read the key in `{}`", path.display());
+        document.push(document.warning(Some(found.at), message).hint("`chmod 600` it"));
+    }
+    Ok(key)
+}
+
+fn limits(provider: &mut Section<'_>) -> Limits {
+    let default = Limits::default();
+    let mut section = provider.section("limits", "[providers.limits]");
+    let limits = Limits {
+        concurrency: concurrency(&mut section).unwrap_or(default.concurrency),
+        requests_per_minute: number(&mut section, "requests_per_minute", REQUESTS_PER_MINUTE_MAX),
+        tokens_per_minute: section.number("tokens_per_minute", 1..=TOKENS_PER_MINUTE_MAX),
+    };
+    section.finish(limit_advice);
+    limits
+}
+
+fn models(document: &Document<'_>, provider: &mut Section<'_>) -> Vec<ModelLimits> {
+    let sections = provider.sections("models", "[[providers.models]]").unwrap_or_default();
+    sections.into_iter().filter_map(|section| model(document, section)).collect()
+}
+
+fn model(document: &Document<'_>, mut section: Section<'_>) -> Option<ModelLimits> {
+    let name = section.text("name");
+    if name.is_none() {
+        let hint = "write the model it is about, or a pattern like `name = \"gpt-4.1*\"`";
+        document.push(document.error(section.at(), "`[[providers.models]]` has no `name`").hint(hint));
+    }
+    if let Some(name) = name
+        && let Err(error) = glob::Pattern::new(name.value)
+    {
+        let message = format!("`{}` is no pattern: {}", printable(name.value), error.msg);
+        document.push(document.error(Some(name.at), message));
+    }
+    let limits = ModelLimits {
+        name: name.map_or("", |name| name.value).to_owned(),
+        concurrency: concurrency(&mut section),
+        requests_per_minute: number(&mut section, "requests_per_minute", REQUESTS_PER_MINUTE_MAX),
+        tokens_per_minute: section.number("tokens_per_minute", 1..=TOKENS_PER_MINUTE_MAX),
+    };
+    section.finish(limit_advice);
+    name.map(|_| limits)
+}
+
+fn concurrency(section: &mut Section<'_>) -> Option<Concurrency> {
+    let key = "concurrency";
+    let value = section.value(key)?;
+    match value.get_ref().as_str() {
+        Some("auto") => Some(Concurrency::Auto),
+        Some(_) => {
+            section.wrong_type(key, value, "a whole number or `\"auto\"`");
+            None
+        }
+        None => number(section, key, CONCURRENCY_MAX).map(Concurrency::Fixed),
+    }
+}
+
+fn number(section: &mut Section<'_>, key: &'static str, most: u32) -> Option<u32> {
+    section.number(key, 1..=u64::from(most)).and_then(|number| u32::try_from(number).ok())
+}
+
+/// The shorthands that other programs use.
+fn limit_advice(key: &str) -> Option<&'static str> {
+    match key {
+        "rpm" => Some("did you mean `requests_per_minute`?"),
+        "tpm" => Some("did you mean `tokens_per_minute`?"),
+        _ => None,
+    }
+}
