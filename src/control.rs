@@ -49,8 +49,10 @@ impl Board {
         self.lock().clone()
     }
 
-    /// Ends every pause now: each paused queue tries again at once.
+    /// Ends every pause now: each paused queue tries again at once, and says so here if it must pause again.
     pub fn resume(&self) {
+        // Before the bell: a pause that a queue writes after it heard the bell has to stay.
+        self.lock().clear();
         self.resumed.send_modify(|count| *count += 1);
     }
 
@@ -129,7 +131,10 @@ impl Control {
 
     /// Nothing more is sent; what is in flight may finish; the rest ends as `cancelled`.
     pub async fn cancel(&self, job: &str) -> Result<JobReport, Error> {
-        self.change(job, "cancelled", JobStatus::Cancelling, |status| !status.is_final()).await
+        let cancellable = |status: &JobStatus| {
+            matches!(status, JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Held { .. })
+        };
+        self.change(job, "cancelled", JobStatus::Cancelling, cancellable).await
     }
 
     /// Nothing more is sent until [`Control::resume`].
@@ -142,9 +147,9 @@ impl Control {
     pub async fn resume(&self, job: &str) -> Result<JobReport, Error> {
         let resumable =
             |status: &JobStatus| matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress);
-        let report = self.change(job, "resumed", JobStatus::InProgress, resumable).await;
+        let resumed = self.change(job, "resumed", JobStatus::InProgress, resumable).await?;
         self.board.resume();
-        report
+        self.show(&resumed.id.to_string()).await
     }
 
     /// Tries again at once: waiting requests fall due, pauses end, a held job goes on.
@@ -152,11 +157,10 @@ impl Control {
         let may_retry = |status: &JobStatus| {
             matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress | JobStatus::Held { .. })
         };
-        self.change(job, "retried", JobStatus::InProgress, may_retry).await?;
-        let state = self.find(job).await?;
-        self.store.retry_now(state.job.id).await?;
+        let retried = self.change(job, "retried", JobStatus::InProgress, may_retry).await?;
+        self.store.retry_now(retried.id).await?;
         self.board.resume();
-        self.show(&state.job.id.to_string()).await
+        self.show(&retried.id.to_string()).await
     }
 
     async fn change(
@@ -219,5 +223,236 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>) -> JobRepo
         spec_file: job.spec_file.clone(),
         accepted_at: job.accepted_at.to_string(),
         finished_at: state.finished_at.map(|at| at.to_string()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use futures_util::future::{BoxFuture, FutureExt, ready};
+
+    use super::*;
+    use crate::clock;
+    use crate::clock::Seed;
+    use crate::domain::{Job, JobSettings, Kind, LineEntry, RequestId, Settlement};
+    use crate::store::{Input, Journal, Lease, Leased, Line, QueueDepth, Result};
+
+    /// A store that has jobs and nothing else: what commands need of one.
+    #[derive(Debug, Default)]
+    pub(crate) struct Jobs {
+        states: Mutex<Vec<JobState>>,
+        retried: Mutex<Vec<JobId>>,
+        closed: Mutex<bool>,
+    }
+
+    impl Jobs {
+        pub(crate) fn add(&self, name: &str, status: JobStatus) -> JobId {
+            let mut states = self.states.lock().unwrap();
+            let now = Timestamp::from_millis(1_000 * (states.len() as u64 + 1));
+            let id = clock::job_id(now, &mut Seed::fixed(states.len() as u64).derive("ids"));
+            let job = Job {
+                id,
+                name: name.parse().unwrap(),
+                kind: Kind::Chat,
+                ending: None,
+                spec_file: format!("{name}.toml"),
+                accepted_at: now,
+                total: 3,
+                queues: vec![QueueName::new("openai", Some("m"))],
+                content_hash: String::new(),
+                settings: JobSettings::default(),
+            };
+            let counts = Counts { total: 3, completed: 1, ..Counts::default() };
+            states.push(JobState { job, status, counts, leased: 1, waiting: 1, finished_at: None });
+            id
+        }
+
+        pub(crate) fn close_now(&self) {
+            *self.closed.lock().unwrap() = true;
+        }
+
+        fn answer<T>(&self, answer: impl FnOnce(&mut Vec<JobState>) -> Result<T>) -> Result<T> {
+            if *self.closed.lock().unwrap() {
+                return Err(store::Error::Closed("disk full".to_owned()));
+            }
+            answer(&mut self.states.lock().unwrap())
+        }
+    }
+
+    fn position(states: &[JobState], id: JobId) -> Result<usize> {
+        states.iter().position(|state| state.job.id == id).ok_or(store::Error::NoSuchJob(id))
+    }
+
+    impl Store for Jobs {
+        fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+            ready(self.answer(|states| Ok(states.clone()))).boxed()
+        }
+
+        fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
+            ready(self.answer(|states| Ok(states[position(states, id)?].clone()))).boxed()
+        }
+
+        fn set_status(
+            &self,
+            id: JobId,
+            status: JobStatus,
+            now: Timestamp,
+        ) -> BoxFuture<'_, Result<JobState>> {
+            ready(self.answer(|states| {
+                let at = position(states, id)?;
+                let state = &mut states[at];
+                state.finished_at = status.is_final().then_some(now);
+                state.status = status;
+                Ok(state.clone())
+            }))
+            .boxed()
+        }
+
+        fn retry_now(&self, id: JobId) -> BoxFuture<'_, Result<()>> {
+            self.retried.lock().unwrap().push(id);
+            ready(Ok(())).boxed()
+        }
+
+        fn put_job(&self, _: Job, _: Input) -> BoxFuture<'_, Result<()>> {
+            unimplemented!("commands accept no jobs")
+        }
+
+        fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
+            unimplemented!("commands see no queues")
+        }
+
+        fn lease<'a>(&'a self, _: &'a QueueName, _: usize, _: Timestamp) -> BoxFuture<'a, Result<Leased>> {
+            unimplemented!("commands lease nothing")
+        }
+
+        fn line(&self, _: RequestId) -> BoxFuture<'_, Result<Line>> {
+            unimplemented!("commands read no requests")
+        }
+
+        fn begin(&self, _: &Lease) -> Result<()> {
+            unimplemented!("commands send nothing")
+        }
+
+        fn settle(&self, _: Lease, _: Settlement) -> BoxFuture<'_, Result<()>> {
+            unimplemented!("commands settle nothing")
+        }
+
+        fn journal(&self, _: JobId) -> Result<Box<dyn Journal>> {
+            unimplemented!("commands read no journal")
+        }
+
+        fn entry(&self, _: RequestId) -> Result<LineEntry> {
+            unimplemented!("commands read no requests")
+        }
+
+        fn folder(&self, _: JobId) -> Option<std::path::PathBuf> {
+            None
+        }
+
+        fn changes(&self) -> watch::Receiver<u64> {
+            watch::Sender::new(0).subscribe()
+        }
+
+        fn close(&self) -> BoxFuture<'_, Result<()>> {
+            self.close_now();
+            ready(Ok(())).boxed()
+        }
+    }
+
+    pub(crate) fn control(jobs: &Arc<Jobs>) -> Control {
+        let clock =
+            Clock::Simulated { base: Timestamp::from_millis(60_000), anchor: tokio::time::Instant::now() };
+        Control::new(Arc::clone(jobs) as Arc<dyn Store>, Board::default(), clock)
+    }
+
+    fn paused() -> JobStatus {
+        JobStatus::Paused { reason: PauseReason::User }
+    }
+
+    fn held() -> JobStatus {
+        JobStatus::Held { why: "its journal is damaged".to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commands_take_a_job_where_they_may_and_refuse_where_they_may_not() {
+        // Each command on a job of each status: the status after it, or none where it is refused.
+        let table = [
+            (
+                JobStatus::InProgress,
+                [Some("cancelling"), Some("paused"), Some("in_progress"), Some("in_progress")],
+            ),
+            (paused(), [Some("cancelling"), Some("paused"), Some("in_progress"), Some("in_progress")]),
+            (held(), [Some("cancelling"), None, None, Some("in_progress")]),
+            (JobStatus::Cancelling, [Some("cancelling"), None, None, None]),
+            (JobStatus::Finalizing, [None; 4]),
+            (JobStatus::Completed, [None; 4]),
+            (JobStatus::Cancelled, [None; 4]),
+        ];
+        for (before, after) in table {
+            for (verb, expected) in ["cancel", "pause", "resume", "retry"].into_iter().zip(after) {
+                let jobs = Arc::new(Jobs::default());
+                jobs.add("a", before.clone());
+                let control = control(&jobs);
+                let answer = match verb {
+                    "cancel" => control.cancel("a").await,
+                    "pause" => control.pause("a").await,
+                    "resume" => control.resume("a").await,
+                    _ => control.retry("a").await,
+                };
+                let found = answer.as_ref().map(|report| report.status.as_str()).ok();
+                assert_eq!(found, expected, "{verb} of a job that is {before}: {answer:?}");
+                let kept = control.show("a").await.unwrap().status;
+                assert_eq!(kept, expected.unwrap_or(before.as_str()), "{verb} of a job that is {before}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_are_found_by_id_or_by_name() {
+        let jobs = Arc::new(Jobs::default());
+        let first = jobs.add("a", JobStatus::Completed);
+        jobs.add("b", JobStatus::InProgress);
+        let control = control(&jobs);
+        assert_eq!(control.show(&first.to_string()).await.unwrap().name, "a");
+        assert_eq!(control.show("b").await.unwrap().spec_file, "b.toml");
+        let names: Vec<String> = control.list().await.unwrap().into_iter().map(|job| job.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(control.cancel("c").await.unwrap_err().to_string(), "no job is called `c`");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn job_shows_as_paused_while_all_its_queues_are() {
+        let jobs = Arc::new(Jobs::default());
+        jobs.add("a", JobStatus::InProgress);
+        let control = control(&jobs);
+        let queue = QueueName::new("openai", Some("m"));
+        let pause = QueuePause {
+            reason: PauseReason::Quota,
+            message: "429: no money left".to_owned(),
+            since: Timestamp::from_millis(5),
+        };
+        control.board.pause(&queue, pause);
+        let shown = control.show("a").await.unwrap();
+        assert_eq!((shown.status.as_str(), shown.reason.as_deref()), ("paused", Some("quota")));
+        assert_eq!(shown.message.as_deref(), Some("429: no money left"));
+
+        let mut bell = control.board.resumed();
+        let shown = control.resume("a").await.unwrap();
+        assert_eq!((shown.status.as_str(), shown.reason), ("in_progress", None));
+        assert!(bell.has_changed().unwrap());
+        bell.mark_unchanged();
+        control.retry("a").await.unwrap();
+        assert!(bell.has_changed().unwrap());
+        assert_eq!(jobs.retried.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_command_rings_no_bell() {
+        let jobs = Arc::new(Jobs::default());
+        jobs.add("a", JobStatus::Completed);
+        let control = control(&jobs);
+        let bell = control.board.resumed();
+        control.resume("a").await.unwrap_err();
+        control.retry("a").await.unwrap_err();
+        assert!(!bell.has_changed().unwrap());
     }
 }
