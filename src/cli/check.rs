@@ -1,0 +1,136 @@
+//! `batchd check`: validates job specs as the daemon would, and says what they would do. Sends nothing.
+
+use std::path::Path;
+use std::{io, iter, mem};
+
+use serde::Serialize;
+
+use super::args::CheckArgs;
+use super::report::Printer;
+use super::spec_file::SpecFile;
+use super::{Done, Exit, Failure, load_config};
+use crate::config::{Config, Keys};
+use crate::diag::{Diagnostic, Report, printable};
+use crate::domain::JobName;
+use crate::spec::{self, Checked, Sinks, Source};
+
+/// What is said about one spec, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    file: String,
+    accepted: bool,
+    /// What it would do.
+    #[serde(flatten)]
+    plan: Option<Plan>,
+    errors: u64,
+    warnings: u64,
+    findings: Vec<Diagnostic>,
+}
+
+/// What an accepted spec would do.
+#[derive(Debug, Serialize)]
+struct Plan {
+    name: String,
+    kind: String,
+    requests: u32,
+    queues: Vec<QueueShare>,
+}
+
+#[derive(Debug, Serialize)]
+struct QueueShare {
+    queue: String,
+    requests: u32,
+}
+
+pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
+    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let settings = settings(&loaded.config);
+    let mut verdicts = Vec::new();
+    for file in &args.files {
+        let (verdict, findings) = judge(file, &settings)?;
+        printer.findings(&findings);
+        if !args.json
+            && let Some(plan) = &verdict.plan
+        {
+            printer.data(&plan.to_text(&verdict.file))?;
+        }
+        verdicts.push(verdict);
+    }
+    if args.json {
+        printer.json(&verdicts)?;
+    }
+    let all_accepted = verdicts.iter().all(|verdict| verdict.accepted);
+    Ok(if all_accepted { Exit::Done } else { Exit::Rejected })
+}
+
+/// What the daemon would judge specs by.
+fn settings(config: &Config) -> spec::Settings {
+    let facts = |provider: &crate::config::Provider| spec::ProviderFacts {
+        name: provider.name.clone(),
+        strict: provider.strict,
+    };
+    spec::Settings {
+        providers: config.providers.iter().map(facts).collect(),
+        max_line: config.intake.max_line,
+        input_dirs: config.intake.input_dirs.clone(),
+    }
+}
+
+fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Failure> {
+    let (plan, findings) = match read(file, settings) {
+        Ok((plan, findings)) => (Some(plan), findings),
+        Err(spec::Error::Rejected(findings)) => (None, findings),
+        Err(error @ spec::Error::Sink(_)) => return Err(Failure::new(Exit::Internal, error.to_string())),
+    };
+    let verdict = Verdict {
+        file: file.display().to_string(),
+        accepted: plan.is_some(),
+        plan,
+        errors: findings.errors(),
+        warnings: findings.warnings(),
+        findings: findings.diagnostics().to_vec(),
+    };
+    Ok((verdict, findings))
+}
+
+fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::Error> {
+    let rejected = |finding: Diagnostic| spec::Error::Rejected(finding.into());
+    let spec = SpecFile::open(file).map_err(rejected)?;
+    let (display, dropped_folder) = (spec.display.clone(), spec.dropped_folder);
+    let source = Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder };
+    let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink() };
+    let mut checked = spec::read(source, settings, sinks)?;
+    // As the daemon names the job of a dropped folder whose spec has no name of its own.
+    if let Some(folder) = dropped_folder.filter(|_| checked.name.as_str() == "job") {
+        checked.name = folder.parse::<JobName>().map_err(|error| {
+            let message = format!("the folder can't give its name to the job: {error}");
+            let hint = "rename the folder, or write a `name` into the spec";
+            rejected(Diagnostic::error(&display, 0, 0, message).hint(hint))
+        })?;
+    }
+    let findings = mem::take(&mut checked.findings);
+    Ok((Plan::of(&checked), findings))
+}
+
+impl Plan {
+    fn of(checked: &Checked) -> Self {
+        let shares = checked.queues.iter().zip(&checked.queue_totals);
+        Self {
+            name: checked.name.to_string(),
+            kind: checked.kind.to_string(),
+            requests: checked.total,
+            queues: shares
+                .map(|(queue, requests)| QueueShare { queue: queue.to_string(), requests: *requests })
+                .collect(),
+        }
+    }
+
+    fn to_text(&self, file: &str) -> String {
+        let plural = if self.requests == 1 { "" } else { "s" };
+        let (file, name) = (printable(file), printable(&self.name));
+        let first = format!("{file}: job `{name}` ({}), {} request{plural}", self.kind, self.requests);
+        let share = |share: &QueueShare| format!("  {:>9} to {}", share.requests, printable(&share.queue));
+        let lines: Vec<String> = iter::once(first).chain(self.queues.iter().map(share)).collect();
+        lines.join("\n") + "\n"
+    }
+}

@@ -1,0 +1,72 @@
+//! How far jobs are, while a person waits: bars on a terminal, a line for every change of status elsewhere.
+
+use std::collections::BTreeMap;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::report::{Printer, status};
+use crate::control::JobReport;
+use crate::diag::printable;
+use crate::domain::JobId;
+
+/// More bars than this fill a terminal; the jobs beyond have none.
+const BARS_MAX: usize = 20;
+
+/// Shows jobs on stderr.
+#[derive(Debug)]
+pub(super) struct Progress {
+    bars: MultiProgress,
+    shown: BTreeMap<JobId, Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    bar: ProgressBar,
+    status: String,
+}
+
+impl Progress {
+    pub(super) fn new(printer: &Printer<'_>) -> Self {
+        let target =
+            if printer.err_is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { bars: MultiProgress::with_draw_target(target), shown: BTreeMap::new() }
+    }
+
+    /// Shows where `jobs` are now.
+    pub(super) fn update<'a>(
+        &mut self,
+        jobs: impl IntoIterator<Item = &'a JobReport>,
+        printer: &mut Printer<'_>,
+    ) {
+        for job in jobs {
+            let status = status(job);
+            let is_new = !self.shown.contains_key(&job.id);
+            let room = self.shown.len() < BARS_MAX;
+            let bars = &self.bars;
+            let shown = self.shown.entry(job.id).or_insert_with(|| {
+                let bar = if room { bars.add(bar_of(job)) } else { ProgressBar::hidden() };
+                Shown { bar, status: String::new() }
+            });
+            shown.bar.set_position(u64::from(job.counts.settled()));
+            shown.bar.set_message(printable(&status));
+            if !printer.err_is_terminal && (is_new || shown.status != status) {
+                let counts = &job.counts;
+                printer.note(&format!("{}: {status}, {} of {}", job.name, counts.settled(), counts.total));
+            }
+            shown.status = status;
+        }
+    }
+
+    /// Leaves the bars as they are; what is printed next stands below them.
+    pub(super) fn finish(&self) {
+        for shown in self.shown.values() {
+            shown.bar.abandon();
+        }
+    }
+}
+
+fn bar_of(job: &JobReport) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:<24!} {bar:30} {pos:>7}/{len:<7} {msg}")
+        .expect("our own template is one");
+    ProgressBar::new(u64::from(job.counts.total)).with_style(style).with_prefix(printable(&job.name))
+}

@@ -1,0 +1,188 @@
+//! `batchd submit`: places job specs into the watched folder, each whole or not at all. Needs no daemon.
+//!
+//! # Operation
+//!
+//! A spec is copied under a hidden name in the jobs folder, synced, and renamed to its own name, or to the next
+//! free one: the daemon never sees a part of it, and nothing is overwritten. A TOML spec takes the data files
+//! that it names along: the folder that then holds them all is placed in the same way.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::Serialize;
+
+use super::args::SubmitArgs;
+use super::data_files::{self, DataFile};
+use super::report::Printer;
+use super::spec_file::{FOLDER_SPEC, SpecFile};
+use super::{Done, Exit, Failure, block_on, load_config, wait};
+use crate::config::Keys;
+use crate::control::JobReport;
+use crate::diag::printable;
+use crate::spec::Form;
+use crate::store::folder::sync_dir;
+
+/// Folders of the jobs folder that are no jobs.
+const RESERVED: [&str; 2] = ["inputs", "rejected"];
+
+/// A name that so many others have taken is no accident.
+const NUMBERS_MAX: u32 = 10_000;
+
+/// A spec in the watched folder, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(super) struct Placed {
+    /// As the person named it.
+    pub(super) file: String,
+    /// Where it was put.
+    pub(super) path: PathBuf,
+    /// Its name there.
+    pub(super) name: String,
+    /// It has no end to wait for.
+    #[serde(skip)]
+    pub(super) has_schedule: bool,
+    /// With `--wait`: the job at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) job: Option<JobReport>,
+    /// With `--wait`: why it was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rejected: Option<String>,
+}
+
+pub(super) fn run(args: &SubmitArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
+    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let jobs_dir = loaded.config.jobs_dir();
+    // Before the first is placed: a waiter that finds no daemon has then changed nothing.
+    let watch = if args.wait { Some(wait::Watch::begin(&loaded.config)?) } else { None };
+    let mut placed = Vec::new();
+    for file in &args.files {
+        let one = place(file, &jobs_dir)?;
+        let line = format!("{} → {}", one.file, one.path.display());
+        if args.wait {
+            printer.note(&line);
+        } else if !args.json {
+            printer.data(&format!("{}\n", printable(&line)))?;
+        }
+        placed.push(one);
+    }
+    let exit = match watch {
+        Some(watch) => block_on(watch.until_final(&mut placed, printer))?,
+        None => Exit::Done,
+    };
+    if args.json {
+        printer.json(&placed)?;
+    } else if args.wait {
+        wait::print(&placed, &loaded.config, printer)?;
+    }
+    Ok(exit)
+}
+
+/// Copies one spec, and the data it names, into the jobs folder.
+fn place(named: &Path, jobs_dir: &Path) -> Result<Placed, Failure> {
+    let spec = SpecFile::open(named).map_err(|finding| Failure::Findings(Exit::Rejected, finding.into()))?;
+    if spec.name().starts_with('.') {
+        let message = format!("`{}` begins with a dot: the daemon never reads such files", named.display());
+        return Err(Failure::new(Exit::Rejected, message).hint("rename it"));
+    }
+    let outline = data_files::outline(&spec, jobs_dir)?;
+    let can_not = |act: &str, path: &Path| {
+        let text = format!("can't {act} `{}`", path.display());
+        move |error: io::Error| Failure::new(Exit::StateIo, format!("{text}: {error}"))
+    };
+    fs::create_dir_all(jobs_dir).map_err(can_not("make the folder", jobs_dir))?;
+    let copied = if outline.data.is_empty() && spec.dropped_folder.is_none() {
+        copy_file(spec, jobs_dir)
+    } else {
+        copy_folder(spec, &outline.data, jobs_dir)
+    };
+    let name = copied.map_err(can_not("place a job spec in", jobs_dir))?;
+    sync_dir(jobs_dir).map_err(|error| Failure::new(Exit::StateIo, error.to_string()))?;
+    Ok(Placed {
+        file: named.display().to_string(),
+        path: jobs_dir.join(&name),
+        name,
+        has_schedule: outline.has_schedule,
+        job: None,
+        rejected: None,
+    })
+}
+
+/// Answers the name that the file got.
+fn copy_file(spec: SpecFile, jobs_dir: &Path) -> io::Result<String> {
+    let name = spec.name().to_owned();
+    let mut hidden = tempfile::Builder::new().prefix(".submit-").tempfile_in(jobs_dir)?;
+    copy_into(spec.file, hidden.as_file_mut())?;
+    let ending = match spec.form {
+        Form::Jsonl => ".jsonl",
+        Form::Toml => ".toml",
+    };
+    let stem = name.strip_suffix(ending).unwrap_or(&name);
+    let placed = rename_to_free_name(hidden.path(), jobs_dir, stem, ending)?;
+    // It has another name now: there is nothing left to remove at the hidden one.
+    hidden.into_temp_path().keep()?;
+    Ok(placed)
+}
+
+/// Answers the name that the folder got.
+fn copy_folder(spec: SpecFile, data: &[DataFile], jobs_dir: &Path) -> io::Result<String> {
+    let name = spec.name();
+    let stem =
+        name.strip_suffix(".toml").filter(|_| spec.dropped_folder.is_none()).unwrap_or(name).to_owned();
+    let hidden = tempfile::Builder::new().prefix(".submit-").tempdir_in(jobs_dir)?;
+    let mut folders = vec![hidden.path().to_owned()];
+    copy_into(spec.file, &mut File::create_new(hidden.path().join(FOLDER_SPEC))?)?;
+    for file in data {
+        let target = hidden.path().join(&file.relative);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+            let below = parent.ancestors().take_while(|folder| *folder != hidden.path());
+            folders.extend(below.map(Path::to_owned));
+        }
+        copy_into(file.open()?, &mut File::create_new(target)?)?;
+    }
+    for folder in &folders {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        File::open(folder)?.sync_all()?;
+    }
+    let placed = rename_to_free_name(hidden.path(), jobs_dir, &stem, "")?;
+    // As above: nothing is left at the hidden name.
+    drop(hidden.keep());
+    Ok(placed)
+}
+
+/// Copies bytes and permissions, and syncs.
+fn copy_into(mut from: File, to: &mut File) -> io::Result<()> {
+    io::copy(&mut from, to)?;
+    let mode = from.metadata()?.permissions().mode() & 0o666 | 0o600;
+    to.set_permissions(fs::Permissions::from_mode(mode))?;
+    to.sync_all()
+}
+
+/// Gives `hidden` the name `<stem><ending>`, or the first free one of `<stem>-2<ending>` and so on.
+fn rename_to_free_name(hidden: &Path, folder: &Path, stem: &str, ending: &str) -> io::Result<String> {
+    for number in 1..NUMBERS_MAX {
+        let name = if number == 1 { format!("{stem}{ending}") } else { format!("{stem}-{number}{ending}") };
+        if RESERVED.contains(&name.as_str()) {
+            continue;
+        }
+        match rename_new(hidden, &folder.join(&name)) {
+            Ok(()) => return Ok(name),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other(format!("`{stem}{ending}` and {NUMBERS_MAX} names like it are taken")))
+}
+
+/// Renames without replacing anything.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system doesn't know the flag. A link never replaces anything; a folder can't be linked,
+        // but replaces an empty folder at most.
+        Err(rustix::io::Errno::INVAL) if from.is_dir() => fs::rename(from, to),
+        Err(rustix::io::Errno::INVAL) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
+        renamed => Ok(renamed?),
+    }
+}

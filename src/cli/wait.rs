@@ -1,0 +1,162 @@
+//! `batchd submit --wait`: follows placed specs until each has become a job that is done, or was rejected.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::client::Client;
+use super::progress::Progress;
+use super::report::{Printer, status};
+use super::submit::Placed;
+use super::{Exit, Failure, block_on};
+use crate::config::Config;
+use crate::control::JobReport;
+use crate::domain::JobId;
+
+/// Often enough for a person, seldom enough for the daemon.
+const POLL: Duration = Duration::from_millis(250);
+
+const REPORT: &str = ".errors.txt";
+
+/// The statuses after which nothing changes any more.
+const FINAL: [&str; 4] = ["completed", "failed", "cancelled", "expired"];
+
+/// What was there before the first spec was placed, so that what comes of ours can be told from it.
+#[derive(Debug)]
+pub(super) struct Watch {
+    client: Client,
+    rejected_dir: PathBuf,
+    known_jobs: BTreeSet<JobId>,
+    known_reports: BTreeSet<String>,
+}
+
+impl Watch {
+    /// Needs a daemon that answers.
+    pub(super) fn begin(config: &Config) -> Result<Self, Failure> {
+        let jobs = block_on(async { Client::new(config)?.list().await })?;
+        let rejected_dir = config.jobs_dir().join("rejected");
+        Ok(Self {
+            // A client of its own: the first one's connections ended with its runtime.
+            client: Client::new(config)?,
+            known_jobs: jobs.iter().map(|job| job.id).collect(),
+            known_reports: reports(&rejected_dir)?,
+            rejected_dir,
+        })
+    }
+
+    /// Fills in what became of each, and says how that is to be seen as a whole.
+    pub(super) async fn until_final(
+        mut self,
+        placed: &mut [Placed],
+        printer: &mut Printer<'_>,
+    ) -> Result<Exit, Failure> {
+        let mut progress = Progress::new(printer);
+        loop {
+            let jobs = self.client.list().await?;
+            for one in placed.iter_mut() {
+                self.look_for(one, &jobs)?;
+            }
+            progress.update(placed.iter().filter_map(|one| one.job.as_ref()), printer);
+            if placed.iter().all(is_over) {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        progress.finish();
+        Ok(exit_of(placed))
+    }
+
+    fn look_for(&mut self, placed: &mut Placed, jobs: &[JobReport]) -> Result<(), Failure> {
+        if is_over(placed) {
+            return Ok(());
+        }
+        if let Some(ours) = &placed.job {
+            placed.job = jobs.iter().find(|job| job.id == ours.id).cloned();
+            return Ok(());
+        }
+        // Specs of one name become jobs in the order in which they were placed.
+        let new = |job: &&JobReport| job.spec_file == placed.name && !self.known_jobs.contains(&job.id);
+        if let Some(job) = jobs.iter().find(new) {
+            self.known_jobs.insert(job.id);
+            placed.job = Some(job.clone());
+            return Ok(());
+        }
+        let reports = reports(&self.rejected_dir)?;
+        let new =
+            |report: &&String| is_report_on(report, &placed.name) && !self.known_reports.contains(*report);
+        if let Some(report) = reports.iter().find(new) {
+            let path = self.rejected_dir.join(report);
+            placed.rejected = Some(fs::read_to_string(&path).map_err(|error| cant_read(&path, &error))?);
+            self.known_reports.insert(report.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Prints what became of each: jobs as a table, rejections as the daemon worded them.
+pub(super) fn print(placed: &[Placed], config: &Config, printer: &mut Printer<'_>) -> Result<(), Failure> {
+    for one in placed {
+        if let Some(text) = &one.rejected {
+            printer.rejection(text);
+        } else if one.has_schedule {
+            printer.note(&format!("{} has a schedule: it runs when its time comes", one.name));
+        }
+    }
+    let jobs: Vec<&JobReport> = placed.iter().filter_map(|one| one.job.as_ref()).collect();
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let results = config.results_dir();
+    let row = |job: &JobReport| {
+        let counts = &job.counts;
+        let [completed, failed, total] =
+            [counts.completed, counts.failed, counts.total].map(|count| count.to_string());
+        let folder = results.join(&job.name).display().to_string();
+        [job.name.clone(), status(job), completed, failed, total, folder]
+    };
+    let header = ["NAME", "STATUS", "COMPLETED", "FAILED", "TOTAL", "RESULTS"];
+    printer.table(header, jobs.into_iter().map(row))
+}
+
+fn is_over(placed: &Placed) -> bool {
+    let is_final = |job: &JobReport| FINAL.contains(&job.status.as_str());
+    placed.has_schedule || placed.rejected.is_some() || placed.job.as_ref().is_some_and(is_final)
+}
+
+fn exit_of(placed: &[Placed]) -> Exit {
+    let failed = |job: &JobReport| job.status != "completed" || job.counts.failed > 0;
+    if placed.iter().any(|one| one.rejected.is_some()) {
+        Exit::Rejected
+    } else if placed.iter().filter_map(|one| one.job.as_ref()).any(failed) {
+        Exit::SomeFailed
+    } else {
+        Exit::Done
+    }
+}
+
+/// The names of the reports on rejected specs.
+fn reports(rejected_dir: &PathBuf) -> Result<BTreeSet<String>, Failure> {
+    let entries = match fs::read_dir(rejected_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(cant_read(rejected_dir, &error)),
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter(|name| name.ends_with(REPORT)).collect())
+}
+
+/// Whether a report is on the spec that was placed as `name`; a number is added where the name was taken.
+fn is_report_on(report: &str, name: &str) -> bool {
+    let Some(rejected) = report.strip_suffix(REPORT) else { return false };
+    let (stem, ending) =
+        name.rsplit_once('.').map_or((name, ""), |(stem, _)| (stem, name.trim_start_matches(stem)));
+    let numbered = |rest: &str| rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok());
+    let between = rejected.strip_prefix(stem).and_then(|rest| rest.strip_suffix(ending));
+    between.is_some_and(|between| between.is_empty() || numbered(between))
+}
+
+fn cant_read(path: &std::path::Path, error: &io::Error) -> Failure {
+    Failure::new(Exit::StateIo, format!("can't read `{}`: {error}", path.display()))
+}
