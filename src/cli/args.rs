@@ -1,8 +1,12 @@
 //! What can be written on the command line. The words here are the help texts.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, value_parser};
+
+use crate::simulate::{Faults, ImageForm, Latency, WhenFull};
 
 const CONFIG_HELP: &str = "The configuration file [default: $BATCHD_CONFIG, else batchd.toml here, in \
                            ~/.config/batchd or in /etc/batchd]";
@@ -44,6 +48,10 @@ pub(super) enum Command {
     Resume(JobArgs),
     /// Try a job's waiting requests again at once, and go on with a job that is held
     Retry(JobArgs),
+    /// Be a stand-in OpenAI-compatible server, to rehearse a job without paying
+    Simulate(Box<SimulateArgs>),
+    /// Run an example of every kind of job against a stand-in server: no key, no network
+    Demo(DemoArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -92,6 +100,89 @@ pub(super) struct JobArgs {
     #[arg(value_name = "JOB")]
     pub(super) job: String,
 
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SimulateArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8089")]
+    pub(super) listen: SocketAddr,
+
+    /// How long an answer takes: `20ms`, or between two times: `5ms..60ms` [default: 0s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) latency: Option<Latency>,
+
+    /// Requests that are worked on at a time [default: unlimited]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(super) capacity: Option<u32>,
+
+    /// What becomes of requests above the capacity: `queue` (they wait), `503` or `429` [default: queue]
+    #[arg(long, value_name = "WHAT")]
+    pub(super) when_full: Option<WhenFull>,
+
+    /// Requests admitted in a minute [default: unlimited]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(super) requests_per_minute: Option<u32>,
+
+    /// Tokens admitted in a minute, prompt and output together [default: unlimited]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub(super) tokens_per_minute: Option<u64>,
+
+    /// How much of both limits may be used at one moment after a rest [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) burst: Option<Duration>,
+
+    /// Faults and how likely each is, like `500=0.02,cut=0.005`; of 429, 500, 502, 503, drop, cut, garbage,
+    /// empty, slow
+    #[arg(long, value_name = "FAULTS")]
+    pub(super) faults: Option<Faults>,
+
+    /// What the fault `slow` adds to the latency [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) slow: Option<Duration>,
+
+    /// Decides which requests meet a fault: the same seed, the same faults
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+
+    /// Let in only who sends this key [default: everybody]
+    #[arg(long, value_name = "KEY", conflicts_with = "any_key")]
+    pub(super) key: Option<String>,
+
+    /// Let in everybody who sends a key
+    #[arg(long)]
+    pub(super) any_key: bool,
+
+    /// A model that there is; may be given more than once [default: every model is known]
+    #[arg(long = "model", value_name = "MODEL")]
+    pub(super) models: Vec<String>,
+
+    /// Answers until the quota is used up [default: never]
+    #[arg(long, value_name = "N")]
+    pub(super) quota_after: Option<u64>,
+
+    /// How images are answered where a request doesn't say: `b64_json` or `url` [default: `b64_json`]
+    #[arg(long, value_name = "FORM")]
+    pub(super) images: Option<ImageForm>,
+
+    /// Append what was asked and paid for to this file, a JSON line a request
+    #[arg(long, value_name = "FILE")]
+    pub(super) ledger: Option<PathBuf>,
+
+    /// Keep no ledger but its totals, for measuring
+    #[arg(long, conflicts_with = "ledger")]
+    pub(super) no_ledger: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct DemoArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

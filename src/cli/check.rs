@@ -134,3 +134,85 @@ impl Plan {
         lines.join("\n") + "\n"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::cli::client::tests::Daemon;
+    use crate::domain::QueueName;
+
+    #[test]
+    fn plan_says_what_a_spec_would_do() {
+        let checked = Checked {
+            kind: crate::domain::Kind::Requests,
+            name: "news".parse().unwrap(),
+            ending: None,
+            settings: crate::domain::JobSettings::default(),
+            queues: vec![QueueName::new("openai", Some("gpt-4.1")), QueueName::new("openai", None)],
+            queue_totals: vec![1200, 3],
+            total: 1203,
+            content_hash: String::new(),
+            findings: Report::default(),
+        };
+        assert_eq!(
+            Plan::of(&checked).to_text("in\n/news.jsonl"),
+            "in\\n/news.jsonl: job `news` (requests), 1203 requests\n       1200 to openai/gpt-4.1\n          3 to \
+             openai/-\n"
+        );
+    }
+
+    #[test]
+    fn what_is_no_spec_is_rejected_beside_the_others() {
+        let daemon = Daemon::absent();
+        let path = |name: &str| daemon.folder.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("data.csv"), "").unwrap();
+        std::os::unix::fs::symlink("data.csv", path("link.toml")).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        let files = ["none.jsonl", "link.toml", "data.csv", "folder"].map(path);
+        let args: Vec<&str> = ["check"].into_iter().chain(files.iter().map(String::as_str)).collect();
+        let printed = daemon.batchd(&args);
+        assert_eq!((printed.exit, printed.out.as_str()), (Exit::Rejected, ""));
+        insta::assert_snapshot!(printed.err, @r#"
+        DIR/none.jsonl: error: can't be opened: No such file or directory (os error 2)
+        DIR/link.toml: error: can't be opened: it is a symbolic link
+        DIR/data.csv: error: this is no job spec by its name
+          hint: specs end in `.jsonl` or `.toml`
+        DIR/folder/job.toml: error: can't be opened: No such file or directory (os error 2)
+        "#);
+        let printed = daemon.batchd(&["check", "--json", &files[0]]);
+        assert_eq!(printed.exit, Exit::Rejected);
+        insta::assert_snapshot!(printed.out, @r#"
+        [
+          {
+            "file": "DIR/none.jsonl",
+            "accepted": false,
+            "errors": 1,
+            "warnings": 0,
+            "findings": [
+              {
+                "severity": "error",
+                "file": "DIR/none.jsonl",
+                "line": 0,
+                "column": 0,
+                "message": "can't be opened: No such file or directory (os error 2)"
+              }
+            ]
+          }
+        ]
+        "#);
+    }
+
+    #[test]
+    fn bad_configuration_is_told_before_anything_else() {
+        let daemon = Daemon::absent();
+        fs::write(daemon.config(), "rot = 1\n").unwrap();
+        let printed = daemon.batchd(&["check", "none.jsonl"]);
+        assert_eq!((printed.exit, printed.out.as_str()), (Exit::BadConfig, ""));
+        assert_eq!(
+            printed.err,
+            "DIR/batchd.toml:1:1: error: unknown key `rot`\n  hint: did you mean `root`?\n"
+        );
+    }
+}

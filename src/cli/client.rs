@@ -104,3 +104,157 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
     };
     Failure::new(exit, message)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::ffi::OsString;
+    use std::fs;
+    use std::sync::Arc;
+    use std::thread::{Builder, JoinHandle};
+
+    use tempfile::TempDir;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::cli::report::tests::{Printed, batchd};
+    use crate::control::tests::{Jobs, control};
+    use crate::domain::{JobStatus, PauseReason};
+    use crate::http;
+
+    /// A root, its configuration, and something that answers commands about `jobs` as a daemon would.
+    pub(in crate::cli) struct Daemon {
+        pub(in crate::cli) folder: TempDir,
+        pub(in crate::cli) jobs: Arc<Jobs>,
+        stop: CancellationToken,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    impl Daemon {
+        /// Nobody answers yet.
+        pub(in crate::cli) fn absent() -> Self {
+            // Below /tmp whatever $TMPDIR says: a socket's path has to be short.
+            let folder = tempfile::tempdir_in("/tmp").unwrap();
+            fs::write(folder.path().join("batchd.toml"), "root = \"root\"\n[control]\nsocket = \"s\"\n")
+                .unwrap();
+            Self { folder, jobs: Arc::default(), stop: CancellationToken::new(), thread: None }
+        }
+
+        pub(in crate::cli) fn present() -> Self {
+            let mut daemon = Self::absent();
+            let (jobs, stop) = (Arc::clone(&daemon.jobs), daemon.stop.clone());
+            let path = daemon.folder.path().join("s");
+            let (ready, bound) = std::sync::mpsc::channel();
+            let serve = move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let listener = http::bind(&path).unwrap();
+                    ready.send(()).unwrap();
+                    http::serve(listener, control(&jobs), stop).await.unwrap();
+                });
+            };
+            daemon.thread = Some(Builder::new().name("daemon".to_owned()).spawn(serve).unwrap());
+            bound.recv().unwrap();
+            daemon
+        }
+
+        pub(in crate::cli) fn config(&self) -> OsString {
+            self.folder.path().join("batchd.toml").into()
+        }
+
+        /// Runs `batchd --config … <args>`, the folder's random name made `DIR` in what is printed.
+        pub(in crate::cli) fn batchd(&self, args: &[&str]) -> Printed {
+            rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
+            let config = ["--config".into(), self.config()];
+            let printed = batchd(config.into_iter().chain(args.iter().map(OsString::from)));
+            let folder = self.folder.path().to_string_lossy().into_owned();
+            let shown = |text: String| text.replace(&folder, "DIR");
+            Printed { exit: printed.exit, out: shown(printed.out), err: shown(printed.err) }
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            self.stop.cancel();
+            if let Some(thread) = self.thread.take() {
+                thread.join().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn commands_without_a_daemon_name_the_socket() {
+        let daemon = Daemon::absent();
+        for args in [&["list"][..], &["show", "a"], &["cancel", "a"], &["retry", "a", "--json"]] {
+            let printed = daemon.batchd(args);
+            assert_eq!((printed.exit, printed.out.as_str()), (Exit::Unreachable, ""), "{args:?}");
+            assert_eq!(
+                printed.err,
+                "error: no daemon answers on `DIR/s`: No such file or directory (os error 2)\n  hint: start one \
+                 with `batchd run`, or name its configuration with `--config`\n",
+                "{args:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn jobs_are_listed_shown_and_steered() {
+        let daemon = Daemon::present();
+        assert_eq!(daemon.batchd(&["list"]).err, "no jobs yet: drop job specs into DIR/root/jobs\n");
+        assert_eq!(daemon.batchd(&["list", "--json"]).out, "[]\n");
+        daemon.jobs.add("news", JobStatus::InProgress);
+        daemon.jobs.add("a/b".replace('/', " ").as_str(), JobStatus::Paused { reason: PauseReason::Quota });
+        daemon.jobs.add("50%", JobStatus::Completed);
+
+        let listed = daemon.batchd(&["list"]);
+        assert_eq!((listed.exit, listed.err.as_str()), (Exit::Done, ""));
+        insta::assert_snapshot!(listed.out, @r#"
+        NAME  STATUS          COMPLETED  FAILED  TOTAL  KIND  ACCEPTED
+        news  in_progress     1          0       3      chat  1970-01-01T00:00:01.000Z
+        a b   paused (quota)  1          0       3      chat  1970-01-01T00:00:02.000Z
+        50%   completed       1          0       3      chat  1970-01-01T00:00:03.000Z
+        "#);
+        let shown = daemon.batchd(&["show", "news"]);
+        assert_eq!((shown.exit, shown.err.as_str()), (Exit::Done, ""));
+        insta::assert_snapshot!(shown.out, @r#"
+        name      news
+        id        00000000-03e8-7533-81f5-e89995bf60b9
+        kind      chat
+        status    in_progress
+        requests  1 of 3 completed, 1 in flight, 1 waiting for another attempt
+        queues    openai/m
+        priority  5
+        spec      news.toml
+        accepted  1970-01-01T00:00:01.000Z
+        results   DIR/root/results/news
+        "#);
+
+        let listed: Vec<JobReport> = serde_json::from_str(&daemon.batchd(&["list", "--json"]).out).unwrap();
+        let resumed: JobReport =
+            serde_json::from_str(&daemon.batchd(&["resume", "a b", "--json"]).out).unwrap();
+        assert_eq!((resumed.id, resumed.status.as_str()), (listed[1].id, "in_progress"));
+        let cancelled = daemon.batchd(&["cancel", &listed[0].id.to_string()]);
+        assert_eq!((cancelled.exit, cancelled.err.as_str()), (Exit::Done, "news is cancelling\n"));
+    }
+
+    #[test]
+    fn refusals_are_told_in_the_daemons_words() {
+        let daemon = Daemon::present();
+        daemon.jobs.add("50%", JobStatus::Completed);
+        let table = [
+            (["pause", "50%"], Exit::SomeFailed, "error: job `50%` is completed: it can't be paused\n"),
+            (["show", "none"], Exit::Usage, "error: no job is called `none`\n"),
+            (["show", "../health"], Exit::Usage, "error: no job is called `../health`\n"),
+            (["show", ".."], Exit::Usage, "error: no job is called `..`\n"),
+        ];
+        for (args, exit, said) in table {
+            let printed = daemon.batchd(&args);
+            assert_eq!((printed.exit, printed.err.as_str()), (exit, said), "{args:?}");
+        }
+        daemon.jobs.close_now();
+        let printed = daemon.batchd(&["list"]);
+        assert_eq!(
+            (printed.exit, printed.err.as_str()),
+            (Exit::StateIo, "error: the store is closed: disk full\n")
+        );
+    }
+}

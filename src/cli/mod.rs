@@ -7,11 +7,13 @@ mod args;
 mod check;
 mod client;
 mod data_files;
+mod demo;
 mod list;
 mod progress;
 mod report;
 mod run;
 mod show;
+mod simulate;
 mod spec_file;
 mod steer;
 mod submit;
@@ -130,6 +132,8 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Pause(args) => steer::run(steer::Verb::Pause, &args, config, printer),
         Command::Resume(args) => steer::run(steer::Verb::Resume, &args, config, printer),
         Command::Retry(args) => steer::run(steer::Verb::Retry, &args, config, printer),
+        Command::Simulate(args) => simulate::run(*args, printer),
+        Command::Demo(args) => demo::run(args, printer),
     }
 }
 

@@ -56,6 +56,9 @@ impl Printer<'_> {
         for row in rows {
             table.add_row(row.map(|cell| printable(&cell)));
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         self.data(&format!("{}\n", table.trim_fmt()))
     }
 
@@ -202,7 +205,7 @@ pub(super) mod tests {
             printer.note("x\u{202e}\ny");
             Exit::Done
         });
-        assert_eq!(printed.out, " NAME\n a\\u{1b}[31m\\nb\n");
+        assert_eq!(printed.out, "NAME\na\\u{1b}[31m\\nb\n");
         assert_eq!(printed.err, "x\\u{202e}\\ny\n");
     }
 
@@ -219,16 +222,18 @@ pub(super) mod tests {
         Usage: batchd [OPTIONS] <COMMAND>
 
         Commands:
-          run     Run the daemon in the foreground
-          check   Validate job specs and say what they would do; nothing is sent
-          submit  Place job specs into the watched folder
-          list    Show the jobs of the running daemon
-          show    Show one job of the running daemon
-          cancel  End a job: what is in flight may finish, the rest is recorded as cancelled
-          pause   Send nothing more for a job until it is resumed
-          resume  End a job's pause
-          retry   Try a job's waiting requests again at once, and go on with a job that is held
-          help    Print this message or the help of the given subcommand(s)
+          run       Run the daemon in the foreground
+          check     Validate job specs and say what they would do; nothing is sent
+          submit    Place job specs into the watched folder
+          list      Show the jobs of the running daemon
+          show      Show one job of the running daemon
+          cancel    End a job: what is in flight may finish, the rest is recorded as cancelled
+          pause     Send nothing more for a job until it is resumed
+          resume    End a job's pause
+          retry     Try a job's waiting requests again at once, and go on with a job that is held
+          simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
+          demo      Run an example of every kind of job against a stand-in server: no key, no network
+          help      Print this message or the help of the given subcommand(s)
 
         Options:
               --config <FILE>  The configuration file [default: $BATCHD_CONFIG, else batchd.toml here, in

@@ -186,3 +186,128 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         renamed => Ok(renamed?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::client::tests::Daemon;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn specs_are_placed_whole_under_free_names_without_a_daemon() {
+        let daemon = Daemon::absent();
+        let spec = daemon.folder.path().join("news.chat.jsonl");
+        fs::write(&spec, "{}\n").unwrap();
+        fs::set_permissions(&spec, fs::Permissions::from_mode(0o640)).unwrap();
+        let file = spec.to_str().unwrap();
+        let printed = daemon.batchd(&["submit", file, file]);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        assert_eq!(
+            printed.out,
+            "DIR/news.chat.jsonl → DIR/root/jobs/news.chat.jsonl\n\
+             DIR/news.chat.jsonl → DIR/root/jobs/news.chat-2.jsonl\n"
+        );
+        let jobs = daemon.folder.path().join("root/jobs");
+        assert_eq!(names(&jobs), ["news.chat-2.jsonl", "news.chat.jsonl"]);
+        let copy = jobs.join("news.chat.jsonl");
+        assert_eq!(fs::read(&copy).unwrap(), b"{}\n");
+        assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(spec.exists(), "a submitted file stays where it was");
+    }
+
+    #[test]
+    fn spec_takes_its_data_along_as_one_folder() {
+        let daemon = Daemon::absent();
+        let folder = daemon.folder.path();
+        fs::create_dir_all(folder.join("in")).unwrap();
+        fs::write(folder.join("in/a.csv"), "id\n1\n").unwrap();
+        fs::write(folder.join("inputs.toml"), "kind = \"chat\"\n[input]\nfile = \"in/*.csv\"\n").unwrap();
+        let file = folder.join("inputs.toml");
+        let printed = daemon.batchd(&["submit", "--json", file.to_str().unwrap()]);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        // `inputs` itself is no job's folder.
+        insta::assert_snapshot!(printed.out, @r#"
+        [
+          {
+            "file": "DIR/inputs.toml",
+            "path": "DIR/root/jobs/inputs-2",
+            "name": "inputs-2"
+          }
+        ]
+        "#);
+        let jobs = folder.join("root/jobs");
+        assert_eq!(names(&jobs), ["inputs-2"]);
+        assert_eq!(names(&jobs.join("inputs-2")), ["in", "job.toml"]);
+        assert_eq!(fs::read(jobs.join("inputs-2/in/a.csv")).unwrap(), b"id\n1\n");
+    }
+
+    #[test]
+    fn folder_that_is_a_job_is_placed_whole() {
+        let daemon = Daemon::absent();
+        let folder = daemon.folder.path().join("nightly");
+        fs::create_dir_all(folder.join("in")).unwrap();
+        fs::write(folder.join("job.toml"), "kind = \"chat\"\n").unwrap();
+        fs::write(folder.join("in/a.csv"), "").unwrap();
+        let printed = daemon.batchd(&["submit", folder.to_str().unwrap()]);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        assert_eq!(names(&daemon.folder.path().join("root/jobs/nightly")), ["in", "job.toml"]);
+    }
+
+    #[test]
+    fn what_can_not_be_placed_leaves_nothing_behind() {
+        let daemon = Daemon::absent();
+        let folder = daemon.folder.path();
+        fs::write(folder.join("a.jsonl"), "{}\n").unwrap();
+        fs::write(folder.join(".hidden.jsonl"), "{}\n").unwrap();
+        fs::write(folder.join("data.csv"), "").unwrap();
+        std::os::unix::fs::symlink("a.jsonl", folder.join("link.jsonl")).unwrap();
+        std::os::unix::fs::symlink("data.csv", folder.join("link.csv")).unwrap();
+        fs::write(folder.join("linked.toml"), "[input]\nfile = \"link.csv\"\n").unwrap();
+        let table = [
+            (
+                "none.jsonl",
+                Exit::Rejected,
+                "DIR/none.jsonl: error: can't be opened: No such file or directory (os error 2)\n",
+            ),
+            ("link.jsonl", Exit::Rejected, "DIR/link.jsonl: error: can't be opened: it is a symbolic link\n"),
+            (
+                "data.csv",
+                Exit::Rejected,
+                "DIR/data.csv: error: this is no job spec by its name\n  hint: specs end in `.jsonl` or `.toml`\n",
+            ),
+            (
+                ".hidden.jsonl",
+                Exit::Rejected,
+                "error: `DIR/.hidden.jsonl` begins with a dot: the daemon never reads such files\n  hint: rename it\n",
+            ),
+            (
+                "linked.toml",
+                Exit::StateIo,
+                "error: can't place a job spec in `DIR/root/jobs`: `DIR/link.csv`: it is a symbolic link\n",
+            ),
+        ];
+        for (file, exit, said) in table {
+            let printed = daemon.batchd(&["submit", folder.join(file).to_str().unwrap()]);
+            assert_eq!((printed.exit, printed.err.as_str()), (exit, said), "{file}");
+        }
+        assert_eq!(names(&folder.join("root/jobs")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn waiting_without_a_daemon_places_nothing() {
+        let daemon = Daemon::absent();
+        let file = daemon.folder.path().join("a.jsonl");
+        fs::write(&file, "{}\n").unwrap();
+        let printed = daemon.batchd(&["submit", "--wait", file.to_str().unwrap()]);
+        assert_eq!(printed.exit, Exit::Unreachable);
+        assert!(!daemon.folder.path().join("root").exists());
+    }
+}

@@ -160,3 +160,82 @@ fn is_report_on(report: &str, name: &str) -> bool {
 fn cant_read(path: &std::path::Path, error: &io::Error) -> Failure {
     Failure::new(Exit::StateIo, format!("can't read `{}`: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::client::tests::Daemon;
+    use crate::cli::report::tests::printed;
+    use crate::domain::JobStatus;
+
+    fn placed(name: &str) -> Placed {
+        let path = PathBuf::from("jobs").join(name);
+        Placed {
+            file: name.to_owned(),
+            path,
+            name: name.to_owned(),
+            has_schedule: false,
+            job: None,
+            rejected: None,
+        }
+    }
+
+    /// Waits for specs that were placed under these names, after `happens`.
+    fn waited(daemon: &Daemon, names: &[&str], happens: impl FnOnce()) -> (Vec<Placed>, Exit) {
+        rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
+        let config = crate::config::load(Some(daemon.config().as_ref()), crate::config::Keys::Ignored);
+        let watch = Watch::begin(&config.unwrap().config).unwrap();
+        happens();
+        let mut placed: Vec<Placed> = names.iter().map(|name| placed(name)).collect();
+        let printed = printed(|printer| block_on(watch.until_final(&mut placed, printer)).unwrap());
+        (placed, printed.exit)
+    }
+
+    #[test]
+    fn waits_for_the_job_that_came_of_the_spec_and_not_for_an_older_one() {
+        let daemon = Daemon::present();
+        let old = daemon.jobs.add("news", JobStatus::InProgress);
+        let mut new = Vec::new();
+        let (placed, exit) = waited(&daemon, &["news.toml", "news.toml"], || {
+            new.push(daemon.jobs.add("news", JobStatus::Completed));
+            new.push(daemon.jobs.add("news", JobStatus::Completed));
+        });
+        let waited: Vec<JobId> = placed.iter().map(|one| one.job.as_ref().unwrap().id).collect();
+        assert_eq!((waited, exit), (new.clone(), Exit::Done));
+        assert!(!new.contains(&old));
+    }
+
+    #[test]
+    fn worst_end_decides_the_exit() {
+        let daemon = Daemon::present();
+        let rejected = daemon.folder.path().join("root/jobs/rejected");
+        fs::create_dir_all(&rejected).unwrap();
+        fs::write(rejected.join("bad.toml.errors.txt"), "an older one").unwrap();
+        let (placed, exit) = waited(&daemon, &["news.toml", "bad.toml"], || {
+            daemon.jobs.add("news", JobStatus::Cancelled);
+            fs::write(rejected.join("bad-2.toml.errors.txt"), "bad.toml:1:1: error: x").unwrap();
+        });
+        assert_eq!(placed[1].rejected.as_deref(), Some("bad.toml:1:1: error: x"));
+        assert_eq!(exit, Exit::Rejected);
+        let (_, exit) = waited(&daemon, &["more.toml"], || {
+            daemon.jobs.add("more", JobStatus::Cancelled);
+        });
+        assert_eq!(exit, Exit::SomeFailed);
+    }
+
+    #[test]
+    fn reports_are_known_by_the_spec_they_are_about() {
+        let table = [
+            ("a.toml.errors.txt", "a.toml", true),
+            ("a-2.toml.errors.txt", "a.toml", true),
+            ("a-b.toml.errors.txt", "a.toml", false),
+            ("ab.toml.errors.txt", "a.toml", false),
+            ("a.toml", "a.toml", false),
+            ("folder-3.errors.txt", "folder", true),
+            ("x.chat-2.jsonl.errors.txt", "x.chat.jsonl", true),
+        ];
+        for (report, name, expected) in table {
+            assert_eq!(is_report_on(report, name), expected, "{report} on {name}");
+        }
+    }
+}

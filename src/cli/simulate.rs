@@ -1,0 +1,57 @@
+//! `batchd simulate`: the stand-in server in the foreground. It runs until a signal ends the process.
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::args::SimulateArgs;
+use super::report::Printer;
+use super::{Done, Exit, Failure, block_on};
+use crate::clock::Seed;
+use crate::simulate::{Auth, LedgerSettings, Server, Settings};
+
+pub(super) fn run(args: SimulateArgs, printer: &mut Printer<'_>) -> Done {
+    let seed = Seed::fixed(args.seed);
+    let json = args.json;
+    let settings = settings(args);
+    block_on(async {
+        let failed = |error| Failure::new(Exit::Unreachable, format!("can't serve: {error}"));
+        let server = Server::bind(settings, seed).map_err(failed)?;
+        let address = server.address();
+        let base_url = format!("http://{address}/v1");
+        if json {
+            printer
+                .json(&json!({ "base_url": base_url, "ledger": format!("http://{address}/_sim/ledger") }))?;
+        } else {
+            printer.data(&format!("{base_url}\n"))?;
+            printer.note(&format!("what was paid for: http://{address}/_sim/ledger"));
+        }
+        server.run(CancellationToken::new()).await.map_err(failed)?;
+        Ok(Exit::Done)
+    })
+}
+
+/// What is not given keeps the server's own default.
+fn settings(args: SimulateArgs) -> Settings {
+    let default = Settings::default();
+    let auth = match args.key {
+        Some(key) => Auth::Key(key.into()),
+        None if args.any_key => Auth::AnyKey,
+        None => Auth::Open,
+    };
+    Settings {
+        listen: args.listen,
+        latency: args.latency.unwrap_or(default.latency),
+        slow: args.slow.unwrap_or(default.slow),
+        capacity: args.capacity,
+        when_full: args.when_full.unwrap_or(default.when_full),
+        requests_per_minute: args.requests_per_minute,
+        tokens_per_minute: args.tokens_per_minute,
+        burst: args.burst.unwrap_or(default.burst),
+        faults: args.faults.unwrap_or(default.faults),
+        auth,
+        models: args.models,
+        quota_after: args.quota_after,
+        images: args.images.unwrap_or(default.images),
+        ledger: LedgerSettings { on: !args.no_ledger, file: args.ledger, ..default.ledger },
+    }
+}
