@@ -262,7 +262,8 @@ pub(crate) mod tests {
                 settings: JobSettings::default(),
             };
             let counts = Counts { total: 3, completed: 1, ..Counts::default() };
-            states.push(JobState { job, status, counts, leased: 1, waiting: 1, finished_at: None });
+            let finished_at = status.is_final().then_some(now);
+            states.push(JobState { job, status, counts, leased: 1, waiting: 1, finished_at });
             id
         }
 

@@ -187,3 +187,32 @@ pub(super) struct DemoArgs {
     #[arg(long)]
     pub(super) json: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Exit;
+    use crate::cli::report::tests::batchd;
+
+    #[test]
+    fn definitions_hold_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_that_exclude_each_other_or_make_no_sense_are_refused() {
+        for args in [
+            &["simulate", "--key", "k", "--any-key"][..],
+            &["simulate", "--ledger", "l", "--no-ledger"],
+            &["simulate", "--capacity", "0"],
+            &["simulate", "--slow", "long"],
+            &["check"],
+            &["submit", "--wait"],
+        ] {
+            let printed = batchd(args);
+            assert_eq!((printed.exit, printed.out.as_str()), (Exit::Usage, ""), "{args:?}");
+        }
+    }
+}

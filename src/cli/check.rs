@@ -43,7 +43,7 @@ struct QueueShare {
 }
 
 pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let loaded = load_config(config, Keys::Ignored)?;
     let settings = settings(&loaded.config);
     let mut verdicts = Vec::new();
     for file in &args.files {

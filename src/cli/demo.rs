@@ -96,7 +96,7 @@ pub(super) fn run(args: DemoArgs, printer: &mut Printer<'_>) -> Done {
     let summaries = summaries(&folder).map_err(cant_write)?;
     if args.json {
         printer.json(&summaries)?;
-    } else {
+    } else if !summaries.is_empty() {
         print(&summaries, printer)?;
     }
     let rejected = print_rejections(&folder, printer);
@@ -158,13 +158,11 @@ async fn show_progress(
 fn configure(folder: &Path, address: SocketAddr) -> Result<(Loaded, Option<TempDir>), Failure> {
     let cant_write =
         |error: io::Error| Failure::new(Exit::StateIo, format!("can't write the demo's folder: {error}"));
-    let socket_folder = if folder.join("batchd.sock").as_os_str().len() > SOCKET_BYTES_MAX {
-        Some(tempfile::tempdir().map_err(cant_write)?)
-    } else {
-        None
-    };
-    let socket = socket_folder.as_ref().map_or_else(|| folder.to_owned(), |folder| folder.path().to_owned());
-    let socket = toml::Value::String(socket.join("batchd.sock").to_string_lossy().into_owned());
+    let socket = std::path::absolute(folder).map_err(cant_write)?.join("batchd.sock");
+    let is_too_deep = socket.as_os_str().len() > SOCKET_BYTES_MAX;
+    let socket_folder = is_too_deep.then(tempfile::tempdir).transpose().map_err(cant_write)?;
+    let socket = socket_folder.as_ref().map_or(socket, |folder| folder.path().join("batchd.sock"));
+    let socket = toml::Value::String(socket.to_string_lossy().into_owned());
     let text = format!(
         "# The configuration of this demo. Its stand-in server ended with it.\n\
          root = \".\"\n\n\
@@ -188,8 +186,7 @@ fn configure(folder: &Path, address: SocketAddr) -> Result<(Loaded, Option<TempD
 fn fresh_folder() -> io::Result<PathBuf> {
     let now = Clock::System.now().to_string();
     let stamp: String = now.chars().filter(|c| c.is_ascii_digit() || *c == 'T').take(15).collect();
-    let here = std::env::current_dir()?.join("results");
-    fresh_folder_below(&here, &stamp)
+    fresh_folder_below(Path::new("results"), &stamp)
         .or_else(|_| fresh_folder_below(&std::env::temp_dir().join("results"), &stamp))
 }
 
@@ -313,7 +310,7 @@ mod tests {
             let deep = folder.ends_with("deep");
             assert_eq!(socket_folder.is_some(), deep);
             assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
-            assert_eq!(loaded.config.root, folder.join("."));
+            assert_eq!(loaded.config.root, folder);
             assert_eq!(loaded.config.control.socket.starts_with(&folder), !deep);
             assert_eq!(loaded.config.providers[0].base_url.as_str(), "http://127.0.0.1:5/v1");
         }

@@ -10,7 +10,7 @@ use crate::config::Keys;
 use crate::control::JobReport;
 
 pub(super) fn run(args: ListArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let loaded = load_config(config, Keys::Ignored)?;
     let jobs = block_on(async { Client::new(&loaded.config)?.list().await })?;
     if args.json {
         printer.json(&jobs)?;

@@ -123,7 +123,7 @@ fn run_with(args: impl IntoIterator<Item = OsString>, printer: &mut Printer<'_>)
 fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
     let config = args.config.as_deref();
     match args.command {
-        Command::Run(args) => run::run(&args, config, printer),
+        Command::Run(args) => run::run(&args, config),
         Command::Check(args) => check::run(&args, config, printer),
         Command::Submit(args) => submit::run(&args, config, printer),
         Command::List(args) => list::run(args, config, printer),
@@ -137,11 +137,8 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
     }
 }
 
-/// Loads the configuration and prints its warnings.
-fn load_config(path: Option<&Path>, keys: Keys, printer: &mut Printer<'_>) -> Result<Loaded, Failure> {
-    let loaded = config::load(path, keys).map_err(|report| Failure::Findings(Exit::BadConfig, report))?;
-    printer.findings(&loaded.warnings);
-    Ok(loaded)
+fn load_config(path: Option<&Path>, keys: Keys) -> Result<Loaded, Failure> {
+    config::load(path, keys).map_err(|report| Failure::Findings(Exit::BadConfig, report))
 }
 
 fn start_logging(log: &config::Log, sink: telemetry::Sink) -> Result<(), Failure> {

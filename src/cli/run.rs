@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use super::args::RunArgs;
-use super::report::Printer;
 use super::{Done, Exit, Failure, block_on, load_config, start_logging};
 use crate::config::Keys;
 use crate::daemon::{self, Ending, RunOptions};
 use crate::telemetry;
 
-pub(super) fn run(args: &RunArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Required, printer)?;
+pub(super) fn run(args: &RunArgs, config: Option<&Path>) -> Done {
+    let loaded = load_config(config, Keys::Required)?;
     start_logging(&loaded.config.log, telemetry::Sink::Stderr)?;
+    for warning in loaded.warnings.diagnostics() {
+        let (place, problem, hint) = (&warning.place, &warning.message, warning.hint.as_deref());
+        tracing::warn!(%place, problem, hint, "configuration is odd");
+    }
     let options = RunOptions { until_idle: args.until_idle };
     block_on(async { Ok(exit_of(Box::pin(daemon::run(loaded, options)).await)) })?
 }
@@ -28,5 +31,43 @@ pub(super) fn exit_of(ended: Result<Ending, daemon::Error>) -> Done {
         }
         Err(error @ daemon::Error::State(_)) => Err(Failure::new(Exit::StateIo, error.to_string())),
         Err(error @ daemon::Error::Internal(_)) => Err(Failure::new(Exit::Internal, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::report::tests::printed;
+    use crate::store;
+
+    #[test]
+    fn every_end_has_its_exit_and_every_error_its_words() {
+        let already = |pid| daemon::Error::AlreadyRunning { pid, root: "/r".into() };
+        let hint = "  hint: one daemon serves a root: stop that one, or set another `root`\n";
+        let table = [
+            (Ok(Ending::Done), Exit::Done, String::new()),
+            (Ok(Ending::StoppedBySignal), Exit::Done, String::new()),
+            (Ok(Ending::SomeFailed), Exit::SomeFailed, String::new()),
+            (Ok(Ending::Stuck), Exit::SomeFailed, String::new()),
+            (Ok(Ending::Interrupted), Exit::Interrupted, String::new()),
+            (
+                Err(already(Some(7))),
+                Exit::AlreadyRunning,
+                format!("error: another daemon (pid 7) holds `/r`\n{hint}"),
+            ),
+            (Err(already(None)), Exit::AlreadyRunning, format!("error: another daemon holds `/r`\n{hint}")),
+            (
+                Err(daemon::Error::State(store::Error::Closed("disk full".to_owned()))),
+                Exit::StateIo,
+                "error: the store is closed: disk full\n".to_owned(),
+            ),
+            (Err(daemon::Error::Internal("x".to_owned())), Exit::Internal, "error: x\n".to_owned()),
+        ];
+        for (ended, exit, said) in table {
+            let shown = format!("{ended:?}");
+            let printed =
+                printed(|printer| exit_of(ended).unwrap_or_else(|failure| printer.failure(failure)));
+            assert_eq!((printed.exit, printed.err), (exit, said), "{shown}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::control::JobReport;
 use crate::diag::printable;
 
 pub(super) fn run(args: &JobArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let loaded = load_config(config, Keys::Ignored)?;
     let job = block_on(async { Client::new(&loaded.config)?.show(&args.job).await })?;
     if args.json {
         printer.json(&job)?;

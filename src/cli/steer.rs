@@ -30,7 +30,7 @@ impl Verb {
 }
 
 pub(super) fn run(verb: Verb, args: &JobArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let loaded = load_config(config, Keys::Ignored)?;
     let job = block_on(async { Client::new(&loaded.config)?.steer(&args.job, verb.as_str()).await })?;
     if args.json {
         printer.json(&job)?;

@@ -52,13 +52,22 @@ pub(super) struct Placed {
 }
 
 pub(super) fn run(args: &SubmitArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
-    let loaded = load_config(config, Keys::Ignored, printer)?;
+    let loaded = load_config(config, Keys::Ignored)?;
     let jobs_dir = loaded.config.jobs_dir();
     // Before the first is placed: a waiter that finds no daemon has then changed nothing.
     let watch = if args.wait { Some(wait::Watch::begin(&loaded.config)?) } else { None };
     let mut placed = Vec::new();
     for file in &args.files {
-        let one = place(file, &jobs_dir)?;
+        let one = match place(file, &jobs_dir) {
+            Ok(one) => one,
+            Err(failure) => {
+                // Those before it are placed: whoever asked has to know.
+                if args.json {
+                    printer.json(&placed)?;
+                }
+                return Err(failure);
+            }
+        };
         let line = format!("{} → {}", one.file, one.path.display());
         if args.wait {
             printer.note(&line);

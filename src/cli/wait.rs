@@ -20,9 +20,6 @@ const POLL: Duration = Duration::from_millis(250);
 
 const REPORT: &str = ".errors.txt";
 
-/// The statuses after which nothing changes any more.
-const FINAL: [&str; 4] = ["completed", "failed", "cancelled", "expired"];
-
 /// What was there before the first spec was placed, so that what comes of ours can be told from it.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -121,7 +118,7 @@ pub(super) fn print(placed: &[Placed], config: &Config, printer: &mut Printer<'_
 }
 
 fn is_over(placed: &Placed) -> bool {
-    let is_final = |job: &JobReport| FINAL.contains(&job.status.as_str());
+    let is_final = |job: &JobReport| job.finished_at.is_some();
     placed.has_schedule || placed.rejected.is_some() || placed.job.as_ref().is_some_and(is_final)
 }
 

@@ -69,7 +69,7 @@ pub(super) struct Surroundings<'a> {
 impl Surroundings<'_> {
     pub(super) fn load(&self, explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
         let Some((path, display)) = self.find(explicit) else {
-            return self.check("batchd.toml", "", None, keys);
+            return self.check("the default configuration", "", None, keys);
         };
         let display = display.to_string_lossy();
         let fault = |message: String| Diagnostic::error(&display, 0, 0, message);

@@ -1,5 +1,5 @@
 //! Every key of the configuration: its default, its range, and what else must be true of it
-//! ([`provider`](super::provider) has those of `[[providers]]`).
+//! ([`provider`] has those of `[[providers]]`).
 //!
 //! `config/batchd.toml` says the same to people; a test holds the two together.
 
@@ -63,7 +63,8 @@ impl Paths<'_> {
             self.document.push(self.document.error(Some(found.at), message));
             return None;
         }
-        Some(self.folder.join(found.value))
+        // By its parts: `.` is left out.
+        Some(self.folder.join(found.value).components().collect())
     }
 }
 
