@@ -1,1 +1,105 @@
-//! To be filled.
+//! Intake: takes job specs out of the watched folder and makes jobs of them.
+//!
+//! # Operation
+//!
+//! One loop ([`worker`]): look ([`scan`]), take in what is settled ([`accept`]), sleep until something may have changed.
+//! A look comes at the latest after `rescan`; a hint of the operating system ([`watch`]), a settling file
+//! or [`Handle::wake`] brings it sooner. A spec is claimed by a rename ([`claim`]), read to its end, and
+//! becomes a job once [`store::Store::put_job`] has answered, or goes aside with a report ([`reject`]). What a
+//! crash left half done is finished or undone first ([`recover`]).
+//!
+//! # Invariants
+//!
+//! - A spec is in one place at any time: the jobs folder, a job's folder, or `rejected/`. Wherever the
+//!   process dies, the next one makes a job of it at most once.
+//! - Only what a spec says can reject it. When our own files can't be written it goes back where it was,
+//!   and is tried again.
+//!
+//! # What it does not do
+//!
+//! It holds no lock on the state folder: whoever starts it has made sure that no other daemon runs there.
+
+mod accept;
+mod claim;
+mod copy;
+mod dir;
+#[cfg(test)]
+mod fixture;
+mod handle;
+mod known;
+mod lookout;
+mod name;
+mod recover;
+mod reject;
+mod round;
+mod scan;
+mod watch;
+mod worker;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::spec;
+use crate::store;
+
+pub use handle::{Handle, Status};
+pub use worker::Intake;
+
+/// The folder for data that TOML specs name. Never looked into.
+const INPUTS: &str = "inputs";
+/// Where refused specs go. Never looked into.
+const REJECTED: &str = "rejected";
+/// The spec in a dropped folder.
+const FOLDER_SPEC: &str = "job.toml";
+
+/// What intake needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The watched folder.
+    pub jobs: PathBuf,
+    /// Names taken there are not given to jobs.
+    pub results: PathBuf,
+    /// `<root>/state`.
+    pub state: PathBuf,
+    /// The longest time between two looks at the jobs folder.
+    pub rescan: Duration,
+    /// How long a spec must have rested.
+    pub settle: Duration,
+    /// Whether to ask the operating system for hints. A simulation doesn't: they come from a thread.
+    pub watch: bool,
+    pub spec: spec::Settings,
+}
+
+/// Why intake, or one step of it, can't go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file or folder of ours can't be read or written. What was being taken in is tried again later.
+    #[error("{act} {}: {source}", path.display())]
+    Io { act: &'static str, path: PathBuf, source: io::Error },
+    /// The store has failed: intake is over.
+    #[error(transparent)]
+    Store(store::Error),
+}
+
+impl From<store::Error> for Error {
+    /// The store's file helpers fail as our own files do.
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Io { act, path, source } => Self::Io { act, path, source },
+            error @ (store::Error::NoSuchJob(_)
+            | store::Error::Stale(_)
+            | store::Error::Transition { .. }
+            | store::Error::Damaged { .. }
+            | store::Error::Closed(_)) => Self::Store(error),
+        }
+    }
+}
+
+/// Turns an I/O error into one that says which act on which path failed.
+fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Io { act, path, source }
+}

@@ -1,0 +1,337 @@
+//! From a candidate to a verdict: claim it, read it to its end, and say whether it is a job.
+//!
+//! Everything here blocks, and runs on a blocking thread. What is only ever half done is undone before it
+//! returns: an error of ours puts the spec back, it never rejects it.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::claim::{Claim, Taken};
+use super::copy::is_swapped;
+use super::dir::Dir;
+use super::name::safe_name;
+use super::scan::{Candidate, Find};
+use super::{Error, failed, reject};
+use crate::diag::{Diagnostic, Report};
+use crate::domain::JobId;
+use crate::spec::{self, Checked, Form, Sinks, Source};
+use crate::store::folder::{self, JobFolder};
+
+/// Reads a spec: [`spec::read`], or what a test puts in its place.
+pub(super) type Validate = fn(Source, &spec::Settings, Sinks<'_>) -> Result<Checked, spec::Error>;
+
+/// What is needed to examine a candidate.
+#[derive(Clone, Debug)]
+pub(super) struct Examiner {
+    pub(super) jobs: Arc<Dir>,
+    pub(super) state: PathBuf,
+    pub(super) spec: Arc<spec::Settings>,
+    pub(super) validate: Validate,
+    pub(super) stop: CancellationToken,
+}
+
+/// What became of a candidate.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is a job, claimed, its files synced. It counts once the store has it.
+    Valid { claim: Box<Claim>, checked: Box<Checked> },
+    /// It lies in `rejected/` under this name.
+    Rejected { name: String, report: Report },
+    /// It was written to while we looked, and is back where it was.
+    Changed,
+    /// Somebody else took it, or removed it.
+    Gone,
+}
+
+/// Why reading a spec came to no end.
+enum Unread {
+    Rejected(Report),
+    Failed(Error),
+}
+
+impl Examiner {
+    /// Claims and reads a candidate as the job `id`.
+    pub(super) fn examine(&self, candidate: &Candidate, id: JobId) -> Result<Verdict, Error> {
+        let dropped = match (candidate.find.clone(), candidate.name.to_str()) {
+            (Find::Spec(dropped), Some(name)) => (dropped, name),
+            (Find::Unfit(why), _) => return self.move_aside(candidate, why),
+            (Find::Spec(_), None) => return self.move_aside(candidate, "its name is not UTF-8"),
+        };
+        let (dropped, name) = dropped;
+        let job = JobFolder::new(&self.state, id);
+        match Claim::take(&self.jobs, job, name, (candidate, dropped))? {
+            Taken::Claimed(claim) => self.judge(claim),
+            Taken::Gone => Ok(Verdict::Gone),
+            Taken::Changed => Ok(Verdict::Changed),
+        }
+    }
+
+    fn move_aside(&self, candidate: &Candidate, why: &str) -> Result<Verdict, Error> {
+        let shown = safe_name(&candidate.name);
+        let report = Report::from(
+            Diagnostic::error(&shown, 0, 0, format!("not read: {why}"))
+                .hint("put a regular file with a plain name into the jobs folder"),
+        );
+        let from = (&*self.jobs, &*candidate.name);
+        let name = reject::move_aside(from, &self.jobs, &candidate.name, &report)?;
+        Ok(name.map_or(Verdict::Gone, |name| Verdict::Rejected { name, report }))
+    }
+
+    fn judge(&self, claim: Box<Claim>) -> Result<Verdict, Error> {
+        let read = self.read(&claim);
+        // Bad or good, a file that was still being written to is neither.
+        let (read, changed) = match (read, claim.is_changed()) {
+            (Err(Unread::Failed(error)), _) | (_, Err(error)) => {
+                claim.put_back()?;
+                return Err(error);
+            }
+            (Ok(checked), Ok(changed)) => (Ok(checked), changed),
+            (Err(Unread::Rejected(report)), Ok(changed)) => (Err(report), changed),
+        };
+        match read {
+            _ if changed => claim.put_back().map(|()| Verdict::Changed),
+            Ok(checked) => Ok(Verdict::Valid { claim, checked: Box::new(checked) }),
+            Err(report) => {
+                let name = claim.reject(&report)?;
+                Ok(Verdict::Rejected { name, report })
+            }
+        }
+    }
+
+    /// Reads the spec to its end, and writes and syncs the job's files.
+    fn read(&self, claim: &Claim) -> Result<Checked, Unread> {
+        let display = claim.display();
+        let file = claim.open_spec().map_err(|error| unreadable(&display, claim, error))?;
+        let dropped = file.try_clone().map_err(failed("open", claim.job.path()))?;
+        let form = claim.note.dropped.form();
+        let folder = claim.source_folder();
+        let source = Source { form, file, display, folder };
+        let mut index = self.sink(&claim.job.index())?;
+        let checked = match form {
+            Form::Jsonl => self.validate(source, Sinks { index: &mut index, input: &mut io::sink() })?,
+            Form::Toml => {
+                let mut rows = self.sink(&claim.job.input())?;
+                let checked = self.validate(source, Sinks { index: &mut index, input: &mut rows })?;
+                finish(rows, &claim.job.input())?;
+                checked
+            }
+        };
+        // Whoever dropped it need not have synced it.
+        dropped.sync_all().map_err(failed("sync the spec in", claim.job.path()))?;
+        finish(index, &claim.job.index())?;
+        Ok(checked)
+    }
+
+    fn validate(&self, source: Source, sinks: Sinks<'_>) -> Result<Checked, Unread> {
+        let display = source.display.clone();
+        // A bug that one spec wakes must not take the daemon down with it, start after start.
+        let validated = catch_unwind(AssertUnwindSafe(|| (self.validate)(source, &self.spec, sinks)));
+        match validated {
+            Ok(Ok(checked)) => Ok(checked),
+            Ok(Err(spec::Error::Rejected(report))) => Err(Unread::Rejected(report)),
+            Ok(Err(spec::Error::Sink(error))) => {
+                Err(Unread::Failed(failed("write the job's files below", &self.state)(error)))
+            }
+            Err(_) => Err(Unread::Rejected(
+                Diagnostic::error(&display, 0, 0, "batchd failed while it read this file")
+                    .hint("this is a bug of batchd: please report it with the file, and with the log")
+                    .into(),
+            )),
+        }
+    }
+
+    fn sink(&self, path: &Path) -> Result<BufWriter<Stoppable>, Error> {
+        let file = folder::create_private(path)?;
+        Ok(BufWriter::new(Stoppable { file, stop: self.stop.clone() }))
+    }
+}
+
+impl From<Error> for Unread {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A file that can be written until the daemon stops: a long validation ends soon after that.
+#[derive(Debug)]
+struct Stoppable {
+    file: File,
+    stop: CancellationToken,
+}
+
+impl Write for Stoppable {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("the daemon stops"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn finish(sink: BufWriter<Stoppable>, path: &Path) -> Result<(), Error> {
+    let file = sink.into_inner().map_err(|error| failed("write", path)(error.into_error()))?.file;
+    file.sync_all().map_err(failed("sync", path))
+}
+
+/// Whose fault it is that the spec file can't be opened.
+fn unreadable(display: &str, claim: &Claim, error: io::Error) -> Unread {
+    let hint = if error.kind() == io::ErrorKind::PermissionDenied {
+        "let the user that runs batchd read it"
+    } else if is_swapped(&error) {
+        "put a regular file in its place"
+    } else {
+        return Unread::Failed(failed("open", &claim.job.path().join(display))(error));
+    };
+    let message = format!("the file can't be opened: {error}");
+    Unread::Rejected(Diagnostic::error(display, 0, 0, message).hint(hint).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::intake::fixture::{Root, id};
+
+    fn examine(root: &Root, name: &str) -> Result<Verdict, Error> {
+        root.examiner().examine(&root.candidate(name), id(1))
+    }
+
+    fn valid(root: &Root, name: &str) -> (Box<Claim>, Box<Checked>) {
+        match examine(root, name).unwrap() {
+            Verdict::Valid { claim, checked } => (claim, checked),
+            other @ (Verdict::Rejected { .. } | Verdict::Changed | Verdict::Gone) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_jsonl_file_is_its_own_input() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "one\ntwo\n");
+        let (claim, checked) = valid(&root, "a.jsonl");
+        assert_eq!((checked.total, checked.name.as_str()), (2, "a"));
+        assert_eq!(fs::read_to_string(claim.job.input()).unwrap(), "one\ntwo\n");
+        assert_eq!(fs::metadata(claim.job.index()).unwrap().len(), 32);
+        assert!(!claim.job.spec().exists());
+    }
+
+    #[test]
+    fn a_toml_spec_is_kept_beside_the_input_made_from_it() {
+        let root = Root::new();
+        root.drop_file("a.toml", "one\ntwo\n");
+        let (claim, _) = valid(&root, "a.toml");
+        assert_eq!(claim.source_folder(), root.settings.jobs);
+        assert_eq!(fs::read_to_string(claim.job.spec().join("job.toml")).unwrap(), "one\ntwo\n");
+        assert_eq!(fs::read_to_string(claim.job.input()).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn a_folder_is_kept_whole_and_paths_in_its_spec_begin_there() {
+        let root = Root::new();
+        root.drop_file("news/job.toml", "one");
+        root.drop_file("news/rows.txt", "row");
+        let (claim, checked) = valid(&root, "news");
+        assert_eq!((checked.name.as_str(), claim.display().as_str()), ("news", "news/job.toml"));
+        assert_eq!(claim.source_folder(), claim.job.spec());
+        assert!(claim.job.spec().join("rows.txt").exists());
+    }
+
+    #[test]
+    fn a_bad_spec_goes_aside_whole_with_its_report() {
+        for (name, file) in [("a.jsonl", "a.jsonl"), ("a.toml", "a.toml"), ("a", "a/job.toml")] {
+            let root = Root::new();
+            root.drop_file(file, "one\nbad\n");
+            assert!(matches!(examine(&root, name).unwrap(), Verdict::Rejected { .. }));
+            assert_eq!(root.rejected(), [name.to_owned(), format!("{name}.errors.txt")]);
+            let report = root.settings.jobs.join(format!("rejected/{name}.errors.txt"));
+            assert_eq!(fs::read_to_string(report).unwrap(), format!("{file}:2:1: error: bad\n"));
+            assert!(root.waiting().is_empty() && root.job_folders().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_goes_aside_unread() {
+        let root = Root::new();
+        let secret = root.temp.path().join("secret");
+        fs::write(&secret, "bad").unwrap();
+        std::os::unix::fs::symlink(&secret, root.settings.jobs.join("link.jsonl")).unwrap();
+        let verdict = examine(&root, "link.jsonl").unwrap();
+        assert!(matches!(verdict, Verdict::Rejected { .. }), "{verdict:?}");
+        assert!(fs::symlink_metadata(root.settings.jobs.join("rejected/link.jsonl")).unwrap().is_symlink());
+        let report = fs::read_to_string(root.settings.jobs.join("rejected/link.jsonl.errors.txt")).unwrap();
+        assert_eq!(
+            report,
+            "link.jsonl: error: not read: it is a symbolic link; a regular file is expected\n  \
+             hint: put a regular file with a plain name into the jobs folder\n"
+        );
+        assert_eq!(fs::read_to_string(secret).unwrap(), "bad");
+    }
+
+    #[test]
+    fn a_name_with_a_line_end_goes_aside_under_one_without() {
+        let root = Root::new();
+        root.drop_file("a\nb\u{1b}[31m.jsonl", "one");
+        examine(&root, "a\nb\u{1b}[31m.jsonl").unwrap();
+        assert_eq!(root.rejected(), ["a%0Ab%1B[31m.jsonl", "a%0Ab%1B[31m.jsonl.errors.txt"]);
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_goes_back() {
+        for text in ["grow\n", "grow\nbad\n"] {
+            let root = Root::new();
+            let path = root.drop_file("a.jsonl", text);
+            let verdict = examine(&root, "a.jsonl").unwrap();
+            assert!(matches!(verdict, Verdict::Changed), "{verdict:?}");
+            assert_eq!(fs::read_to_string(path).unwrap(), format!("{text}more"));
+            assert!(root.job_folders().is_empty() && root.rejected().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_rejects_nothing() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "one\nfull\n");
+        let error = examine(&root, "a.jsonl").unwrap_err();
+        assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+        assert_eq!((root.waiting(), root.rejected().len()), (vec!["a.jsonl".to_owned()], 0));
+        assert!(root.job_folders().is_empty());
+    }
+
+    #[test]
+    fn a_bug_that_a_spec_wakes_rejects_that_spec_alone() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "panic");
+        let verdict = examine(&root, "a.jsonl").unwrap();
+        assert!(matches!(verdict, Verdict::Rejected { .. }), "{verdict:?}");
+        assert!(root.job_folders().is_empty());
+    }
+
+    #[test]
+    fn a_stop_ends_a_long_validation_and_puts_the_spec_back() {
+        let root = Root::new();
+        root.drop_file("a.toml", "one");
+        let examiner = root.examiner();
+        examiner.stop.cancel();
+        assert!(examiner.examine(&root.candidate("a.toml"), id(1)).is_err());
+        assert_eq!((root.waiting(), root.job_folders().len()), (vec!["a.toml".to_owned()], 0));
+    }
+
+    #[test]
+    fn a_candidate_that_is_gone_is_nobodys_fault() {
+        let root = Root::new();
+        let path = root.drop_file("a.jsonl", "one");
+        let candidate = root.candidate("a.jsonl");
+        fs::remove_file(path).unwrap();
+        assert!(matches!(root.examiner().examine(&candidate, id(1)).unwrap(), Verdict::Gone));
+        assert!(root.job_folders().is_empty());
+    }
+}

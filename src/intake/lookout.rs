@@ -1,0 +1,53 @@
+//! The eyes of intake: all that is done before a spec is touched.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::dir::Dir;
+use super::recover::recover;
+use super::scan::{Scan, Scanner};
+use super::watch::Watch;
+use super::{Error, INPUTS, REJECTED, Settings, failed};
+use crate::domain::Timestamp;
+use crate::store::folder;
+
+/// The eyes of intake. They live on a blocking thread while they look.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    pub(super) jobs: PathBuf,
+    pub(super) scanner: Scanner,
+    pub(super) watch: Option<Watch>,
+}
+
+impl Lookout {
+    /// Looks through the jobs folder; before that, if the state folder is named, undoes what was
+    /// left half done there.
+    pub(super) fn look(&mut self, now: Timestamp, state: Option<&Path>) -> Result<(Arc<Dir>, Scan), Error> {
+        let dir = Arc::new(Dir::open(&self.jobs).map_err(failed("open the jobs folder", &self.jobs))?);
+        if let Some(state) = state {
+            recover(&dir, state)?;
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.arm(&dir);
+        }
+        let scan = self.scanner.scan(&dir, now).map_err(failed("look through", &self.jobs))?;
+        Ok((dir, scan))
+    }
+}
+
+/// Made once, at start: a jobs folder that vanishes later may be a file system that is not mounted.
+pub(super) fn make_folders(settings: &Settings) -> Result<(), Error> {
+    fs::create_dir_all(&settings.jobs).map_err(failed("create folder", &settings.jobs))?;
+    for name in [INPUTS, REJECTED] {
+        let path = settings.jobs.join(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("create folder", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(folder::make_private_dir(&settings.state.join("jobs"))?)
+}

@@ -1,0 +1,487 @@
+//! The loop of intake: look, take in what is ready, sleep until something may have changed.
+
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::select;
+use tokio::sync::Notify;
+use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::accept::{Examiner, Validate, Verdict};
+use super::claim::Claim;
+use super::dir::Dir;
+use super::known::Known;
+use super::lookout::{Lookout, make_folders};
+use super::name::safe_name;
+use super::round::{Failures, Round};
+use super::scan::{Candidate, Scan, Scanner};
+use super::watch::Watch;
+use super::{Error, Handle, Settings, Status, failed};
+use crate::clock::{self, Clock, Seed};
+use crate::diag::printable;
+use crate::domain::{Job, JobId};
+use crate::spec::{self, Checked};
+use crate::store::{Input, Store};
+
+/// After a hint: what is dropped comes as a burst of events.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// After a failure of our own: soon enough that freed disk space is noticed within 15 s.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The worker.
+#[derive(Debug)]
+pub struct Intake {
+    settings: Settings,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    rng: Rng,
+    validate: Validate,
+    hints: Arc<Notify>,
+    /// Locked by one blocking thread at a time, while it looks.
+    lookout: Arc<Mutex<Lookout>>,
+    calls: Receiver<u64>,
+    status: Sender<Status>,
+    handle: Handle,
+    failures: Failures,
+    /// Something half done may lie in the state folder.
+    recover_due: bool,
+}
+
+impl Intake {
+    pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock, seed: Seed) -> Self {
+        let hints = Arc::new(Notify::new());
+        let lookout = Lookout {
+            jobs: settings.jobs.clone(),
+            scanner: Scanner::new(settings.settle),
+            watch: settings.watch.then(|| Watch::new(settings.jobs.clone(), Arc::clone(&hints))),
+        };
+        let (calls_sender, calls) = channel(0);
+        let (status, status_receiver) = channel(Status::default());
+        Self {
+            settings,
+            store,
+            clock,
+            rng: seed.derive("intake"),
+            validate: spec::read,
+            hints,
+            lookout: Arc::new(Mutex::new(lookout)),
+            calls,
+            status,
+            handle: Handle { calls: Arc::new(calls_sender), status: status_receiver },
+            failures: Failures::default(),
+            recover_due: true,
+        }
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Takes in specs until `stop`. Ends early only if the folders can't be made or the store fails.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
+        let settings = self.settings.clone();
+        blocking(move || make_folders(&settings)).await?;
+        loop {
+            let wait = self.step(&stop).await?;
+            if !self.rest(wait, &stop).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until the next look; false when it is time to stop.
+    async fn rest(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
+        let mut due = Instant::now() + wait;
+        loop {
+            // To stop goes first, then who waits for an answer. A hint comes before the timer that it moves.
+            select! {
+                biased;
+                () = stop.cancelled() => return false,
+                called = self.calls.changed() => return called.is_ok(),
+                () = self.hints.notified() => due = due.min(Instant::now() + DEBOUNCE),
+                () = sleep_until(due) => return true,
+            }
+        }
+    }
+
+    /// Looks once and takes in what is ready. Answers how long the next look may wait.
+    async fn step(&mut self, stop: &CancellationToken) -> Result<Duration, Error> {
+        let heard = *self.calls.borrow_and_update();
+        let mut round = Round::new(self.settings.rescan);
+        match self.look().await {
+            Ok((jobs, scan)) => self.take_in(jobs, scan, &mut round, stop).await?,
+            Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
+        }
+        self.publish(&round, heard);
+        Ok(round.wait)
+    }
+
+    async fn look(&mut self) -> Result<(Arc<Dir>, Scan), Error> {
+        let (now, recover, state) = (self.clock.now(), self.recover_due, self.settings.state.clone());
+        let lookout = Arc::clone(&self.lookout);
+        let seen = blocking(move || {
+            let mut lookout = lookout.lock().unwrap_or_else(PoisonError::into_inner);
+            lookout.look(now, recover.then_some(state.as_path()))
+        })
+        .await;
+        self.recover_due &= seen.is_err();
+        seen
+    }
+
+    async fn take_in(
+        &mut self,
+        jobs: Arc<Dir>,
+        scan: Scan,
+        round: &mut Round,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
+        let ready = self.failures.sift(scan, round, self.clock.now());
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let mut known = Known::of(&self.store.jobs().await.map_err(Error::Store)?);
+        let examiner = Examiner {
+            jobs,
+            state: self.settings.state.clone(),
+            spec: Arc::new(self.settings.spec.clone()),
+            validate: self.validate,
+            stop: stop.clone(),
+        };
+        for candidate in ready {
+            if stop.is_cancelled() {
+                round.pending += 1;
+            } else {
+                self.take_in_one(&examiner, candidate, &mut known, round).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_in_one(
+        &mut self,
+        examiner: &Examiner,
+        candidate: Candidate,
+        known: &mut Known,
+        round: &mut Round,
+    ) -> Result<(), Error> {
+        let id = clock::job_id(self.clock.now(), &mut self.rng);
+        let name = candidate.name.clone();
+        let shown = printable(&safe_name(&name));
+        let job = examiner.clone();
+        let examined = blocking(move || job.examine(&candidate, id)).await;
+        let done = match examined {
+            Ok(Verdict::Valid { claim, checked }) => self.accept(id, *claim, *checked, known).await,
+            Ok(Verdict::Rejected { name, report }) => {
+                let (errors, first) =
+                    (report.errors(), report.diagnostics().first().map(ToString::to_string));
+                warn!(file = %shown, rejected_as = %name, errors, first, "job spec rejected");
+                Ok(())
+            }
+            Ok(Verdict::Changed) => {
+                round.pending += 1;
+                round.sooner(Some(self.settings.settle));
+                Ok(())
+            }
+            Ok(Verdict::Gone) => Ok(()),
+            Err(_) if examiner.stop.is_cancelled() => {
+                round.pending += 1;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        match done {
+            Err(error @ Error::Io { .. }) => {
+                self.recover_due = true;
+                self.failures.add(name, self.clock.now() + RETRY);
+                round.blocked += 1;
+                round.trouble(error, RETRY);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Names the job and gives it to the store. From the store's answer on it exists.
+    async fn accept(
+        &self,
+        id: JobId,
+        claim: Claim,
+        checked: Checked,
+        known: &mut Known,
+    ) -> Result<(), Error> {
+        let name = match known.free_name(&checked.name, &self.settings.results).await {
+            Ok(name) => name,
+            Err(error) => {
+                blocking(move || claim.put_back()).await?;
+                return Err(failed("look through", &self.settings.results)(error));
+            }
+        };
+        let file = claim.note.name.clone();
+        let findings = checked.findings;
+        let job = Job {
+            id,
+            name,
+            kind: checked.kind,
+            ending: checked.ending,
+            spec_file: file.clone(),
+            accepted_at: self.clock.now(),
+            total: checked.total,
+            queues: checked.queues,
+            content_hash: checked.content_hash,
+            settings: checked.settings,
+        };
+        // A failed store says nothing certain about what is on disk: the claim stays for the next start to judge.
+        self.store.put_job(job.clone(), Input::Spooled).await.map_err(Error::Store)?;
+        if let Some(earlier) = known.same_content(&job.content_hash) {
+            info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");
+        }
+        for finding in findings.diagnostics() {
+            warn!(job = %id, file = %printable(&file), %finding, "job spec has a doubtful place");
+        }
+        info!(job = %id, name = %job.name, file = %printable(&file), requests = job.total, "job accepted");
+        known.add(&job);
+        blocking(move || claim.settle()).await
+    }
+
+    /// Tells everyone what the look left, and the log when trouble begins and ends. It lasts while there are
+    /// specs that it blocks, also over looks at which they were not tried.
+    fn publish(&self, round: &Round, heard: u64) {
+        let before = self.status.borrow().trouble.clone();
+        let now = round.trouble.as_ref().map(|error| printable(&error.to_string()));
+        let now = now.or_else(|| before.clone().filter(|_| round.blocked > 0));
+        match (&before, &now) {
+            (None, Some(error)) => {
+                error!(%error, blocked = round.blocked, "job specs can't be taken in; they are tried again");
+            }
+            (Some(_), None) => info!("job specs can be taken in again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        self.status.send_modify(|status| {
+            status.looks += 1;
+            status.pending = round.pending;
+            status.blocked = round.blocked;
+            status.trouble = now;
+            status.heard = heard;
+        });
+    }
+}
+
+/// Runs what blocks on a thread for it. A panic there goes on here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is being taken down: nobody will ask again.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::intake::fixture::{FakeStore, Root, names, read};
+
+    /// An intake that runs.
+    struct Running {
+        root: Root,
+        store: Arc<FakeStore>,
+        handle: Handle,
+        stop: CancellationToken,
+        tasks: JoinSet<Result<(), Error>>,
+    }
+
+    impl Running {
+        fn over(root: Root) -> Self {
+            let store = FakeStore::new(&root);
+            let clock = Clock::simulated(Clock::System.now());
+            let mut intake =
+                Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, Seed::fixed(1));
+            intake.validate = read;
+            let (handle, stop) = (intake.handle(), CancellationToken::new());
+            let mut tasks = JoinSet::new();
+            tasks.spawn(intake.run(stop.clone()));
+            Self { root, store, handle, stop, tasks }
+        }
+
+        /// Until all that was dropped before is taken in.
+        async fn idle(&self) {
+            self.handle.look().await;
+            self.handle.status().wait_for(Status::is_idle).await.unwrap();
+        }
+
+        async fn end(mut self) -> (Root, Result<(), Error>) {
+            self.stop.cancel();
+            let ended = self.tasks.join_next().await.unwrap().unwrap();
+            (self.root, ended)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_dropped_becomes_jobs_with_names_of_their_own() {
+        let root = Root::new();
+        fs::create_dir(root.settings.results.join("a")).unwrap();
+        root.drop_file("a.jsonl", "one");
+        root.drop_file("a.toml", "two");
+        root.drop_file("bad.jsonl", "bad");
+        root.drop_file("news/job.toml", "three");
+        let intake = Running::over(root);
+        intake.idle().await;
+        assert_eq!(intake.store.job_names(), ["a-2", "a-3", "news"]);
+        intake.root.drop_file("a.jsonl", "one");
+        intake.idle().await;
+        assert_eq!(intake.store.job_names(), ["a-2", "a-3", "a-4", "news"], "the same content runs again");
+        let files: Vec<_> = intake.store.accepted().into_iter().map(|job| job.spec_file).collect();
+        assert!(files.contains(&"a.toml".to_owned()) && files.contains(&"news".to_owned()), "{files:?}");
+        let (root, ended) = intake.end().await;
+        ended.unwrap();
+        assert!(root.waiting().is_empty());
+        assert_eq!(root.rejected(), ["bad.jsonl", "bad.jsonl.errors.txt"]);
+        assert!(root.job_folders().iter().all(|job| job.state().exists() && !job.claim().exists()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settling_file_is_pending_and_not_forgotten() {
+        let intake = Running::over(Root::new());
+        assert!(intake.handle.look().await.is_idle());
+        intake.root.drop_file("a.jsonl", "one");
+        let status = intake.handle.look().await;
+        assert_eq!((status.pending, status.is_idle()), (1, false));
+        intake.idle().await;
+        assert_eq!(intake.store.job_names(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_idle_before_the_first_look() {
+        assert!(!Status::default().is_idle());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_hints_the_rescan_finds_what_is_new() {
+        let intake = Running::over(Root::new());
+        intake.idle().await;
+        let mut changes = intake.store.changes();
+        let before = Instant::now();
+        intake.root.drop_file("a.jsonl", "one");
+        changes.changed().await.unwrap();
+        assert!(before.elapsed() <= Duration::from_secs(7), "{:?}", before.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_two_thousand_files_is_taken_in_whole() {
+        let root = Root::new();
+        for number in 0..2000 {
+            root.drop_file(&format!("{number}.jsonl"), &format!("{number}"));
+        }
+        let intake = Running::over(root);
+        intake.idle().await;
+        assert_eq!(intake.store.accepted().len(), 2000);
+        let mut names = intake.store.job_names();
+        names.dedup();
+        assert_eq!(names.len(), 2000);
+        assert!(intake.root.waiting().is_empty() && intake.root.rejected().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spec_that_meets_a_full_disk_is_tried_again_and_blocks_no_other() {
+        let root = Root::new();
+        let path = root.drop_file("a.jsonl", "full");
+        root.drop_file("b.jsonl", "one");
+        let intake = Running::over(root);
+        let mut status = intake.handle.status();
+        let status_then = status.wait_for(|status| status.blocked == 1).await.unwrap().clone();
+        assert!(status_then.trouble.unwrap().contains("write the job's files"), "told in words");
+        assert_eq!(intake.store.job_names(), ["b"]);
+        fs::write(&path, "one").unwrap();
+        status
+            .wait_for(|status| status.blocked == 0 && status.trouble.is_none() && status.pending == 0)
+            .await
+            .unwrap();
+        assert_eq!(intake.store.job_names(), ["a", "b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_jobs_folder_that_is_swapped_goes_on_and_one_that_vanishes_is_waited_for() {
+        let intake = Running::over(Root::new());
+        intake.idle().await;
+        let (jobs, old) = (intake.root.settings.jobs.clone(), intake.root.temp.path().join("old"));
+        fs::rename(&jobs, &old).unwrap();
+        let status = intake.handle.look().await;
+        assert!(status.trouble.unwrap().starts_with("open the jobs folder"), "told in words");
+        assert!(!jobs.exists(), "it may be a file system that is not mounted: nothing is made there");
+        fs::create_dir(&jobs).unwrap();
+        fs::write(jobs.join("a.jsonl"), "one").unwrap();
+        fs::write(jobs.join("b.jsonl"), "bad").unwrap();
+        intake.idle().await;
+        assert_eq!(intake.store.job_names(), ["a"]);
+        assert_eq!(names(&jobs.join("rejected")), ["b.jsonl", "b.jsonl.errors.txt"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_fails_ends_intake_and_the_next_start_puts_the_spec_back() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "one");
+        let mut intake = Running::over(root);
+        *intake.store.broken.lock().unwrap() = true;
+        let ended = intake.tasks.join_next().await.unwrap().unwrap();
+        assert!(matches!(ended, Err(Error::Store(_))), "{ended:?}");
+        assert!(intake.root.waiting().is_empty(), "nobody knows whether the store has it");
+
+        let intake = Running::over(intake.root);
+        intake.idle().await;
+        assert_eq!(intake.store.job_names(), ["a"]);
+        assert_eq!(intake.root.job_folders().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_hint_brings_the_look_forward() {
+        let mut root = Root::new();
+        root.settings.watch = true;
+        root.settings.rescan = Duration::from_hours(1);
+        root.settings.settle = Duration::from_millis(20);
+        let intake = Running::over(root);
+        intake.handle.look().await;
+        let mut changes = intake.store.changes();
+        intake.root.drop_file("a.jsonl", "one");
+        tokio::time::timeout(Duration::from_mins(1), changes.changed()).await.unwrap().unwrap();
+        assert_eq!(intake.store.job_names(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spec_that_fails_is_not_tried_again_at_once() {
+        let root = Root::new();
+        let path = root.drop_file("a.jsonl", "full");
+        let intake = Running::over(root);
+        let mut status = intake.handle.status();
+        status.wait_for(|status| status.blocked == 1).await.unwrap();
+        let failed = Instant::now();
+        let changed = || fs::metadata(&path).map(|file| (file.ctime(), file.ctime_nsec())).unwrap();
+        let after_first = changed();
+        while changed() == after_first {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let status = intake.handle.look().await;
+            assert_eq!((status.blocked, status.pending), (1, 0), "after {:?}", failed.elapsed());
+            assert!(status.trouble.is_some());
+        }
+        assert!(failed.elapsed() >= RETRY, "{:?}", failed.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_before_the_first_look_takes_nothing() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "one");
+        let (root, ended) = Running::over(root).end().await;
+        ended.unwrap();
+        assert_eq!(root.waiting(), ["a.jsonl"]);
+    }
+}
