@@ -15,7 +15,7 @@ use super::claim::{Claim, Taken};
 use super::copy::is_swapped;
 use super::dir::Dir;
 use super::name::safe_name;
-use super::scan::{Candidate, Find};
+use super::scan::{Candidate, Find, NOT_UTF8};
 use super::{Error, failed, reject};
 use crate::diag::{Diagnostic, Report};
 use crate::domain::JobId;
@@ -57,12 +57,11 @@ enum Unread {
 impl Examiner {
     /// Claims and reads a candidate as the job `id`.
     pub(super) fn examine(&self, candidate: &Candidate, id: JobId) -> Result<Verdict, Error> {
-        let dropped = match (candidate.find.clone(), candidate.name.to_str()) {
+        let (dropped, name) = match (candidate.find.clone(), candidate.name.to_str()) {
             (Find::Spec(dropped), Some(name)) => (dropped, name),
+            (Find::Spec(_), None) => return self.move_aside(candidate, NOT_UTF8),
             (Find::Unfit(why), _) => return self.move_aside(candidate, why),
-            (Find::Spec(_), None) => return self.move_aside(candidate, "its name is not UTF-8"),
         };
-        let (dropped, name) = dropped;
         let job = JobFolder::new(&self.state, id);
         match Claim::take(&self.jobs, job, name, (candidate, dropped))? {
             Taken::Claimed(claim) => self.judge(claim),
@@ -75,7 +74,7 @@ impl Examiner {
         let shown = safe_name(&candidate.name);
         let report = Report::from(
             Diagnostic::error(&shown, 0, 0, format!("not read: {why}"))
-                .hint("put a regular file with a plain name into the jobs folder"),
+                .hint("drop regular files, or folders of them, under plain names"),
         );
         let from = (&*self.jobs, &*candidate.name);
         let name = reject::move_aside(from, &self.jobs, &candidate.name, &report)?;
@@ -83,22 +82,22 @@ impl Examiner {
     }
 
     fn judge(&self, claim: Box<Claim>) -> Result<Verdict, Error> {
-        let read = self.read(&claim);
-        // Bad or good, a file that was still being written to is neither.
-        let (read, changed) = match (read, claim.is_changed()) {
-            (Err(Unread::Failed(error)), _) | (_, Err(error)) => {
-                claim.put_back()?;
-                return Err(error);
-            }
-            (Ok(checked), Ok(changed)) => (Ok(checked), changed),
-            (Err(Unread::Rejected(report)), Ok(changed)) => (Err(report), changed),
+        let read = match self.read(&claim) {
+            Ok(checked) => Ok(Ok(checked)),
+            Err(Unread::Rejected(report)) => Ok(Err(report)),
+            Err(Unread::Failed(error)) => Err(error),
         };
-        match read {
-            _ if changed => claim.put_back().map(|()| Verdict::Changed),
-            Ok(checked) => Ok(Verdict::Valid { claim, checked: Box::new(checked) }),
-            Err(report) => {
+        match read.and_then(|read| Ok((read, claim.is_changed()?))) {
+            // Bad or good, a file that was still being written to is neither.
+            Ok((_, true)) => claim.put_back().map(|()| Verdict::Changed),
+            Ok((Ok(checked), false)) => Ok(Verdict::Valid { claim, checked: Box::new(checked) }),
+            Ok((Err(report), false)) => {
                 let name = claim.reject(&report)?;
                 Ok(Verdict::Rejected { name, report })
+            }
+            Err(error) => {
+                claim.put_back()?;
+                Err(error)
             }
         }
     }
@@ -271,7 +270,7 @@ mod tests {
         assert_eq!(
             report,
             "link.jsonl: error: not read: it is a symbolic link; a regular file is expected\n  \
-             hint: put a regular file with a plain name into the jobs folder\n"
+             hint: drop regular files, or folders of them, under plain names\n"
         );
         assert_eq!(fs::read_to_string(secret).unwrap(), "bad");
     }
@@ -313,6 +312,20 @@ mod tests {
         let verdict = examine(&root, "a.jsonl").unwrap();
         assert!(matches!(verdict, Verdict::Rejected { .. }), "{verdict:?}");
         assert!(root.job_folders().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_read_goes_aside_with_what_to_do() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = Root::new();
+        let path = root.drop_file("a.jsonl", "one");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        if File::open(&path).is_ok() {
+            return; // root may read everything
+        }
+        assert!(matches!(examine(&root, "a.jsonl").unwrap(), Verdict::Rejected { .. }));
+        let report = fs::read_to_string(root.settings.jobs.join("rejected/a.jsonl.errors.txt")).unwrap();
+        assert!(report.contains("hint: let the user that runs batchd read it"), "{report}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ const FOLDER_ENTRIES_MAX: usize = 10_000;
 /// How deep a dropped folder may be nested.
 pub(super) const FOLDER_DEPTH_MAX: usize = 16;
 
+pub(super) const NOT_UTF8: &str = "its name is not UTF-8";
 const MIXED: &str = "it holds a link, a pipe or a device; regular files and folders are expected";
 
 /// Names that editors, browsers and copying tools use for what is not whole yet.
@@ -94,12 +95,13 @@ impl Scanner {
         let mut looks = BTreeMap::new();
         for name in dir.names()? {
             let name = name?;
-            // One entry that can't be looked at must not hide the others.
-            let Ok(Some((find, stamp))) = look_at(dir, &name) else { continue };
             if looks.len() == TRACKED_MAX {
-                scan.beyond += 1;
+                // A flood costs no more than the reading of its names.
+                scan.beyond += usize::from(matches!(Name::of(&name), Name::Spec(_) | Name::Odd(_)));
                 continue;
             }
+            // One entry that can't be looked at must not hide the others.
+            let Ok(Some((find, stamp))) = look_at(dir, &name) else { continue };
             let since = self.since(&name, &stamp, now);
             let wait = self.wait(&stamp, since, now);
             if wait.is_zero() {
@@ -151,9 +153,9 @@ impl Name {
         if bytes.starts_with(b".") || unfinished || ours {
             return Self::Ignored;
         }
-        let Some(text) = name.to_str() else { return Self::Odd("its name is not UTF-8") };
-        if text.chars().any(char::is_control) {
-            return Self::Odd("its name holds a control character");
+        let Some(text) = name.to_str() else { return Self::Odd(NOT_UTF8) };
+        if text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
+            return Self::Odd("its name holds a line end or another control character");
         }
         Form::of(text).map_or(Self::Other, Self::Spec)
     }
@@ -402,14 +404,18 @@ mod tests {
             b"\xff.tmp",
             b".\xff.jsonl",
         ];
-        let taken: [(&[u8], Find); 7] = [
+        let taken: [(&[u8], Find); 8] = [
             (b"a.jsonl", Find::Spec(Dropped::Jsonl)),
             (b"b.chat.jsonl", Find::Spec(Dropped::Jsonl)),
             (b"c d.toml", Find::Spec(Dropped::Toml)),
             (b"-rf.toml", Find::Spec(Dropped::Toml)),
-            (b"a\nb.jsonl", Find::Unfit("its name holds a control character")),
-            (b"\x1b[31m.toml", Find::Unfit("its name holds a control character")),
-            (b"\xff\xfe.jsonl", Find::Unfit("its name is not UTF-8")),
+            (b"a\nb.jsonl", Find::Unfit("its name holds a line end or another control character")),
+            (b"\x1b[31m.toml", Find::Unfit("its name holds a line end or another control character")),
+            (
+                "a\u{2028}b.jsonl".as_bytes(),
+                Find::Unfit("its name holds a line end or another control character"),
+            ),
+            (b"\xff\xfe.jsonl", Find::Unfit(NOT_UTF8)),
         ];
         for name in ignored.into_iter().chain(taken.iter().map(|(name, _)| *name)) {
             jobs.write(OsStr::from_bytes(name), "x");
