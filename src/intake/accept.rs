@@ -123,6 +123,7 @@ impl Examiner {
         // Whoever dropped it need not have synced it.
         dropped.sync_all().map_err(failed("sync the spec in", claim.job.path()))?;
         finish(index, &claim.job.index())?;
+        claim.sync()?;
         Ok(checked)
     }
 

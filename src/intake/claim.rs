@@ -162,20 +162,28 @@ impl Claim {
         }
     }
 
+    /// Makes the names of all files in the job's folder durable.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        if self.note.dropped == Dropped::Toml {
+            folder::sync_dir(&self.job.spec())?;
+        }
+        Ok(folder::sync_dir(self.job.path())?)
+    }
+
     /// Whether somebody wrote to it since the claim: a writer keeps what it has open across a rename.
     pub(super) fn is_changed(&self) -> Result<bool, Error> {
         let stamp = self.kept_stamp().map_err(failed("look at", self.job.path()))?;
         Ok(stamp != Some(self.stamp))
     }
 
-    /// The store has the job: the claim is over.
+    /// The store has the job: the claim is over. Not synced: a `claim.json` that a power cut brings back says
+    /// nothing beside a `state.json`.
     pub(super) fn settle(self) -> Result<(), Error> {
         if self.note.how == How::Copied {
             self.remove_original()?;
         }
         let claim = self.job.claim();
-        fs::remove_file(&claim).map_err(failed("remove", &claim))?;
-        Ok(folder::sync_dir(self.job.path())?)
+        fs::remove_file(&claim).map_err(failed("remove", &claim))
     }
 
     /// The spec goes aside with its report. Answers its name in `rejected/`.
@@ -273,7 +281,7 @@ impl Claim {
         Ok(self.jobs.move_new(OsStr::new(&self.note.name), &to, &kept))
     }
 
-    /// After the rename: what we have must be what came to rest, in its new place for good.
+    /// After the rename: what we have must be what came to rest.
     fn verify(mut self, candidate: &Candidate) -> Result<Taken, Error> {
         match self.secure(candidate) {
             Ok(true) => Ok(Taken::Claimed(Box::new(self))),
@@ -295,7 +303,6 @@ impl Claim {
         if self.note.how == How::Copied {
             self.copy()?;
         }
-        Dir::open(&self.note.dropped.place(&self.job).0)?.sync()?;
         Ok(true)
     }
 
