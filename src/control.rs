@@ -27,22 +27,34 @@ pub struct QueuePause {
 #[derive(Clone, Debug)]
 pub struct Board {
     pauses: Arc<Mutex<BTreeMap<QueueName, QueuePause>>>,
+    changed: Arc<watch::Sender<u64>>,
     resumed: Arc<watch::Sender<u64>>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { pauses: Arc::default(), resumed: Arc::new(watch::Sender::new(0)) }
+        let bell = || Arc::new(watch::Sender::new(0));
+        Self { pauses: Arc::default(), changed: bell(), resumed: bell() }
     }
 }
 
 impl Board {
     pub fn pause(&self, queue: &QueueName, pause: QueuePause) {
-        self.lock().insert(queue.clone(), pause);
+        let before = self.lock().insert(queue.clone(), pause.clone());
+        if before != Some(pause) {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     pub fn clear(&self, queue: &QueueName) {
-        self.lock().remove(queue);
+        if self.lock().remove(queue).is_some() {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Ticks whenever a pause begins or ends.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     pub fn pauses(&self) -> BTreeMap<QueueName, QueuePause> {
@@ -53,6 +65,7 @@ impl Board {
     pub fn resume(&self) {
         // Before the bell: a pause that a queue writes after it heard the bell has to stay.
         self.lock().clear();
+        self.changed.send_modify(|count| *count += 1);
         self.resumed.send_modify(|count| *count += 1);
     }
 
@@ -351,6 +364,10 @@ pub(crate) mod tests {
 
         fn changes(&self) -> watch::Receiver<u64> {
             watch::Sender::new(0).subscribe()
+        }
+
+        fn progress(&self) -> watch::Receiver<u64> {
+            self.changes()
         }
 
         fn close(&self) -> BoxFuture<'_, Result<()>> {

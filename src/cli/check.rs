@@ -9,7 +9,8 @@ use super::args::CheckArgs;
 use super::report::Printer;
 use super::spec_file::SpecFile;
 use super::{Done, Exit, Failure, load_config};
-use crate::config::{Config, Keys};
+use crate::config::Keys;
+use crate::daemon;
 use crate::diag::{Diagnostic, Report, printable};
 use crate::domain::JobName;
 use crate::spec::{self, Checked, Sinks, Source};
@@ -44,7 +45,7 @@ struct QueueShare {
 
 pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
     let loaded = load_config(config, Keys::Ignored)?;
-    let settings = settings(&loaded.config);
+    let settings = daemon::spec_settings(&loaded.config);
     let mut verdicts = Vec::new();
     for file in &args.files {
         let (verdict, findings) = judge(file, &settings)?;
@@ -61,19 +62,6 @@ pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer
     }
     let all_accepted = verdicts.iter().all(|verdict| verdict.accepted);
     Ok(if all_accepted { Exit::Done } else { Exit::Rejected })
-}
-
-/// What the daemon would judge specs by.
-fn settings(config: &Config) -> spec::Settings {
-    let facts = |provider: &crate::config::Provider| spec::ProviderFacts {
-        name: provider.name.clone(),
-        strict: provider.strict,
-    };
-    spec::Settings {
-        providers: config.providers.iter().map(facts).collect(),
-        max_line: config.intake.max_line,
-        input_dirs: config.intake.input_dirs.clone(),
-    }
 }
 
 fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Failure> {

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::args::RunArgs;
 use super::{Done, Exit, Failure, block_on, load_config, start_logging};
 use crate::config::Keys;
-use crate::daemon::{self, Ending, RunOptions};
+use crate::control::JobReport;
+use crate::daemon::{self, Ending, RunOptions, Stuck};
 use crate::telemetry;
 
 pub(super) fn run(args: &RunArgs, config: Option<&Path>) -> Done {
@@ -23,7 +24,8 @@ pub(super) fn run(args: &RunArgs, config: Option<&Path>) -> Done {
 pub(super) fn exit_of(ended: Result<Ending, daemon::Error>) -> Done {
     match ended {
         Ok(Ending::Done | Ending::StoppedBySignal) => Ok(Exit::Done),
-        Ok(Ending::SomeFailed | Ending::Stuck) => Ok(Exit::SomeFailed),
+        Ok(Ending::SomeFailed) => Ok(Exit::SomeFailed),
+        Ok(Ending::Stuck(stuck)) => Err(waits_for_a_person(&stuck)),
         Ok(Ending::Interrupted) => Ok(Exit::Interrupted),
         Err(error @ daemon::Error::AlreadyRunning { .. }) => {
             let hint = "one daemon serves a root: stop that one, or set another `root`";
@@ -32,6 +34,18 @@ pub(super) fn exit_of(ended: Result<Ending, daemon::Error>) -> Done {
         Err(error @ daemon::Error::State(_)) => Err(Failure::new(Exit::StateIo, error.to_string())),
         Err(error @ daemon::Error::Internal(_)) => Err(Failure::new(Exit::Internal, error.to_string())),
     }
+}
+
+/// Names what waits, and says what to do.
+fn waits_for_a_person(stuck: &Stuck) -> Failure {
+    let job = |job: &JobReport| {
+        let why = [&job.reason, &job.message].into_iter().flatten().map(String::as_str).collect::<Vec<_>>();
+        format!("job `{}` is {} ({})", job.name, job.status, why.join(": "))
+    };
+    let intake = stuck.intake.iter().map(|trouble| format!("specs can't be taken in ({trouble})"));
+    let waiting: Vec<String> = stuck.jobs.iter().map(job).chain(intake).collect();
+    let hint = "put the reason right; then `batchd resume JOB`, or start batchd again";
+    Failure::new(Exit::SomeFailed, format!("waiting for a person: {}", waiting.join("; "))).hint(hint)
 }
 
 #[cfg(test)]
@@ -48,7 +62,13 @@ mod tests {
             (Ok(Ending::Done), Exit::Done, String::new()),
             (Ok(Ending::StoppedBySignal), Exit::Done, String::new()),
             (Ok(Ending::SomeFailed), Exit::SomeFailed, String::new()),
-            (Ok(Ending::Stuck), Exit::SomeFailed, String::new()),
+            (
+                Ok(Ending::Stuck(Stuck { jobs: Vec::new(), intake: Some("disk full".to_owned()) })),
+                Exit::SomeFailed,
+                "error: waiting for a person: specs can't be taken in (disk full)\n  \
+                 hint: put the reason right; then `batchd resume JOB`, or start batchd again\n"
+                    .to_owned(),
+            ),
             (Ok(Ending::Interrupted), Exit::Interrupted, String::new()),
             (
                 Err(already(Some(7))),

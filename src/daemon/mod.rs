@@ -1,11 +1,32 @@
 //! The daemon: builds the workers from the configuration, runs them, and ends them in order.
+//!
+//! # Operation
+//!
+//! Nothing new is taken in first, then nothing more is sent; what is in flight may finish within the grace;
+//! results that are whole are written; then the store is closed. A second signal skips the waiting.
 
-use std::path::PathBuf;
+mod build;
+mod idle;
+mod signals;
+mod tasks;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
-use crate::config;
-use crate::store;
+pub use self::build::spec_settings;
+
+use self::build::Workers;
+use self::idle::Watch;
+use self::signals::{Signal, Signals};
+use self::tasks::{Failed, Tasks};
+use crate::clock::{Clock, Seed};
+use crate::config::{self, Config};
+use crate::control::JobReport;
+use crate::store::embedded::EmbeddedStore;
+use crate::store::{self, Store};
 
 /// How a daemon is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,7 +36,7 @@ pub struct RunOptions {
 }
 
 /// How a daemon's run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Everything is done, and every request that was settled has its answer.
     Done,
@@ -23,10 +44,19 @@ pub enum Ending {
     SomeFailed,
     /// A signal asked it to stop, and it stopped in order.
     StoppedBySignal,
-    /// What is left waits for a person: paused or held jobs, which it named on stderr.
-    Stuck,
+    /// What is left waits for a person.
+    Stuck(Stuck),
     /// A second signal cut the drain short.
     Interrupted,
+}
+
+/// What waits for a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stuck {
+    /// Paused and held jobs.
+    pub jobs: Vec<JobReport>,
+    /// Why specs in the jobs folder can't be taken in, if some can't.
+    pub intake: Option<String>,
 }
 
 /// Why a daemon could not run, or had to stop.
@@ -41,7 +71,143 @@ pub enum Error {
 }
 
 /// Runs the daemon in the foreground until it is done, told to stop, or can't go on.
-#[expect(clippy::unused_async, reason = "the signature that commands are written against")]
 pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, Error> {
-    Err(Error::Internal(format!("{} can't be run ({options:?})", loaded.config.root.display())))
+    let config = loaded.config;
+    let mut signals =
+        Signals::listen().map_err(|error| Error::Internal(format!("listen to signals: {error}")))?;
+    let store = open_store(&config).await?;
+    let clock = Clock::System;
+    let before = store.jobs().await.map_err(Error::State)?;
+    let workers =
+        build::workers(&config, Arc::clone(&store), clock, Seed::from_entropy()).map_err(Error::Internal)?;
+    tracing::info!(root = %config.root.display(), jobs = before.iter().filter(|job| !job.status.is_final()).count(), "batchd is running");
+    let mut daemon = Daemon::start(workers, store, before);
+    let ending = daemon.serve(&mut signals, options).await;
+    let drained = daemon.stop(&mut signals).await;
+    match (ending, drained) {
+        (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        (Ok(_), Ok(Drain::CutShort)) => Ok(Ending::Interrupted),
+        (Ok(ending), Ok(Drain::Whole)) => Ok(ending),
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
+    let state = config.state_dir();
+    let opened = tokio::task::spawn_blocking(move || open_embedded(&state)).await;
+    match opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))? {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(store::Error::Locked { pid, .. }) => {
+            Err(Error::AlreadyRunning { pid, root: config.root.clone() })
+        }
+        Err(error) => Err(Error::State(error)),
+    }
+}
+
+fn open_embedded(state: &Path) -> store::Result<EmbeddedStore> {
+    store::folder::make_private_dir(state)?;
+    EmbeddedStore::open(state)
+}
+
+/// How the drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    Whole,
+    CutShort,
+}
+
+/// The running workers, in the order in which they are stopped.
+struct Daemon {
+    tasks: Tasks,
+    watch: Watch,
+    store: Arc<dyn Store>,
+    /// Stops intake and dispatch.
+    stop_work: CancellationToken,
+    /// Abandons what is in flight.
+    hurry: CancellationToken,
+    /// Stops what must outlive dispatch: results, and the answers to commands.
+    stop_rest: CancellationToken,
+}
+
+impl Daemon {
+    fn start(workers: Workers, store: Arc<dyn Store>, before: Vec<crate::domain::JobState>) -> Self {
+        let Workers { intake, fleet, output, upkeep, control, listener, board } = workers;
+        let (stop_work, hurry, stop_rest) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let watch = Watch::new(control.clone(), board, intake.handle(), Arc::clone(&store), before);
+        let mut tasks = Tasks::default();
+        let stop = stop_work.clone();
+        tasks.spawn("intake", async move { intake.run(stop).await.map_err(Failed::from) });
+        let (stop, cut) = (stop_work.clone(), hurry.clone());
+        tasks.spawn("dispatch", async move { fleet.run(stop, cut).await.map_err(Failed::from) });
+        let stop = stop_work.clone();
+        tasks.spawn("upkeep", async move { upkeep.run(stop).await.map_err(Failed::from) });
+        let stop = stop_rest.clone();
+        tasks.spawn("output", async move { output.run(stop).await.map_err(Failed::from) });
+        let stop = stop_rest.clone();
+        tasks.spawn("control", async move {
+            crate::http::serve(listener, control, stop)
+                .await
+                .map_err(|error| Failed::Other(error.to_string()))
+        });
+        Self { tasks, watch, store, stop_work, hurry, stop_rest }
+    }
+
+    /// Runs until a signal, idleness, or a worker's end.
+    async fn serve(&mut self, signals: &mut Signals, options: RunOptions) -> Result<Ending, Error> {
+        loop {
+            // A failed worker first: nothing else matters then. A signal before idleness, so that the
+            // exit code tells of it.
+            tokio::select! { biased;
+                (name, ended) = self.tasks.next() => return Err(error_of(name, ended)),
+                signal = signals.next() => match signal {
+                    Signal::Stop => {
+                        tracing::info!("stopping: what is in flight may finish");
+                        return Ok(Ending::StoppedBySignal);
+                    }
+                    Signal::Reload => self.watch.resume(),
+                },
+                ending = self.watch.idle(), if options.until_idle => return ending.map_err(Error::State),
+            }
+        }
+    }
+
+    /// Ends the workers in order.
+    async fn stop(mut self, signals: &mut Signals) -> Result<Drain, Error> {
+        self.stop_work.cancel();
+        let mut drain = Drain::Whole;
+        let mut result = Ok(());
+        while self.tasks.is_running(&["intake", "dispatch", "upkeep"]) {
+            tokio::select! { biased;
+                (name, ended) = self.tasks.next() => result = result.and_then(|()| check(name, ended)),
+                signal = signals.next() => if signal == Signal::Stop {
+                    tracing::warn!("stopping at once: requests in flight are abandoned");
+                    drain = Drain::CutShort;
+                    self.hurry.cancel();
+                },
+            }
+        }
+        self.stop_rest.cancel();
+        while self.tasks.is_running(&["output", "control"]) {
+            let (name, ended) = self.tasks.next().await;
+            result = result.and_then(|()| check(name, ended));
+        }
+        let closed = self.store.close().await.map_err(Error::State);
+        result.and(closed).map(|()| drain)
+    }
+}
+
+fn check(name: &'static str, ended: Result<(), Failed>) -> Result<(), Error> {
+    match ended {
+        Ok(()) => Ok(()),
+        Err(failed) => Err(error_of(name, Err(failed))),
+    }
+}
+
+/// A worker that ends by itself has failed, whatever it says.
+fn error_of(name: &'static str, ended: Result<(), Failed>) -> Error {
+    match ended {
+        Ok(()) => Error::Internal(format!("the {name} worker ended without being told to")),
+        Err(Failed::Store(error)) => Error::State(error),
+        Err(Failed::Other(why)) => Error::Internal(format!("the {name} worker failed: {why}")),
+    }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::attempt::Parts;
 use self::gate::Gate;
-use self::queue::Dispatcher;
+use self::queue::{Dispatcher, Stop};
 use crate::clock::{Clock, Seed};
 use crate::config;
 use crate::control::{Board, QueuePause};
@@ -70,10 +70,12 @@ impl Fleet {
     }
 
     /// Runs until `stop` and then until what is in flight has ended. An error is the store's.
-    pub async fn run(mut self, stop: CancellationToken) -> store::Result<()> {
+    /// `hurry` then abandons it at once.
+    pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> store::Result<()> {
+        let stop = Stop { work, hurry, grace: self.settings.grace };
         let mut news = self.store.changes();
         let mut result = Ok(());
-        while result.is_ok() && !stop.is_cancelled() {
+        while result.is_ok() && !stop.work.is_cancelled() {
             news.mark_unchanged();
             result = self.start_missing(&stop).await;
             if result.is_err() {
@@ -81,13 +83,13 @@ impl Fleet {
             }
             // Stopping first; a dispatcher that ended may be needed again, which the next round sees.
             tokio::select! { biased;
-                () = stop.cancelled() => {}
+                () = stop.work.cancelled() => {}
                 Some(ended) = self.running.join_next() => result = self.on_ended(ended),
                 _ = news.changed() => {}
             }
         }
         // One queue's failure is the store's, and stops all.
-        stop.cancel();
+        stop.work.cancel();
         while let Some(ended) = self.running.join_next().await {
             let ended = self.on_ended(ended);
             result = result.and(ended);
@@ -96,16 +98,16 @@ impl Fleet {
     }
 
     /// Starts a dispatcher for every queue that has work and none.
-    async fn start_missing(&mut self, stop: &CancellationToken) -> store::Result<()> {
+    async fn start_missing(&mut self, stop: &Stop) -> store::Result<()> {
         for depth in self.store.queues().await? {
             if self.queues.contains(&depth.queue) {
                 continue;
             }
             match self.dispatcher(&depth.queue) {
                 Some(dispatcher) => {
-                    let (queue, stop, grace) = (depth.queue.clone(), stop.clone(), self.settings.grace);
+                    let (queue, stop) = (depth.queue.clone(), stop.clone());
                     self.queues.insert(depth.queue);
-                    self.running.spawn(async move { (queue, dispatcher.run(stop, grace).await) });
+                    self.running.spawn(async move { (queue, dispatcher.run(stop).await) });
                 }
                 None => self.orphan(&depth.queue),
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
@@ -32,6 +32,17 @@ const READY_MAX: usize = 256;
 
 /// A dispatcher without work ends after this long. Until then it remembers that its model has answered.
 const LINGER: Duration = Duration::from_mins(10);
+
+/// How a dispatcher is told to end.
+#[derive(Clone, Debug)]
+pub(super) struct Stop {
+    /// Nothing more is sent.
+    pub(super) work: CancellationToken,
+    /// What is in flight is abandoned.
+    pub(super) hurry: CancellationToken,
+    /// So long may what is in flight take after `work`.
+    pub(super) grace: Duration,
+}
 
 /// See the module's words.
 #[derive(Debug)]
@@ -98,11 +109,11 @@ impl Dispatcher {
 
     /// Sends the queue's requests until `stop`, or until there has been nothing to do for a while. What is
     /// in flight at `stop` may take until `grace` has passed.
-    pub(super) async fn run(mut self, stop: CancellationToken, grace: Duration) -> store::Result<()> {
-        let ended = self.serve(&stop).await;
+    pub(super) async fn run(mut self, stop: Stop) -> store::Result<()> {
+        let ended = self.serve(&stop.work).await;
         self.board.clear(&self.queue);
         self.give_back().await?;
-        self.drain(Instant::now() + grace).await?;
+        self.drain(&stop).await?;
         ended
     }
 
@@ -305,22 +316,27 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Lets attempts finish until `deadline`, then abandons them: they were sent, so they are uncertain.
-    async fn drain(&mut self, deadline: Instant) -> store::Result<()> {
+    /// Lets attempts finish within the grace, then abandons them: they were sent, so they are uncertain.
+    async fn drain(&mut self, stop: &Stop) -> store::Result<()> {
+        let deadline = Instant::now() + stop.grace;
         let mut failed = None;
         loop {
-            match timeout_at(deadline, self.running.join_next()).await {
-                Ok(Some(ended)) => {
+            // What has ended is counted before anything is abandoned.
+            tokio::select! { biased;
+                ended = self.running.join_next() => {
+                    let Some(ended) = ended else { break };
                     let error = self.on_ended(ended).err();
                     failed = failed.or(error);
                 }
-                Ok(None) => return failed.map_or(Ok(()), Err),
-                Err(_) => {
-                    tracing::warn!(queue = %self.queue, abandoned = self.running.len(), "requests in flight are abandoned at the end of the grace");
-                    self.running.shutdown().await;
-                    return failed.map_or(Ok(()), Err);
-                }
+                () = stop.hurry.cancelled() => break,
+                () = sleep_until(deadline) => break,
             }
         }
+        if !self.running.is_empty() {
+            let abandoned = self.running.len();
+            tracing::warn!(queue = %self.queue, abandoned, "requests in flight are abandoned");
+            self.running.shutdown().await;
+        }
+        failed.map_or(Ok(()), Err)
     }
 }

@@ -46,7 +46,10 @@ impl From<control::Error> for Failure {
                 (StatusCode::CONFLICT, "wrong_status")
             }
             control::Error::Store(
-                store::Error::Io { .. } | store::Error::Damaged { .. } | store::Error::Closed(_),
+                store::Error::Io { .. }
+                | store::Error::Damaged { .. }
+                | store::Error::Locked { .. }
+                | store::Error::Closed(_),
             ) => (StatusCode::SERVICE_UNAVAILABLE, "store_closed"),
         };
         Self { status, code, message: error.to_string() }

@@ -278,6 +278,10 @@ impl Store for FakeStore {
         self.changes.subscribe()
     }
 
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.changes()
+    }
+
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         futures_util::future::ready(Ok(())).boxed()
     }

@@ -93,6 +93,7 @@ impl From<store::Error> for Error {
             | store::Error::Stale(_)
             | store::Error::Transition { .. }
             | store::Error::Damaged { .. }
+            | store::Error::Locked { .. }
             | store::Error::Closed(_)) => Self::Store(error),
         }
     }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use thiserror::Error as ThisError;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::images::{Answer, Gallery, Source, may_hold_images};
 use super::input::Input;
 use super::{Error, blocking};
+use crate::provider::{DownloadError, Provider};
 
 /// Tries of one image.
 const TRIES: u32 = 3;
@@ -38,6 +39,16 @@ const BATCH_BYTES: u64 = 64 << 20;
 pub trait Download: Send + Sync + fmt::Debug {
     /// The bytes at `url`, at most `max`.
     fn download<'a>(&'a self, url: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, DownloadFailed>>;
+}
+
+impl Download for Provider {
+    fn download<'a>(&'a self, url: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, DownloadFailed>> {
+        let failed = |error: DownloadError| DownloadFailed {
+            is_retryable: error.is_worth_retrying(),
+            message: error.to_string(),
+        };
+        Self::download(self, url, max).map(move |downloaded| downloaded.map_err(failed)).boxed()
+    }
 }
 
 /// Why an image was not downloaded.

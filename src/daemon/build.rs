@@ -1,0 +1,104 @@
+//! From the configuration to workers: the one place that sees both.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+
+use crate::clock::{Clock, Seed};
+use crate::config::{self, Config};
+use crate::control::{Board, Control};
+use crate::dispatch::{self, Fleet, ProviderSettings};
+use crate::intake::{self, Intake};
+use crate::output::{self, Download, Output};
+use crate::provider::{self, HttpTransport, Provider, Transport};
+use crate::spec;
+use crate::store::Store;
+use crate::upkeep::Upkeep;
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(super) struct Workers {
+    pub(super) intake: Intake,
+    pub(super) fleet: Fleet,
+    pub(super) output: Output,
+    pub(super) upkeep: Upkeep,
+    pub(super) control: Control,
+    pub(super) listener: UnixListener,
+    pub(super) board: Board,
+}
+
+/// Builds all workers. An error is a sentence for a person.
+pub(super) fn workers(
+    config: &Config,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    seed: Seed,
+) -> Result<Workers, String> {
+    let transport: Arc<dyn Transport> = Arc::new(HttpTransport::new().map_err(|error| error.to_string())?);
+    let providers: Vec<(Provider, &config::Provider)> =
+        config.providers.iter().map(|p| (build_provider(p, Arc::clone(&transport)), p)).collect();
+    let board = Board::default();
+    let socket = &config.control.socket;
+    let listener =
+        crate::http::bind(socket).map_err(|error| format!("listen on {}: {error}", socket.display()))?;
+    let downloads: BTreeMap<String, Arc<dyn Download>> = providers
+        .iter()
+        .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Download>))
+        .collect();
+    let dispatch = dispatch::Settings {
+        providers: providers
+            .into_iter()
+            .map(|(provider, config)| ProviderSettings { provider, config: config.clone() })
+            .collect(),
+        retry: config.retry,
+        grace: config.shutdown.grace,
+    };
+    Ok(Workers {
+        intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed),
+        fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed),
+        output: Output::new(
+            output::Settings::new(config.results_dir()),
+            Arc::clone(&store),
+            downloads,
+            clock.clone(),
+        ),
+        upkeep: Upkeep::new(Arc::clone(&store), clock.clone()),
+        control: Control::new(store, board.clone(), clock),
+        listener,
+        board,
+    })
+}
+
+fn build_provider(config: &config::Provider, transport: Arc<dyn Transport>) -> Provider {
+    let settings = provider::Settings {
+        name: config.name.clone(),
+        base_url: config.base_url.clone(),
+        api_key: config.api_key.clone(),
+        timeout: config.timeout,
+        max_reply: config.max_reply,
+    };
+    Provider::new(settings, transport)
+}
+
+fn intake_settings(config: &Config) -> intake::Settings {
+    intake::Settings {
+        jobs: config.jobs_dir(),
+        results: config.results_dir(),
+        state: config.state_dir(),
+        rescan: config.intake.rescan,
+        settle: config.intake.settle,
+        watch: true,
+        spec: spec_settings(config),
+    }
+}
+
+/// What `spec` must know of the configuration; `batchd check` judges by the same.
+pub fn spec_settings(config: &Config) -> spec::Settings {
+    let facts = |p: &config::Provider| spec::ProviderFacts { name: p.name.clone(), strict: p.strict };
+    spec::Settings {
+        providers: config.providers.iter().map(facts).collect(),
+        max_line: config.intake.max_line,
+        input_dirs: config.intake.input_dirs.clone(),
+    }
+}

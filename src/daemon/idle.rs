@@ -1,0 +1,96 @@
+//! When `--until-idle` may end: no spec is left to read, and no job can progress without a person.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::control::{Board, Control, JobReport};
+use crate::daemon::{Ending, Stuck};
+use crate::domain::{JobId, JobState, JobStatus};
+use crate::intake;
+use crate::store::{self, Store};
+
+/// See the module's words.
+#[derive(Debug)]
+pub(super) struct Watch {
+    control: Control,
+    board: Board,
+    intake: intake::Handle,
+    store: Arc<dyn Store>,
+    /// Jobs that had ended before this process began: their failures are old news.
+    ended_before: BTreeSet<JobId>,
+}
+
+impl Watch {
+    pub(super) fn new(
+        control: Control,
+        board: Board,
+        intake: intake::Handle,
+        store: Arc<dyn Store>,
+        before: Vec<JobState>,
+    ) -> Self {
+        let ended = before.into_iter().filter(|state| state.status.is_final());
+        Self { control, board, intake, store, ended_before: ended.map(|state| state.job.id).collect() }
+    }
+
+    /// Ends every pause and looks at the jobs folder.
+    pub(super) fn resume(&self) {
+        self.board.resume();
+        self.intake.wake();
+    }
+
+    /// Waits until nothing can progress by itself.
+    pub(super) async fn idle(&self) -> store::Result<Ending> {
+        let mut news = self.store.changes();
+        let mut pauses = self.board.changes();
+        let mut intake = self.intake.status();
+        loop {
+            news.mark_unchanged();
+            pauses.mark_unchanged();
+            intake.mark_unchanged();
+            // A spec dropped after the last look, and before the last job ended, still counts.
+            if self.intake.status().borrow().is_idle()
+                && self.is_quiet().await?
+                && self.intake.look().await.is_idle()
+                && self.is_quiet().await?
+            {
+                return self.ending().await;
+            }
+            tokio::select! { biased; // the order does not matter: each only makes us look again
+                _ = news.changed() => {}
+                _ = pauses.changed() => {}
+                _ = intake.changed() => {}
+            }
+        }
+    }
+
+    async fn is_quiet(&self) -> store::Result<bool> {
+        let pauses = self.board.pauses();
+        let stopped = |state: &JobState| match &state.status {
+            JobStatus::Completed | JobStatus::Failed { .. } | JobStatus::Cancelled | JobStatus::Expired => {
+                true
+            }
+            JobStatus::Paused { .. } | JobStatus::Held { .. } => state.leased == 0,
+            JobStatus::InProgress => {
+                let closed = state.job.queues.iter().all(|queue| pauses.contains_key(queue));
+                closed && state.leased == 0 && state.counts.open() > 0
+            }
+            JobStatus::Cancelling | JobStatus::Expiring | JobStatus::Finalizing => false,
+        };
+        Ok(self.store.jobs().await?.iter().all(stopped))
+    }
+
+    async fn ending(&self) -> store::Result<Ending> {
+        let status = self.intake.status().borrow().clone();
+        let jobs: Vec<JobReport> = self.control.list().await.unwrap_or_default();
+        let stuck = jobs.into_iter().filter(|job| matches!(job.status.as_str(), "paused" | "held"));
+        let stuck = Stuck { jobs: stuck.collect(), intake: status.trouble.filter(|_| status.blocked > 0) };
+        if stuck != Stuck::default() {
+            return Ok(Ending::Stuck(stuck));
+        }
+        let states = self.store.jobs().await?;
+        let mut ours = states.iter().filter(|state| !self.ended_before.contains(&state.job.id));
+        let failed =
+            ours.any(|state| state.counts.failed > 0 || matches!(state.status, JobStatus::Failed { .. }));
+        Ok(if failed { Ending::SomeFailed } else { Ending::Done })
+    }
+}
