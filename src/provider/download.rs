@@ -27,6 +27,9 @@ pub enum DownloadError {
     /// The server answered with this status.
     #[error("the server answered {0}")]
     Status(u16),
+    /// The server answered well, with nothing.
+    #[error("the file is empty")]
+    Empty,
     /// There is no whole reply.
     #[error(transparent)]
     Transport(TransportError),
@@ -37,6 +40,7 @@ impl DownloadError {
     pub const fn is_worth_retrying(&self) -> bool {
         match self {
             Self::Refused(_) => false,
+            Self::Empty => true,
             Self::Status(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=599),
             Self::Transport(error) => {
                 !matches!(error, TransportError::TooLarge(_) | TransportError::NotPublic(_))
@@ -67,6 +71,7 @@ impl Provider {
             });
             let reply = exchange.await.map_err(DownloadError::Transport)?;
             match reply.status {
+                200..=299 if reply.body.is_empty() => return Err(DownloadError::Empty),
                 200..=299 => return Ok(reply.body),
                 301 | 302 | 303 | 307 | 308 => {
                     let target = reply.headers.get(LOCATION).and_then(|value| value.to_str().ok());
@@ -234,6 +239,7 @@ mod tests {
     #[tokio::test]
     async fn errors_say_whether_to_retry_and_never_the_url() {
         for (status, again) in [
+            ("200 OK", true), // but empty
             ("403 No", false),
             ("404 No", false),
             ("410 Gone", false),
