@@ -18,6 +18,7 @@
 //! # What it does not do
 //!
 //! It holds no lock on the state folder: whoever starts it has made sure that no other daemon runs there.
+//! A folder below `state/jobs/` that has no `state.json` yet is its business alone.
 
 mod accept;
 mod claim;

@@ -17,7 +17,7 @@ use crate::diag::printable;
 use crate::domain::JobId;
 use crate::store::folder::{self, JobFolder};
 
-/// Goes through `state/jobs/`. Nothing else may take in specs meanwhile.
+/// Goes through `state/jobs/`. Nothing else may make jobs' folders there meanwhile.
 pub(super) fn recover(jobs: &Arc<Dir>, state: &Path) -> Result<(), Error> {
     reject::publish_reports(jobs).map_err(failed("read", jobs.path()))?;
     let folders = state.join("jobs");

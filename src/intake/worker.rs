@@ -28,7 +28,7 @@ use crate::domain::{Job, JobId};
 use crate::spec::{self, Checked};
 use crate::store::{Input, Store};
 
-/// After a hint: what is dropped comes as a burst of events.
+/// After a hint, since what is dropped comes as a burst of events; and the shortest `rescan`.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// After a failure of our own: soon enough that freed disk space is noticed within 15 s.
@@ -113,7 +113,7 @@ impl Intake {
     /// Looks once and takes in what is ready. Answers how long the next look may wait.
     async fn step(&mut self, stop: &CancellationToken) -> Result<Duration, Error> {
         let heard = *self.calls.borrow_and_update();
-        let mut round = Round::new(self.settings.rescan);
+        let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
         match self.look().await {
             Ok((jobs, scan)) => self.take_in(jobs, scan, &mut round, stop).await?,
             Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
