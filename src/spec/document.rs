@@ -10,24 +10,35 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diag::{self, Diagnostic, Report};
+use crate::spec::json;
 use crate::spec::problem::shown;
 
 /// The text of a spec and the name that a person knows it by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Document<'d> {
     pub(super) file: &'d str,
     pub(super) text: &'d str,
+    /// Bytes of the line ends, so that a spec of many lines and problems is not counted through for each.
+    line_ends: Vec<usize>,
 }
 
-impl Document<'_> {
+impl<'d> Document<'d> {
+    pub(super) fn new(file: &'d str, text: &'d str) -> Self {
+        Self { file, text, line_ends: memchr::memchr_iter(b'\n', text.as_bytes()).collect() }
+    }
+
+    /// The line of a byte, from 1.
+    pub(super) fn line(&self, offset: usize) -> u32 {
+        let before = self.line_ends.partition_point(|end| *end < offset);
+        u32::try_from(before).map_or(u32::MAX, |before| before.saturating_add(1))
+    }
+
     /// Line and column of a byte, from 1.
     pub(super) fn place(&self, offset: usize) -> (u32, u32) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
-        let column = before.get(start..).map_or(0, |line| line.chars().count()) + 1;
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        (number(line), number(column))
+        let before = self.line_ends.partition_point(|end| *end < offset);
+        let start = before.checked_sub(1).and_then(|last| self.line_ends.get(last)).map_or(0, |end| end + 1);
+        let line = self.text.get(start..).unwrap_or_default();
+        (self.line(offset), json::column(line, offset.saturating_sub(start)))
     }
 
     pub(super) fn error(&self, offset: usize, message: impl Into<String>) -> Diagnostic {
@@ -117,7 +128,7 @@ pub(super) struct Placed<T> {
 /// One table of a document.
 #[derive(Debug)]
 pub(super) struct Section<'d, 'i> {
-    document: Document<'d>,
+    document: &'d Document<'d>,
     /// As messages call it: `[input]`, or nothing for the top.
     name: &'static str,
     table: &'d DeTable<'i>,
@@ -127,7 +138,7 @@ pub(super) struct Section<'d, 'i> {
 
 impl<'d, 'i> Section<'d, 'i> {
     pub(super) const fn new(
-        document: Document<'d>,
+        document: &'d Document<'d>,
         name: &'static str,
         table: &'d DeTable<'i>,
         offset: usize,
@@ -274,5 +285,35 @@ pub(super) const fn type_of(value: &DeValue<'_>) -> &'static str {
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "an array",
         DeValue::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_lines_and_characters() {
+        let document = Document::new("a.toml", "é = 1\nb = 2\r\n\nlast");
+        let places: Vec<_> = [0, 2, 6, 7, 11, 13, 14, 15, 99].map(|offset| document.place(offset)).into();
+        assert_eq!(places, [(1, 1), (1, 2), (1, 6), (2, 1), (2, 5), (2, 7), (3, 1), (4, 1), (4, 5)]);
+    }
+
+    #[test]
+    fn numbers_keep_what_toml_means_by_them() {
+        let text =
+            "a = [0, 1_000, 0x10, -5, 0.5, 1e3, 1.0]\nb = { \"c d\" = \"\\n\" }\nc = 99999999999999999999\n";
+        let document = Document::new("a.toml", text);
+        let (table, errors) = DeTable::parse_recoverable(text);
+        assert!(errors.is_empty(), "{errors:?}");
+        let mut report = Report::default();
+        let mut json = |key: &str| document.json(table.get_ref().get(key).unwrap(), &mut report);
+        assert_eq!(json("a").unwrap(), "[0,1000,16,-5,0.5,1000.0,1.0]");
+        assert_eq!(json("b").unwrap(), r#"{"c d":"\n"}"#);
+        assert_eq!(json("c"), None);
+        assert!(
+            report.to_string().starts_with("a.toml:3:5: error: `99999999999999999999` is too large"),
+            "{report}"
+        );
     }
 }

@@ -16,6 +16,8 @@ use glob::{MatchOptions, Pattern};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::spec::problem::shown;
+
 /// A glob that matches more files is refused.
 const MATCHES_MAX: usize = 10_000;
 /// A glob looks at no more directory entries.
@@ -87,14 +89,12 @@ impl Files {
         let candidates = self.candidates(path)?;
         let is_glob = path.contains(['*', '?', '[']);
         for (number, below) in &candidates {
-            let found = if is_glob {
-                self.glob(*number, below)?
-            } else {
-                match self.look(*number, below) {
-                    Ok(()) => vec![below.clone()],
-                    Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                    Err(errno) => return Err(describe(path, errno)),
-                }
+            let found = match self.look(*number, below) {
+                // Also of a file whose name looks like a glob: `report [final].csv`.
+                Ok(()) => vec![below.clone()],
+                Err(_) if is_glob => self.glob(*number, below)?,
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(errno) => return Err(describe(path, errno)),
             };
             if !found.is_empty() {
                 let stem = path.strip_suffix(below.as_str()).unwrap_or_default();
@@ -197,6 +197,13 @@ struct Walk<'f> {
     found: BTreeSet<String>,
 }
 
+struct Entry {
+    name: String,
+    is_folder: bool,
+    /// It can't be named in a report or a spec.
+    is_odd: bool,
+}
+
 impl Walk<'_> {
     /// Goes on with `steps` in `folder` (below the root; empty = the root itself).
     fn step(&mut self, folder: &str, steps: &[Pattern], depth: usize) -> Result<(), Refused> {
@@ -208,7 +215,11 @@ impl Walk<'_> {
         if anywhere {
             self.step(folder, rest, depth)?;
         }
-        for (name, is_folder) in self.names(folder)? {
+        for Entry { name, is_folder, is_odd } in self.names(folder)? {
+            if is_odd && (anywhere || step.matches_with(&name, GLOB)) {
+                let message = format!("`{}` meets the name {}", self.pattern, shown(&name));
+                return Err(refused(message, "a name must be UTF-8 without control characters: rename it"));
+            }
             let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
             if anywhere {
                 if is_folder && !name.starts_with('.') {
@@ -229,8 +240,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The entries of a folder that is no link, with whether each is a folder itself.
-    fn names(&mut self, folder: &str) -> Result<Vec<(String, bool)>, Refused> {
+    /// The entries of a folder that is no link.
+    fn names(&mut self, folder: &str) -> Result<Vec<Entry>, Refused> {
         let path = if folder.is_empty() { "." } else { folder };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let handle = match self.files.beneath(self.root, path, flags) {
@@ -247,17 +258,18 @@ impl Walk<'_> {
                 let message = format!("`{}` looks through more than {ENTRIES_MAX} names", self.pattern);
                 return Err(refused(message, "begin it with a folder of its own"));
             }
-            // What is not UTF-8 can't be named in a report or a spec.
-            let Ok(name) = entry.file_name().to_str() else { continue };
+            let name = entry.file_name().to_string_lossy();
+            let is_odd = entry.file_name().to_str().is_err() || name.contains(|c: char| c.is_control());
             if name == "." || name == ".." {
                 continue;
             }
             let mut kind = entry.file_type();
             if kind == FileType::Unknown {
-                let stat = rustix::fs::statat(&handle, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+                let stat =
+                    rustix::fs::statat(&handle, entry.file_name(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
                 kind = stat.map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode));
             }
-            names.push((name.to_owned(), kind == FileType::Directory));
+            names.push(Entry { name: name.into_owned(), is_folder: kind == FileType::Directory, is_odd });
         }
         Ok(names)
     }
@@ -471,6 +483,24 @@ mod tests {
             let absolute = format!("{}/a/*.txt", house.dir.path().join("inputs").display());
             assert_eq!(find(&absolute), [absolute.replace('*', "shared")]);
         }
+    }
+
+    #[test]
+    fn a_glob_that_meets_a_name_which_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStrExt as _;
+        for odd in [&b"x\xff.txt"[..], b"x\n.txt"] {
+            let house = House::new();
+            fs::write(house.dir.path().join("jobs").join(std::ffi::OsStr::from_bytes(odd)), "x").unwrap();
+            assert!(house.read(true, "x*.txt").unwrap_err().message.contains("meets the name"));
+            assert!(house.read(true, "top*.txt").is_ok());
+        }
+    }
+
+    #[test]
+    fn a_name_that_looks_like_a_glob_is_found_first() {
+        let house = House::new();
+        fs::write(house.dir.path().join("jobs/report [final].csv"), "x").unwrap();
+        assert_eq!(house.read(true, "report [final].csv").unwrap(), "x|");
     }
 
     #[test]

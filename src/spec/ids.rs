@@ -81,3 +81,42 @@ fn duplicate(id: &str, first: &Place, place: Place) -> crate::diag::Diagnostic {
         hint: Some("each request needs one of its own: answers are told apart by it".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(seen: Vec<[u32; 3]>, ids: &[&str]) -> String {
+        let mut report = Report::default();
+        Ids { seen }.report(&mut report, &mut |wanted, visit| {
+            for ordinal in wanted {
+                let place = Place { file: "a.jsonl".to_owned(), line: *ordinal, column: 0 };
+                visit(*ordinal, ids[*ordinal as usize - 1], place);
+            }
+        });
+        report.to_string()
+    }
+
+    #[test]
+    fn equal_hashes_are_no_duplicates_until_the_ids_are_compared() {
+        let same_hash: Vec<_> = (1..=4).map(|ordinal| [7, 7, ordinal]).collect();
+        assert_eq!(report(same_hash.clone(), &["a", "b", "c", "d"]), "");
+        let found = report(same_hash, &["a", "b", "c", "b"]);
+        assert!(
+            found.starts_with("a.jsonl:4: error: duplicate custom_id `b`, first used on line 2"),
+            "{found}"
+        );
+        assert_eq!(found.matches("error:").count(), 1);
+    }
+
+    #[test]
+    fn only_what_may_be_equal_is_read_again() {
+        let mut ids = Ids::default();
+        for (id, ordinal) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
+            ids.insert(id, ordinal);
+        }
+        let mut asked = Vec::new();
+        ids.report(&mut Report::default(), &mut |wanted, _| asked.extend_from_slice(wanted));
+        assert_eq!(asked, [1, 3]);
+    }
+}

@@ -33,7 +33,7 @@ const FINDINGS_MAX: usize = 256;
 pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) -> Result<Checked, Error> {
     let mut report = Report::default();
     let Some(text) = text(source, &mut report) else { return Err(Error::Rejected(report)) };
-    let document = Document { file: &source.display, text: text.strip_prefix('\u{feff}').unwrap_or(&text) };
+    let document = &Document::new(&source.display, text.strip_prefix('\u{feff}').unwrap_or(&text));
     let spec = schema::read(document, settings, &mut report);
     let job_name = match spec.as_ref().and_then(|spec| spec.name.clone()) {
         Some(name) => Some(name),
@@ -93,7 +93,7 @@ fn text(source: &Source, report: &mut Report) -> Option<String> {
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes());
-            let found = Document { file: &source.display, text: &text }.error(valid, "invalid UTF-8");
+            let found = Document::new(&source.display, &text).error(valid, "invalid UTF-8");
             report.push(found.hint("save the file as UTF-8"));
             None
         }
@@ -104,7 +104,7 @@ fn text(source: &Source, report: &mut Report) -> Option<String> {
 fn found(
     spec: &Spec<'_>,
     files: &Files,
-    document: Document<'_>,
+    document: &Document<'_>,
     report: &mut Report,
 ) -> Vec<(Found, DataForm)> {
     let (path, lines) = match &spec.work {
@@ -450,10 +450,14 @@ messages = []
 
     #[test]
     fn a_request_over_the_bound_is_refused_at_its_row() {
-        let spec = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"a.txt\"\nprompt = \"{{ text * 1000 }}\"\n";
-        let trial = Trial::new().with("a.toml", spec).with("a.txt", "x\nlong enough to be too much\n");
+        let spec = "kind = \"completions\"\nmodel = \"m\"\n[input]\nfile = \"a.txt\"\nprompt = \"{{ text * 16380 }}\"\n";
+        let trial = Trial::new().with("a.toml", spec).with("a.txt", "x\nlong\n");
         let report = trial.refused("a.toml");
-        assert!(report.starts_with("a.txt:2: error: the request has"), "{report}");
+        assert!(report.starts_with("a.txt:1: error: the request has"), "{report}");
+        assert!(
+            report.contains("a.txt:2: error: the template in `prompt` failed: it makes more than"),
+            "{report}"
+        );
     }
 
     #[test]

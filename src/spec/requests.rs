@@ -33,7 +33,7 @@ pub(super) type EachRequest<'v> = &'v mut dyn FnMut(Rendered<'_>, &mut Report);
 /// A spec with its data files, which can be gone over more than once.
 pub(super) struct Requests<'j> {
     pub(super) spec: &'j Spec<'j>,
-    pub(super) document: Document<'j>,
+    pub(super) document: &'j Document<'j>,
     pub(super) files: Files,
     pub(super) found: Vec<(Found, DataForm)>,
     pub(super) max_line: u64,

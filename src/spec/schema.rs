@@ -27,7 +27,7 @@ pub(super) struct Spec<'s> {
 
 /// Reads a spec. None: it was refused, and the report says why.
 pub(super) fn read<'s>(
-    document: Document<'_>,
+    document: &Document<'_>,
     settings: &'s Settings,
     report: &mut Report,
 ) -> Option<Spec<'s>> {
@@ -39,13 +39,13 @@ pub(super) fn read<'s>(
     if !errors.is_empty() {
         return None;
     }
-    let reader = Reader { document, report, templates: Templates::new() };
+    let reader = Reader { document, report, templates: Templates::new(settings.max_line) };
     reader.spec(table.get_ref(), settings)
 }
 
 /// Reads the parts of a spec and reports what is wrong with each.
 pub(super) struct Reader<'d, 'r> {
-    pub(super) document: Document<'d>,
+    pub(super) document: &'d Document<'d>,
     pub(super) report: &'r mut Report,
     pub(super) templates: Templates,
 }

@@ -4,7 +4,7 @@
 //! one. What a template may do is bounded, as specs come from whoever may write into the jobs folder.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::{fmt, io};
 
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
@@ -22,6 +22,8 @@ pub(super) struct Templates {
     labels: Vec<&'static str>,
     /// The fields that they name.
     variables: BTreeSet<String>,
+    /// Longest text that one may make, in bytes.
+    max: u64,
 }
 
 impl fmt::Debug for Templates {
@@ -52,7 +54,7 @@ pub(super) struct Failed {
 }
 
 impl Templates {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(max: u64) -> Self {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -75,7 +77,7 @@ impl Templates {
                 };
             written.map_err(minijinja::Error::from)
         });
-        Self { environment, labels: Vec::new(), variables: BTreeSet::new() }
+        Self { environment, labels: Vec::new(), variables: BTreeSet::new(), max }
     }
 
     /// Takes a template that belongs to `label`, a key of the spec.
@@ -112,7 +114,12 @@ impl Templates {
     ) -> Result<String, Failed> {
         let label = self.labels.get(id.0).copied().unwrap_or_default();
         let template = self.environment.get_template(&id.0.to_string());
-        let rendered = template.and_then(|template| template.render(row));
+        let mut text = Capped { bytes: Vec::new(), left: self.max };
+        let rendered = template.and_then(|template| template.render_captured_to(row, &mut text).map(drop));
+        let rendered = rendered.and_then(|()| {
+            String::from_utf8(text.bytes)
+                .map_err(|_| minijinja::Error::new(ErrorKind::WriteFailure, "the text is not UTF-8"))
+        });
         rendered.map_err(|error| {
             let kind = error.kind();
             if kind == ErrorKind::UndefinedError {
@@ -122,7 +129,13 @@ impl Templates {
                 kind,
                 ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
             );
-            let detail = error.detail().map_or_else(|| kind.to_string(), str::to_owned);
+            let detail = if kind == ErrorKind::WriteFailure {
+                format!("it makes more than {} bytes", self.max)
+            } else if kind == ErrorKind::OutOfFuel {
+                "it runs for too long".to_owned()
+            } else {
+                error.detail().map_or_else(|| kind.to_string(), str::to_owned)
+            };
             Failed { message: format!("the template in `{label}` failed: {detail}"), hint: None, always }
         })
     }
@@ -133,7 +146,8 @@ impl Templates {
         let names: BTreeSet<String> = names
             .map(|template| template.undeclared_variables(true).into_iter().collect())
             .unwrap_or_default();
-        let missing = names.iter().find(|name| {
+        let is_global = |name: &str| self.environment.globals().any(|(global, _)| global == name);
+        let missing = names.iter().filter(|name| !is_global(name)).find(|name| {
             let mut value = row.clone();
             !name.split('.').all(|step| {
                 value = value.get_attr(step).unwrap_or_default();
@@ -162,12 +176,31 @@ impl Templates {
     }
 }
 
+/// A text that fails to grow over its bound.
+struct Capped {
+    bytes: Vec<u8>,
+    left: u64,
+}
+
+impl io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.left.checked_sub(bytes.len() as u64);
+        self.left = left.ok_or(io::ErrorKind::FileTooLarge)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn render(source: &str, row: &serde_json::Value) -> Result<String, Failed> {
-        let mut templates = Templates::new();
+        let mut templates = Templates::new(1000);
         let id = templates.add("prompt", source).unwrap();
         let keys = || row.as_object().unwrap().keys().cloned().collect();
         templates.render(id, &Value::from_serialize(row), &keys)
@@ -198,24 +231,28 @@ mod tests {
         assert_eq!(failed.hint.unwrap(), "did you mean `title`?");
         let failed = render("{{ title }} {{ meta.year }}", &row).unwrap_err();
         assert_eq!(failed.message, "unknown variable `meta.year` in `prompt`");
-        let failed = render("{{ zebra }}", &row).unwrap_err();
+        let failed = render("{% for i in range(2) %}{{ zebra }}{% endfor %}", &row).unwrap_err();
+        assert_eq!(failed.message, "unknown variable `zebra` in `prompt`");
         assert!(failed.hint.unwrap().starts_with("the row has `meta`, `title`"));
     }
 
     #[test]
     fn what_is_not_closed_is_no_template() {
-        let invalid = Templates::new().add("prompt", "one\ntwo {{ a").unwrap_err();
+        let invalid = Templates::new(1000).add("prompt", "one\ntwo {{ a").unwrap_err();
         assert!(invalid.message.contains("unclosed `{{`"), "{}", invalid.message);
         assert_eq!(invalid.lines_before, 1);
-        assert!(Templates::new().add("prompt", "{% if a %}").is_err());
+        assert!(Templates::new(1000).add("prompt", "{% if a %}").is_err());
     }
 
     #[test]
     fn a_template_can_neither_run_for_ever_nor_read_files() {
         let row = serde_json::json!({"a": 1});
         let endless = "{% for i in range(10000) %}{% for j in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
-        assert!(render(endless, &row).unwrap_err().message.contains("fuel"));
-        assert!(Templates::new().add("prompt", "{% include '/etc/passwd' %}").is_err());
+        assert!(
+            render(&endless.replace("{{ a }}", ""), &row).unwrap_err().message.contains("runs for too long")
+        );
+        assert!(render(endless, &row).unwrap_err().message.contains("makes more than 1000 bytes"));
+        assert!(Templates::new(1000).add("prompt", "{% include '/etc/passwd' %}").is_err());
         assert!(render("{{ a | nothing }}", &row).unwrap_err().always);
     }
 }

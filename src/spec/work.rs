@@ -219,7 +219,7 @@ impl<'d> Reader<'d, '_> {
             let custom_id = section.string("custom_id", self.report).map(|id| id.value);
             let mut members = self.members(&section);
             members.retain(|(key, _)| key != "custom_id");
-            let (line, _) = self.document.place(item.span().start);
+            let line = self.document.line(item.span().start);
             inline.push(Inline { line, custom_id, members });
         }
         inline
