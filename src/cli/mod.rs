@@ -31,7 +31,8 @@ use clap::Parser;
 use self::args::{Args, Command};
 use self::report::Printer;
 use crate::config::{self, Keys, Loaded};
-use crate::{diag, telemetry};
+use crate::diag;
+use crate::telemetry;
 
 /// How long threads that are still at work may hold up the end of the process.
 const LINGER: Duration = Duration::from_millis(500);

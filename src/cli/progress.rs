@@ -70,3 +70,38 @@ fn bar_of(job: &JobReport) -> ProgressBar {
         .expect("our own template is one");
     ProgressBar::new(u64::from(job.counts.total)).with_style(style).with_prefix(printable(&job.name))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cli::Exit;
+    use crate::cli::report::tests::printed;
+    use crate::control::tests::{Jobs, control};
+    use crate::domain::JobStatus;
+
+    #[tokio::test]
+    async fn elsewhere_than_on_a_terminal_a_line_tells_each_change_of_status() {
+        let jobs = Arc::new(Jobs::default());
+        jobs.add("news", JobStatus::InProgress);
+        jobs.add("old", JobStatus::Completed);
+        let control = control(&jobs);
+        let before = control.list().await.unwrap();
+        control.cancel("news").await.unwrap();
+        let after = control.list().await.unwrap();
+        let printed = printed(|printer| {
+            let mut progress = Progress::new(printer);
+            for jobs in [&before, &before, &after, &after] {
+                progress.update(jobs, printer);
+            }
+            progress.finish();
+            Exit::Done
+        });
+        assert_eq!(printed.out, "");
+        assert_eq!(
+            printed.err,
+            "news: in_progress, 1 of 3\nold: completed, 1 of 3\nnews: cancelling, 1 of 3\n"
+        );
+    }
+}

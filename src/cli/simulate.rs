@@ -54,5 +54,6 @@ fn settings(args: SimulateArgs) -> Settings {
         images: args.images.unwrap_or(default.images),
         body_bytes_max: default.body_bytes_max,
         ledger: LedgerSettings { on: !args.no_ledger, file: args.ledger, ..default.ledger },
+        ..default
     }
 }

@@ -46,13 +46,12 @@ pub(super) fn read_all(
     for section in sections {
         let at = section.at();
         let provider = provider(document, section, paths, keys);
-        let place = document.error(at, "").place;
         if let Some(first) = lines.get(&provider.name) {
             let message = format!("a second provider is called `{}`", provider.name);
             let hint = format!("the first stands on line {first}: give each a `name` of its own");
             document.push(document.error(at, message).hint(hint));
         } else {
-            lines.insert(provider.name.clone(), place.line);
+            lines.insert(provider.name.clone(), document.place(at).0);
         }
         providers.push(provider);
     }

@@ -46,13 +46,18 @@ impl<'a> Document<'a> {
         Self { file, text, report: RefCell::default() }
     }
 
+    /// Line and column of a byte; zeros, which mean the whole file, for none.
+    pub(super) fn place(&self, at: Option<usize>) -> (u32, u32) {
+        at.map_or((0, 0), |at| place(self.text.as_bytes(), at))
+    }
+
     pub(super) fn error(&self, at: Option<usize>, message: impl Into<String>) -> Diagnostic {
-        let (line, column) = at.map_or((0, 0), |at| place(self.text.as_bytes(), at));
+        let (line, column) = self.place(at);
         Diagnostic::error(self.file, line, column, message)
     }
 
     pub(super) fn warning(&self, at: Option<usize>, message: impl Into<String>) -> Diagnostic {
-        let (line, column) = at.map_or((0, 0), |at| place(self.text.as_bytes(), at));
+        let (line, column) = self.place(at);
         Diagnostic::warning(self.file, line, column, message)
     }
 
