@@ -303,8 +303,8 @@ mod tests {
         .load()
         .unwrap_err();
         let mut keys = 0;
-        for diagnostic in report.diagnostics() {
-            let known = diagnostic.hint.as_deref().unwrap().strip_prefix("known keys: ").unwrap();
+        for unknown in report.diagnostics().iter().filter(|found| found.message.starts_with("unknown key")) {
+            let known = unknown.hint.as_deref().unwrap().strip_prefix("known keys: ").unwrap();
             for key in known.split(", ") {
                 let named = sample().lines().any(|line| {
                     line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} ="))
@@ -439,6 +439,18 @@ mod tests {
         assert!(scene.said().contains("it is no regular file"), "{}", scene.said());
         let said = Scene::new("[[providers]]\nbase_url = \"https://me:CANARY@host/v1\"\n").said();
         assert!(said.contains("holds a user name or a password") && !said.contains("CANARY"), "{said}");
+    }
+
+    #[test]
+    fn openai_without_a_key_is_odd_and_a_server_without_one_is_not() {
+        let said = Scene::new("[[providers]]\nname = \"openai\"\n").said();
+        assert_eq!(
+            said,
+            "batchd.toml:1:1: warning: no key is sent to `api.openai.com`\n  hint: write `api_key_env = \
+             \"OPENAI_API_KEY\"`\n"
+        );
+        let local = "[[providers]]\nname = \"local\"\nbase_url = \"http://10.0.0.1:8000/v1\"\n";
+        assert_eq!(Scene::new(local).said(), "");
     }
 
     #[test]

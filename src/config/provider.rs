@@ -86,14 +86,13 @@ fn provider(
     let name = provider_name(document, &mut section);
     let base_url = base_url(document, &mut section, &name);
     let api_key = api_key(document, &mut section, paths, keys);
-    let sends_key = api_key.is_some() || section.has("api_key_env") || section.has("api_key_file");
-    if sends_key && base_url.value.scheme() == "http" && !is_this_machine(&base_url.value) {
-        let host = base_url.value.host_str().unwrap_or_default();
-        let message = format!("the key of `{name}` goes to `{host}` unencrypted");
-        document.push(document.warning(Some(base_url.at), message).hint("use https, or a tunnel"));
+    if let Some(base_url) = &base_url {
+        let names_key = section.has("api_key_env") || section.has("api_key_file");
+        push_key_warnings(document, &name, base_url, names_key);
     }
     let provider = Provider {
-        base_url: base_url.value,
+        // Where it is wrong it has been reported, and stands for nothing.
+        base_url: base_url.map_or_else(openai_url, |found| found.value),
         api_key,
         timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
         concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
@@ -125,23 +124,39 @@ fn provider_name(document: &Document<'_>, section: &mut Section<'_>) -> String {
     found.value.to_owned()
 }
 
-fn base_url(document: &Document<'_>, section: &mut Section<'_>, name: &str) -> Found<Url> {
-    let openai = || Url::parse(OPENAI_URL).expect("our own url is one");
+/// A key on its way to the wrong ears, or none where one is asked for. `names_key`: the provider has one.
+fn push_key_warnings(document: &Document<'_>, name: &str, base_url: &Found<Url>, names_key: bool) {
+    let host = base_url.value.host_str().unwrap_or_default();
+    let (message, hint) =
+        if names_key && base_url.value.scheme() == "http" && !is_this_machine(&base_url.value) {
+            (format!("the key of `{name}` goes to `{host}` unencrypted"), "use https, or a tunnel")
+        } else if !names_key && base_url.value.host_str() == openai_url().host_str() {
+            (format!("no key is sent to `{host}`"), "write `api_key_env = \"OPENAI_API_KEY\"`")
+        } else {
+            return;
+        };
+    document.push(document.warning(Some(base_url.at), message).hint(hint));
+}
+
+/// None if it is wrong or missing, which has then been reported, and for the provider that no file names.
+fn base_url(document: &Document<'_>, section: &mut Section<'_>, name: &str) -> Option<Found<Url>> {
     let Some(found) = section.text("base_url") else {
-        if section.is_present() && name != OPENAI {
-            let message = format!("the provider `{}` has no `base_url`", printable(name));
-            let hint = "write where its API begins, like `base_url = \"http://127.0.0.1:8000/v1\"`";
-            document.push(document.error(section.at(), message).hint(hint));
+        let at = section.at()?;
+        if name == OPENAI {
+            return Some(Found { value: openai_url(), at });
         }
-        return Found { value: openai(), at: 0 };
+        let message = format!("the provider `{}` has no `base_url`", printable(name));
+        let hint = "write where its API begins, like `base_url = \"http://127.0.0.1:8000/v1\"`";
+        document.push(document.error(Some(at), message).hint(hint));
+        return None;
     };
-    match valid_url(found.value) {
-        Ok(value) => Found { value, at: found.at },
-        Err(message) => {
-            document.push(document.error(Some(found.at), message));
-            Found { value: openai(), at: found.at }
-        }
-    }
+    let url = valid_url(found.value);
+    let url = url.inspect_err(|message| document.push(document.error(Some(found.at), message.clone())));
+    url.ok().map(|value| Found { value, at: found.at })
+}
+
+fn openai_url() -> Url {
+    Url::parse(OPENAI_URL).expect("our own url is one")
 }
 
 /// Without a trailing slash, and without anything that would end up in logs or be lost when paths are added.

@@ -87,11 +87,6 @@ impl<'a> Section<'a> {
         Self { document, header: String::new(), at: 0, table, asked: Vec::new() }
     }
 
-    /// Whether the file has this table.
-    pub(super) const fn is_present(&self) -> bool {
-        self.table.is_some()
-    }
-
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }
