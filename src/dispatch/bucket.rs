@@ -103,7 +103,7 @@ mod tests {
     async fn corrections_give_back_and_take_away() {
         let mut bucket = Bucket::per_minute(60_000, Instant::now());
         bucket.spend(1_100, Instant::now());
-        bucket.correct(1_100, 100);
+        bucket.correct(1_100, 50);
         assert_eq!(bucket.ready_at(1, Instant::now()), Instant::now());
         bucket.correct(0, 1_000);
         assert!(bucket.ready_at(1, Instant::now()) > Instant::now());

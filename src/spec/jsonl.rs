@@ -116,7 +116,7 @@ mod tests {
 
     fn batch(id: &str, model: &str) -> String {
         format!(
-            r#"{{"custom_id": "{id}", "method": "POST", "url": "/v1/chat/completions", "body": {{"model": "{model}", "messages": []}}}}"#
+            r#"{{"custom_id": "{id}", "method": "POST", "url": "/v1/chat/completions", "body": {{"model": "{model}", "messages": [{{"role": "user", "content": "x"}}]}}}}"#
         )
     }
 
@@ -126,7 +126,7 @@ mod tests {
             "\u{feff}{}\r\n\r\n{}\n{}\n   \n{}",
             batch("a", "m1"),
             r#"{"model": "m2", "input": "x", "metadata": {"custom_id": "b", "row": 1}, "z": 1.50}"#,
-            r#" {"model": "m1", "messages": [], "metadata": {"custom_id": "c"}} "#,
+            r#" {"model": "m1", "messages": [{"role": "user", "content": "x"}], "metadata": {"custom_id": "c"}} "#,
             r#"{"metadata":{"row_id": 1},"model":"m2","prompt":"é"}"#,
         );
         let accepted = jsonl("mixed.jsonl", text).unwrap();
@@ -135,12 +135,16 @@ mod tests {
         assert_eq!(
             seen,
             [
-                ("a", Endpoint::ChatCompletions, r#"{"model": "m1", "messages": []}"#),
+                (
+                    "a",
+                    Endpoint::ChatCompletions,
+                    r#"{"model": "m1", "messages": [{"role": "user", "content": "x"}]}"#
+                ),
                 ("b", Endpoint::Embeddings, r#"{"model": "m2", "input": "x", "z": 1.50}"#),
                 (
                     "c",
                     Endpoint::ChatCompletions,
-                    r#"{"model": "m1", "messages": [], "metadata": {"custom_id": "c"}}"#
+                    r#"{"model": "m1", "messages": [{"role": "user", "content": "x"}], "metadata": {"custom_id": "c"}}"#
                 ),
                 ("line-6", Endpoint::Completions, r#"{"model":"m2","prompt":"é"}"#),
             ]
@@ -165,8 +169,16 @@ mod tests {
             ("a.responses.jsonl", r#"{"model": "m", "input": "x"}"#, Endpoint::Responses),
             ("a.moderations.jsonl", r#"{"input": "x"}"#, Endpoint::Moderations),
             ("a.embeddings.jsonl", r#"{"model": "m", "input": "x"}"#, Endpoint::Embeddings),
-            ("a.chat.jsonl", r#"{"model": "m", "messages": [], "prompt": 1}"#, Endpoint::ChatCompletions),
-            ("a.images.jsonl", r#"{"model": "m", "messages": []}"#, Endpoint::ChatCompletions),
+            (
+                "a.chat.jsonl",
+                r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": 1}"#,
+                Endpoint::ChatCompletions,
+            ),
+            (
+                "a.images.jsonl",
+                r#"{"model": "m", "messages": [{"role": "user", "content": "x"}]}"#,
+                Endpoint::ChatCompletions,
+            ),
         ] {
             let accepted = jsonl(name, body).unwrap();
             assert_eq!(accepted.requests[0].endpoint, endpoint, "{name} {body}");
