@@ -4,7 +4,7 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
-use crate::diag::{Place, Report};
+use crate::diag::{Diagnostic, Place, Report, Severity};
 use crate::spec::problem::shown;
 
 /// Groups of equal hashes whose ids are compared in one more pass over the input.
@@ -40,12 +40,17 @@ impl Ids {
         let mut groups: Vec<&[[u32; 3]]> = self.seen.chunk_by(same).filter(|group| group.len() > 1).collect();
         // Those that repeat first are reported first.
         groups.sort_unstable_by_key(|group| group.get(1).map(|[.., ordinal]| *ordinal));
-        for groups in groups.chunks(GROUPS_AT_ONCE) {
+        let mut chunks = groups.chunks(GROUPS_AT_ONCE);
+        for groups in chunks.by_ref() {
             let before = report.errors();
             compare(groups, report, again);
             if report.errors() - before >= Report::SHOWN_MAX as u64 {
                 break;
             }
+        }
+        // No more are shown, so that the others are counted by their hashes alone.
+        for group in chunks.flatten() {
+            report.extend(group.iter().skip(1).map(|_| Diagnostic::error("", 0, 0, "duplicate custom_id")));
         }
     }
 }
@@ -71,11 +76,11 @@ fn compare(groups: &[&[[u32; 3]]], report: &mut Report, again: Again<'_>) {
     });
 }
 
-fn duplicate(id: &str, first: &Place, place: Place) -> crate::diag::Diagnostic {
+fn duplicate(id: &str, first: &Place, place: Place) -> Diagnostic {
     let earlier = if first.file == place.file { format!("line {}", first.line) } else { first.to_string() };
     let message = format!("duplicate custom_id {}, first used on {earlier}", shown(id));
-    crate::diag::Diagnostic {
-        severity: crate::diag::Severity::Error,
+    Diagnostic {
+        severity: Severity::Error,
         place,
         message,
         hint: Some("each request needs one of its own: answers are told apart by it".to_owned()),
@@ -107,6 +112,24 @@ mod tests {
             "{found}"
         );
         assert_eq!(found.matches("error:").count(), 1);
+    }
+
+    #[test]
+    fn all_duplicates_are_counted_and_one_pass_is_made() {
+        let mut ids = Ids::default();
+        let name = |ordinal: u32| (ordinal % 5000).to_string();
+        (0..10_000).for_each(|ordinal| ids.insert(&name(ordinal), ordinal));
+        let mut report = Report::default();
+        let mut passes = 0;
+        ids.report(&mut report, &mut |wanted, visit| {
+            passes += 1;
+            for ordinal in wanted {
+                let place = Place { file: "a.jsonl".to_owned(), line: *ordinal, column: 0 };
+                visit(*ordinal, &name(*ordinal), place);
+            }
+        });
+        assert_eq!((report.errors(), passes), (5000, 1));
+        assert!(report.to_string().starts_with("a.jsonl:5000: error: duplicate custom_id `0`"), "{report}");
     }
 
     #[test]

@@ -397,6 +397,7 @@ messages = []
             (format!("{chat}[input]\nfile = \"a.toml\"\n{messages}"), "no kind of data file"),
             (format!("{chat}[input]\nfile = \"empty.jsonl\"\n{messages}"), "empty.jsonl: error: the file has no rows"),
             (format!("{chat}{rows}messages = [{{ role = \"user\", content = \"{{{{ text\" }}]\n"), "a.toml:5:40: error: invalid template in `messages`: unclosed `{{`"),
+            (format!("{chat}{rows}custom_id = \"\"\"\n{{{{ a\"\"\"\n{messages}"), "a.toml:6: error: invalid template in `custom_id`: unclosed `{{`"),
             (format!("{chat}{rows}custom_id = \"\"\"\nx\n{{{{ a\"\"\"\n{messages}"), "a.toml:7: error: invalid template in `custom_id`: unclosed `{{`"),
             (format!("{chat}{rows}messages = [{{ role = \"user\", content = \"{{{{ txt }}}}\" }}]\n"), "r.jsonl:1: error: unknown variable `txt` in `messages`\n  hint: did you mean `text`?"),
             (format!("{chat}{rows}{messages}custom_id = \"same\"\n"), "r.jsonl:2: error: duplicate custom_id `same`, first used on line 1"),

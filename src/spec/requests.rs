@@ -123,8 +123,9 @@ struct Rows<'s> {
     /// The members that every body begins with, ready to be followed by the row's own.
     head: String,
     ordinal: u32,
-    /// Lines of the files before this one, and of this one so far.
+    /// Lines of the files before this one, each up to its last row.
     lines_before: u32,
+    /// The line of the last row.
     line: u32,
     /// What bare bodies of this file mean.
     ending: Option<Kind>,

@@ -2,7 +2,7 @@
 
 use toml::de::DeTable;
 
-use crate::diag::{Diagnostic, Report};
+use crate::diag::{self, Diagnostic, Report};
 use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::problem::shown;
@@ -128,7 +128,8 @@ impl<'d> Reader<'d, '_> {
         let found = settings.providers.iter().find(|provider| provider.name == named.value);
         if found.is_none() {
             let names = settings.providers.iter().map(|provider| provider.name.as_str());
-            let near = crate::diag::nearest(named.value.get(..64).unwrap_or(&named.value), names.clone());
+            let near =
+                if named.value.len() <= 64 { diag::nearest(&named.value, names.clone()) } else { None };
             let hint = near.map_or_else(
                 || {
                     format!(

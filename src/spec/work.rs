@@ -8,6 +8,7 @@ use toml::de::{DeArray, DeValue};
 use crate::diag::Diagnostic;
 use crate::domain::Kind;
 use crate::spec::document::{Placed, Section, type_of};
+use crate::spec::rows::DataForm;
 use crate::spec::schema::Reader;
 use crate::spec::template::TemplateId;
 
@@ -84,20 +85,22 @@ impl<'d> Reader<'d, '_> {
             self.error(input.offset, "missing `file` in [input]", "a .jsonl, .csv or .txt, or a glob");
         }
         let custom_id = input.string("custom_id", self.report);
-        let texts = ["prompt", "input", "messages"].map(|key| (key, input.take(key)));
-        let offset_of = |key| input.key_offset(key);
-        let offsets = ["custom_id", "prompt", "input", "messages"].map(|key| (key, offset_of(key)));
         let own = content_key(kind);
-        for (key, value) in &texts {
-            if value.is_some() && own != Some(*key) {
-                let at = offsets.iter().find(|(name, _)| name == key).map_or(0, |(_, at)| *at);
+        let mut content = None;
+        for key in ["prompt", "input", "messages"] {
+            let Some(value) = input.take(key) else { continue };
+            if own == Some(key) {
+                content = Some(value);
+            } else {
                 let hint = own.map_or_else(
                     || "the lines of the file are whole requests".to_owned(),
                     |own| format!("kind `{kind}` takes `{own}`"),
                 );
+                let at = input.key_offset(key);
                 self.error(at, format!("`{key}` does not fit kind `{kind}`"), &hint);
             }
         }
+        let offset = input.offset;
         input.finish(self.report);
         let Some(key) = own else {
             if let Some(custom_id) = custom_id {
@@ -110,19 +113,19 @@ impl<'d> Reader<'d, '_> {
             Some(text) => Some(self.template("custom_id", &text.value, text.offset)?),
             None => None,
         };
-        let value = texts.iter().find(|(name, _)| *name == key).and_then(|(_, value)| *value);
-        let pieces = match value {
+        let pieces = match content {
             Some(value) => Some(self.pieces(key, value)?),
             None => None,
         };
         let path = path?;
-        if pieces.is_none() && (key == "messages" || !path.value.to_ascii_lowercase().ends_with(".txt")) {
+        let rows_are_texts = DataForm::of(&path.value) == Some(DataForm::Txt);
+        if pieces.is_none() && (key == "messages" || !rows_are_texts) {
             let hint = if key == "messages" {
                 "write `messages = [{ role = \"user\", content = \"{{ text }}\" }]`".to_owned()
             } else {
                 format!("write `{key} = \"{{{{ text }}}}\"` with the name of a field")
             };
-            self.error(input_offset(&offsets, key), format!("missing `{key}` in [input]"), &hint);
+            self.error(offset, format!("missing `{key}` in [input]"), &hint);
             return None;
         }
         Some(Work::Rows { path, custom_id, content: Content { key, pieces } })
@@ -135,11 +138,12 @@ impl<'d> Reader<'d, '_> {
                 let (line, column) = self.document.place(offset);
                 let lines = u32::try_from(invalid.lines_before).unwrap_or(0);
                 // A line end right after three quotes is no part of the text.
-                let skipped =
-                    self.document.text.get(offset + 3..).is_some_and(|rest| rest.starts_with(['\n', '\r']));
-                let (line, column) = match lines {
+                let written = self.document.text.get(offset..).unwrap_or_default();
+                let inside = written.strip_prefix("\"\"\"").or_else(|| written.strip_prefix("'''"));
+                let skipped = inside.is_some_and(|inside| inside.starts_with(['\n', '\r']));
+                let (line, column) = match lines + u32::from(skipped) {
                     0 => (line, column),
-                    _ => (line + lines + u32::from(skipped), 0),
+                    lines => (line.saturating_add(lines), 0),
                 };
                 let found = Diagnostic::error(self.document.file, line, column, invalid.message);
                 self.report.push(found.hint("a field is inserted as `{{ name }}`"));
@@ -224,10 +228,6 @@ impl<'d> Reader<'d, '_> {
         }
         inline
     }
-}
-
-fn input_offset(offsets: &[(&str, usize)], key: &str) -> usize {
-    offsets.iter().find(|(name, _)| *name == key).map_or(0, |(_, offset)| *offset)
 }
 
 /// The member of a body that rows are made into.
