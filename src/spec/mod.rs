@@ -261,6 +261,37 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_says_nothing_about_the_spec() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let line = r#"{"custom_id":"a","url":"/v1/embeddings","body":{"model":"m","input":"x"}}"#;
+        let spec = "kind = \"chat\"\nmodel = \"m\"\n[[requests]]\nmessages = []\n";
+        let trial = Trial::new().with("a.jsonl", line).with("a.toml", spec);
+        for name in ["a.jsonl", "a.toml"] {
+            for full_index in [true, false] {
+                let (mut full, mut fine) = (Full, Vec::new());
+                let sinks = if full_index {
+                    Sinks { index: &mut full, input: &mut fine }
+                } else {
+                    Sinks { index: &mut fine, input: &mut full }
+                };
+                let read = read(trial.source(name), &trial.settings, sinks);
+                // A JSONL spec is its own input.
+                let fails = full_index || name == "a.toml";
+                assert_eq!(matches!(read, Err(Error::Sink(_))), fails, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn a_line_that_is_not_the_accepted_one_is_no_request() {
         let line = br#"{"custom_id":"a","url":"/v1/embeddings","body":{"model":"m","input":"x"}}"#;
         let accepted = trial::jsonl("a.jsonl", line).unwrap();

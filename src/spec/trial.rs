@@ -46,15 +46,18 @@ impl Trial {
         self
     }
 
-    /// Reads the spec `name`; a refusal gives the report's text.
-    pub(super) fn read(&self, name: &str) -> Result<Accepted, String> {
-        let path = self.path().join(name);
-        let source = Source {
+    pub(super) fn source(&self, name: &str) -> Source {
+        Source {
             form: Form::of(name).unwrap(),
-            file: File::open(&path).unwrap(),
+            file: File::open(self.path().join(name)).unwrap(),
             display: name.to_owned(),
             folder: self.path().to_owned(),
-        };
+        }
+    }
+
+    /// Reads the spec `name`; a refusal gives the report's text.
+    pub(super) fn read(&self, name: &str) -> Result<Accepted, String> {
+        let source = self.source(name);
         let (mut index, mut input) = (Vec::new(), Vec::new());
         let sinks = Sinks { index: &mut index, input: &mut input };
         let checked = read(source, &self.settings, sinks).map_err(|error| match error {
@@ -64,7 +67,11 @@ impl Trial {
             }
             Error::Sink(error) => panic!("{error}"),
         })?;
-        let bytes = if Form::of(name) == Some(Form::Toml) { input.clone() } else { fs::read(path).unwrap() };
+        let bytes = if Form::of(name) == Some(Form::Toml) {
+            input.clone()
+        } else {
+            fs::read(self.path().join(name)).unwrap()
+        };
         let entries: Vec<LineEntry> =
             index.chunks(16).map(|e| LineEntry::decode(e.try_into().unwrap())).collect();
         let job = job(&checked);
