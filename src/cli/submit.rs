@@ -17,12 +17,11 @@ use serde::Serialize;
 use super::args::SubmitArgs;
 use super::data_files::{self, DataFile};
 use super::report::Printer;
-use super::spec_file::{FOLDER_SPEC, SpecFile};
+use super::spec_file::{FOLDER_SPEC, SpecFile, numbered};
 use super::{Done, Exit, Failure, block_on, load_config, wait};
 use crate::config::Keys;
 use crate::control::JobReport;
 use crate::diag::printable;
-use crate::spec::Form;
 use crate::store::folder::sync_dir;
 
 /// Folders of the jobs folder that are no jobs.
@@ -123,12 +122,7 @@ fn copy_file(spec: SpecFile, jobs_dir: &Path) -> io::Result<String> {
     let name = spec.name().to_owned();
     let mut hidden = tempfile::Builder::new().prefix(".submit-").tempfile_in(jobs_dir)?;
     copy_into(spec.file, hidden.as_file_mut())?;
-    let ending = match spec.form {
-        Form::Jsonl => ".jsonl",
-        Form::Toml => ".toml",
-    };
-    let stem = name.strip_suffix(ending).unwrap_or(&name);
-    let placed = rename_to_free_name(hidden.path(), jobs_dir, stem, ending)?;
+    let placed = rename_to_free_name(hidden.path(), jobs_dir, &name)?;
     // It has another name now: there is nothing left to remove at the hidden one.
     hidden.into_temp_path().keep()?;
     Ok(placed)
@@ -155,7 +149,7 @@ fn copy_folder(spec: SpecFile, data: &[DataFile], jobs_dir: &Path) -> io::Result
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         File::open(folder)?.sync_all()?;
     }
-    let placed = rename_to_free_name(hidden.path(), jobs_dir, &stem, "")?;
+    let placed = rename_to_free_name(hidden.path(), jobs_dir, &stem)?;
     // As above: nothing is left at the hidden name.
     drop(hidden.keep());
     Ok(placed)
@@ -169,10 +163,10 @@ fn copy_into(mut from: File, to: &mut File) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Gives `hidden` the name `<stem><ending>`, or the first free one of `<stem>-2<ending>` and so on.
-fn rename_to_free_name(hidden: &Path, folder: &Path, stem: &str, ending: &str) -> io::Result<String> {
+/// Gives `hidden` the name `wanted`, or that with the first number that is free.
+fn rename_to_free_name(hidden: &Path, folder: &Path, wanted: &str) -> io::Result<String> {
     for number in 1..NUMBERS_MAX {
-        let name = if number == 1 { format!("{stem}{ending}") } else { format!("{stem}-{number}{ending}") };
+        let name = numbered(wanted, number);
         if RESERVED.contains(&name.as_str()) {
             continue;
         }
@@ -182,7 +176,7 @@ fn rename_to_free_name(hidden: &Path, folder: &Path, stem: &str, ending: &str) -
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other(format!("`{stem}{ending}` and {NUMBERS_MAX} names like it are taken")))
+    Err(io::Error::other(format!("`{wanted}` and {NUMBERS_MAX} names like it are taken")))
 }
 
 /// Renames without replacing anything.
@@ -222,10 +216,10 @@ mod tests {
         assert_eq!(
             printed.out,
             "DIR/news.chat.jsonl → DIR/root/jobs/news.chat.jsonl\n\
-             DIR/news.chat.jsonl → DIR/root/jobs/news.chat-2.jsonl\n"
+             DIR/news.chat.jsonl → DIR/root/jobs/news-2.chat.jsonl\n"
         );
         let jobs = daemon.folder.path().join("root/jobs");
-        assert_eq!(names(&jobs), ["news.chat-2.jsonl", "news.chat.jsonl"]);
+        assert_eq!(names(&jobs), ["news-2.chat.jsonl", "news.chat.jsonl"]);
         let copy = jobs.join("news.chat.jsonl");
         assert_eq!(fs::read(&copy).unwrap(), b"{}\n");
         assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o640);

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::client::Client;
 use super::progress::Progress;
 use super::report::{Printer, status};
+use super::spec_file::is_numbered;
 use super::submit::Placed;
 use super::{Exit, Failure, block_on};
 use crate::config::Config;
@@ -134,7 +135,7 @@ fn exit_of(placed: &[Placed]) -> Exit {
 }
 
 /// The names of the reports on rejected specs.
-fn reports(rejected_dir: &PathBuf) -> Result<BTreeSet<String>, Failure> {
+fn reports(rejected_dir: &Path) -> Result<BTreeSet<String>, Failure> {
     let entries = match fs::read_dir(rejected_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
@@ -146,15 +147,10 @@ fn reports(rejected_dir: &PathBuf) -> Result<BTreeSet<String>, Failure> {
 
 /// Whether a report is on the spec that was placed as `name`; a number is added where the name was taken.
 fn is_report_on(report: &str, name: &str) -> bool {
-    let Some(rejected) = report.strip_suffix(REPORT) else { return false };
-    let (stem, ending) =
-        name.rsplit_once('.').map_or((name, ""), |(stem, _)| (stem, name.trim_start_matches(stem)));
-    let numbered = |rest: &str| rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok());
-    let between = rejected.strip_prefix(stem).and_then(|rest| rest.strip_suffix(ending));
-    between.is_some_and(|between| between.is_empty() || numbered(between))
+    report.strip_suffix(REPORT).is_some_and(|rejected| is_numbered(rejected, name))
 }
 
-fn cant_read(path: &std::path::Path, error: &io::Error) -> Failure {
+fn cant_read(path: &Path, error: &io::Error) -> Failure {
     Failure::new(Exit::StateIo, format!("can't read `{}`: {error}", path.display()))
 }
 
@@ -229,7 +225,7 @@ mod tests {
             ("ab.toml.errors.txt", "a.toml", false),
             ("a.toml", "a.toml", false),
             ("folder-3.errors.txt", "folder", true),
-            ("x.chat-2.jsonl.errors.txt", "x.chat.jsonl", true),
+            ("x-2.chat.jsonl.errors.txt", "x.chat.jsonl", true),
         ];
         for (report, name, expected) in table {
             assert_eq!(is_report_on(report, name), expected, "{report} on {name}");
