@@ -57,7 +57,8 @@ impl Source {
 
     /// Lines (from 1) before the unit tests, which stand at the end of a file.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let tests = self.text.find("#[cfg(test)]\nmod tests").unwrap_or(self.text.len());
+        let heads = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(crate) mod tests"];
+        let tests = heads.iter().find_map(|head| self.text.find(head)).unwrap_or(self.text.len());
         self.text.get(..tests).unwrap_or_default().lines().enumerate().map(|(at, line)| (at + 1, line))
     }
 

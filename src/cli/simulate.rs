@@ -52,7 +52,6 @@ fn settings(args: SimulateArgs) -> Settings {
         models: args.models,
         quota_after: args.quota_after,
         images: args.images.unwrap_or(default.images),
-        body_bytes_max: default.body_bytes_max,
         ledger: LedgerSettings { on: !args.no_ledger, file: args.ledger, ..default.ledger },
         ..default
     }

@@ -1,1 +1,1 @@
-
+//! Dispatch under the paused clock, against the stand-in provider without sockets.
