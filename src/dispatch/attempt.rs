@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use crate::clock::Clock;
 use crate::control::QueuePause;
 use crate::diag::printable;
+use crate::dispatch::estimate::Estimate;
 use crate::dispatch::gate::{Gate, Inside};
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
@@ -36,8 +37,7 @@ pub(super) struct Prepared {
     pub(super) lease: Lease,
     pub(super) request: Request,
     pub(super) policy: RetryPolicy,
-    /// Tokens it was counted as.
-    pub(super) estimate: u64,
+    pub(super) estimate: Estimate,
     /// Uniform in `0.0..1.0`: spreads its retries.
     pub(super) dice: f64,
     /// Its places inside the provider and the model.
@@ -49,7 +49,7 @@ pub(super) struct Prepared {
 pub(super) struct Ended {
     pub(super) kind: EndedKind,
     /// What it was counted as, and what it used.
-    pub(super) estimate: u64,
+    pub(super) estimate: Estimate,
     pub(super) usage: Option<Usage>,
 }
 

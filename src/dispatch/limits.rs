@@ -15,7 +15,8 @@ use crate::dispatch::bucket::Bucket;
 const AUTO_SLOTS: u32 = 64;
 
 /// After so many replies in a row that say *later* the whole queue holds still for as long as the last one
-/// asked: a few may be chance, so many mean that every further request would be refused too.
+/// asked: a few may be chance, so many mean that every further request would be refused too. It then goes on
+/// with one request at a time, and with twice as many after each that is served.
 const HOLD_AFTER: u32 = 5;
 
 /// How long the queue holds still where the server doesn't say.
@@ -24,6 +25,8 @@ const HOLD_DEFAULT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Limits {
     slots: usize,
+    /// Fewer than `slots` after the queue was told to hold still: it begins with one and doubles.
+    allowed: usize,
     requests: Option<Bucket>,
     tokens: Option<Bucket>,
     throttled_in_a_row: u32,
@@ -38,6 +41,7 @@ impl Limits {
         };
         Self {
             slots: slots as usize,
+            allowed: slots as usize,
             requests: limits.requests_per_minute.map(|n| Bucket::per_minute(u64::from(n), now)),
             tokens: limits.tokens_per_minute.map(|n| Bucket::per_minute(n, now)),
             throttled_in_a_row: 0,
@@ -46,8 +50,8 @@ impl Limits {
     }
 
     /// How many requests may be in flight.
-    pub(super) const fn slots(&self) -> usize {
-        self.slots
+    pub(super) const fn allowed(&self) -> usize {
+        self.allowed
     }
 
     /// Whether a request may have to wait for more than a slot.
@@ -75,15 +79,20 @@ impl Limits {
     /// Learns from an attempt that has ended.
     pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
         if let (Some(bucket), Some(usage)) = (&mut self.tokens, ended.usage) {
-            bucket.correct(ended.estimate, usage.input_tokens.saturating_add(usage.output_tokens));
+            bucket.correct(ended.estimate.total(), ended.estimate.corrected(usage));
         }
         match ended.kind {
-            EndedKind::Served => self.throttled_in_a_row = 0,
+            EndedKind::Served => {
+                self.throttled_in_a_row = 0;
+                self.allowed = (self.allowed * 2).min(self.slots);
+            }
             EndedKind::Throttled { retry_after } => {
                 self.throttled_in_a_row += 1;
-                if self.throttled_in_a_row >= HOLD_AFTER {
+                let recovering = self.allowed < self.slots;
+                if recovering || self.throttled_in_a_row >= HOLD_AFTER {
                     let until = now + retry_after.unwrap_or(HOLD_DEFAULT);
                     self.hold_until = Some(self.hold_until.unwrap_or(until).max(until));
+                    self.allowed = 1;
                 }
             }
             EndedKind::Failed | EndedKind::Blocked => {}
@@ -93,11 +102,15 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
+    use crate::dispatch::estimate::{self, Estimate};
+    use crate::domain::{Endpoint, Request};
     use crate::provider::Usage;
 
     fn ended(kind: EndedKind) -> Ended {
-        Ended { kind, estimate: 0, usage: None }
+        Ended { kind, estimate: Estimate::default(), usage: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -112,6 +125,14 @@ mod tests {
         assert_eq!(limits.ready_at(1, now), now);
         (0..HOLD_AFTER).for_each(|_| limits.on_ended(&throttled, now));
         assert_eq!(limits.ready_at(1, now), now + Duration::from_secs(7));
+        assert_eq!(limits.allowed(), 1);
+        let served: Vec<usize> = (0..7)
+            .map(|_| {
+                limits.on_ended(&ended(EndedKind::Served), now);
+                limits.allowed()
+            })
+            .collect();
+        assert_eq!(served, [2, 4, 8, 16, 32, 64, 64]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -119,10 +140,13 @@ mod tests {
         let config = config::Limits { tokens_per_minute: Some(6_000), ..config::Limits::default() };
         let mut limits = Limits::new(&config, Instant::now());
         let now = Instant::now();
-        limits.spend(1_000, now);
+        let body = RawValue::from_string(format!("\"{}\"", "x".repeat(4_000))).unwrap();
+        let endpoint = Endpoint::Embeddings;
+        let estimate = estimate::of(&Request { custom_id: String::new(), endpoint, model: None, body });
+        limits.spend(estimate.total(), now);
         assert!(limits.ready_at(1, now) > now + Duration::from_secs(9));
-        let usage = Some(Usage { input_tokens: 5, output_tokens: 5 });
-        limits.on_ended(&Ended { kind: EndedKind::Served, estimate: 1_000, usage }, now);
+        let usage = Some(Usage { input_tokens: 5, output_tokens: 0 });
+        limits.on_ended(&Ended { kind: EndedKind::Served, estimate, usage }, now);
         assert!(limits.ready_at(1, now) <= now + Duration::from_secs(1));
     }
 }

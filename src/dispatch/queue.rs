@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::control::Board;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
-use crate::dispatch::estimate;
+use crate::dispatch::estimate::{self, Estimate};
 use crate::dispatch::gate::{Inside, Refused};
 use crate::dispatch::limits::Limits;
 use crate::domain::{JobId, JobState, QueueName, Record, RecordError, RetryPolicy, Settlement, Timestamp};
@@ -71,7 +71,7 @@ struct Next {
     lease: Lease,
     request: crate::domain::Request,
     policy: RetryPolicy,
-    estimate: u64,
+    estimate: Estimate,
 }
 
 /// What the loop waits for besides attempts and news.
@@ -154,7 +154,7 @@ impl Dispatcher {
     /// Sends what may be sent now.
     async fn advance(&mut self) -> store::Result<Blocked> {
         loop {
-            if self.running.len() >= self.limits.slots() {
+            if self.running.len() >= self.limits.allowed() {
                 return Ok(Blocked::No);
             }
             self.fill().await?;
@@ -163,7 +163,7 @@ impl Dispatcher {
             }
             let Some(next) = &self.next else { return Ok(Blocked::No) };
             let now = Instant::now();
-            let ready_at = self.limits.ready_at(next.estimate, now);
+            let ready_at = self.limits.ready_at(next.estimate.total(), now);
             if ready_at > now {
                 return Ok(Blocked::Until(ready_at));
             }
@@ -177,8 +177,8 @@ impl Dispatcher {
 
     /// Leases more if few are ready.
     async fn fill(&mut self) -> store::Result<()> {
-        let free = self.limits.slots().saturating_sub(self.running.len());
-        let spare = if self.limits.is_paced() { 1 } else { self.limits.slots().min(READY_MAX) };
+        let free = self.limits.allowed().saturating_sub(self.running.len());
+        let spare = if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) };
         let have = self.ready.len() + usize::from(self.next.is_some());
         if self.dry || have * 2 > spare || self.is_closed() {
             return Ok(());
@@ -205,7 +205,7 @@ impl Dispatcher {
             let Some(state) = self.jobs.get(&lease.request.job) else { continue };
             match spec::parse_line(&state.job, &line.bytes, line.number) {
                 Ok(request) => {
-                    let estimate = estimate::tokens(&request);
+                    let estimate = estimate::of(&request);
                     let policy = state.job.settings.retry.over(self.retry);
                     return Ok(Some(Next { lease, request, policy, estimate }));
                 }
@@ -235,7 +235,7 @@ impl Dispatcher {
 
     fn send(&mut self, inside: [Inside; 2], now: Instant) {
         let Some(Next { lease, request, policy, estimate }) = self.next.take() else { return };
-        self.limits.spend(estimate, now);
+        self.limits.spend(estimate.total(), now);
         let prepared = Prepared { lease, request, policy, estimate, dice: self.rng.f64(), inside };
         self.running.spawn(attempt::run(Arc::clone(&self.parts), prepared));
     }
@@ -298,7 +298,9 @@ impl Dispatcher {
 
     fn wake_at(&self, blocked: Blocked, idle_since: Instant) -> Instant {
         let now = Instant::now();
-        let due = self.next_due.filter(|_| self.ready.is_empty() && self.next.is_none());
+        // With no free slot, or others ready, what falls due has to wait for them anyway.
+        let free = self.running.len() < self.limits.allowed();
+        let due = self.next_due.filter(|_| free && self.ready.is_empty() && self.next.is_none());
         let due = due.map(|due| now + self.parts.clock.until(due));
         let limit = match blocked {
             Blocked::No => None,

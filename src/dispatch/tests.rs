@@ -1,1 +1,395 @@
-//! Dispatch under the paused clock, against the stand-in provider without sockets.
+//! Dispatch under the paused clock, against the stand-in provider without sockets: minutes of traffic in
+//! milliseconds, and one seed gives one run.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::*;
+use crate::config::{Concurrency, Limits};
+use crate::domain::{Job, JobStatus, Timestamp};
+use crate::provider;
+use crate::simulate::{
+    Auth, Change, Changes, Engine, Entry, Latency, Settings as Server, SimulatedTransport,
+};
+use crate::store::conformance::{self, journal_indexes, until_settled};
+use crate::store::memory::MemoryStore;
+use crate::store::{Input, Store};
+
+/// A store, a server and a fleet between them.
+struct World {
+    store: Arc<dyn Store>,
+    server: Arc<Engine>,
+    board: Board,
+    clock: Clock,
+    stop: CancellationToken,
+    hurry: CancellationToken,
+    fleet: Option<Fleet>,
+}
+
+impl World {
+    fn new(seed: u64, server: Server, limits: Limits) -> Self {
+        Self::with(seed, server, limits, 256)
+    }
+
+    /// `bound` is that of the provider over all its queues.
+    fn with(seed: u64, server: Server, limits: Limits, bound: u32) -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let server = Arc::new(Engine::new(server, Seed::fixed(seed)).unwrap());
+        let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
+        let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
+        let timeout = Duration::from_mins(10);
+        let settings = provider::Settings {
+            name: "p".to_owned(),
+            base_url: base_url.clone(),
+            api_key: Some("sk-test".into()),
+            timeout,
+            max_reply: 1 << 20,
+        };
+        let transport = Arc::new(SimulatedTransport::new(Arc::clone(&server)));
+        let config = config::Provider {
+            name: "p".to_owned(),
+            base_url,
+            api_key: None,
+            timeout,
+            concurrency: bound,
+            max_reply: 1 << 20,
+            strict: false,
+            limits,
+            models: Vec::new(),
+        };
+        let provider = Provider::new(settings, transport).with_clock(clock.clone());
+        let settings = Settings {
+            providers: vec![ProviderSettings { provider, config }],
+            retry: RetryPolicy::default(),
+            grace: Duration::from_secs(30),
+        };
+        let board = Board::default();
+        let fleet = Fleet::new(settings, Arc::clone(&store), board.clone(), clock.clone(), Seed::fixed(seed));
+        let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
+        Self { store, server, board, clock, stop, hurry, fleet: Some(fleet) }
+    }
+
+    /// A job of chat requests that alternate between `models`.
+    async fn put(&self, number: u8, models: &[&str], total: u32) -> Job {
+        let job = conformance::job(number, 5, models, total);
+        let line = |index: u32| {
+            let at = index as usize % models.len();
+            let line = serde_json::json!({
+                "custom_id": format!("{number}-{index}"),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {
+                    "model": models[at],
+                    "max_tokens": 10,
+                    "messages": [{"role": "user", "content": format!("{number} {index}")}],
+                },
+            });
+            (u16::try_from(at).unwrap(), Bytes::from(line.to_string()))
+        };
+        self.store.put_job(job.clone(), Input::Inline((0..total).map(line).collect())).await.unwrap();
+        job
+    }
+
+    fn start(&mut self) -> JoinHandle<store::Result<()>> {
+        let fleet = self.fleet.take().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
+        tokio::spawn(fleet.run(self.stop.clone(), self.hurry.clone()))
+    }
+
+    /// Runs one job to its end and stops.
+    async fn finish(&mut self, job: &Job) -> Instant {
+        let running = self.start();
+        until_settled(&*self.store, job.id, job.total).await;
+        let ended = Instant::now();
+        self.stop.cancel();
+        running.await.unwrap().unwrap();
+        ended
+    }
+
+    /// Every request of the job has exactly one record.
+    fn assert_one_record_each(&self, job: &Job) {
+        let mut indexes = journal_indexes(&*self.store, job.id);
+        indexes.sort_unstable();
+        assert!(indexes.into_iter().eq(0..job.total));
+    }
+
+    fn paid(&self) -> Vec<Entry> {
+        self.server.entries().into_iter().filter(|entry| entry.paid).collect()
+    }
+}
+
+fn slots(slots: u32) -> Limits {
+    Limits { concurrency: Concurrency::Fixed(slots), ..Limits::default() }
+}
+
+fn answering_in(millis: u64) -> Server {
+    Server { latency: Latency::fixed(Duration::from_millis(millis)), ..Server::default() }
+}
+
+fn sick(faults: &str) -> Server {
+    Server { faults: faults.parse().unwrap(), ..answering_in(20) }
+}
+
+/// Whether two runs were the same, request by request.
+fn trace(world: &World) -> Vec<(u64, Option<blake3::Hash>, String)> {
+    let entries = world.server.entries().into_iter();
+    entries.map(|entry| (entry.at_us, entry.fingerprint, entry.outcome.to_string())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_request_ends_in_one_record_whatever_the_server_does() {
+    for seed in 0..20 {
+        let faults = "429=0.1,500=0.1,503=0.05,drop=0.05,cut=0.05,garbage=0.05,empty=0.05";
+        let mut world = World::new(seed, sick(faults), slots(16));
+        let job = world.put(1, &["a", "b"], 200).await;
+        world.finish(&job).await;
+        world.assert_one_record_each(&job);
+        let state = world.store.job(job.id).await.unwrap();
+        assert_eq!((state.leased, state.waiting, state.counts.open()), (0, 0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn one_seed_gives_one_run() {
+    // A runtime each: timers are rounded from the moment a runtime began.
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let mut world = World::new(7, sick("429=0.2,500=0.2,drop=0.1"), slots(8));
+            let job = world.put(1, &["m"], 100).await;
+            world.finish(&job).await;
+            trace(&world)
+        })
+    };
+    let (first, second) = (run(), run());
+    assert!(first.len() > 100);
+    let differing = first.iter().zip(&second).position(|(a, b)| a != b);
+    assert_eq!(differing.map(|at| (at, &first[at - 1..], &second[at - 1..])), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_healthy_server_is_asked_once_for_each_request_with_all_slots_in_use() {
+    let mut world = World::new(1, answering_in(100), slots(8));
+    let job = world.put(1, &["m"], 400).await;
+    let started = Instant::now();
+    let ended = world.finish(&job).await;
+    let summary = world.server.summary();
+    assert_eq!((summary.requests, summary.paid_twice, summary.max_in_flight), (400, 0, 8));
+    assert_eq!(ended - started, Duration::from_secs(5), "400 requests of 0.1 s on 8 slots");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_bounds_all_of_its_queues_together() {
+    let mut world = World::with(1, answering_in(100), slots(8), 10);
+    let job = world.put(1, &["a", "b", "c"], 300).await;
+    world.finish(&job).await;
+    assert_eq!(world.server.summary().max_in_flight, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_per_minute_are_used_and_never_exceeded() {
+    let server = Server { requests_per_minute: Some(600), ..answering_in(50) };
+    let limits = Limits { requests_per_minute: Some(600), ..slots(64) };
+    let mut world = World::new(1, server, limits);
+    let job = world.put(1, &["m"], 600).await;
+    let started = Instant::now();
+    let ended = world.finish(&job).await;
+    assert_eq!(world.server.summary().requests, 600, "nothing was refused");
+    let took = (ended - started).as_secs_f64();
+    assert!((59.0..61.0).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_per_minute_are_never_exceeded() {
+    let server = Server { tokens_per_minute: Some(6_000), ..answering_in(50) };
+    let limits = Limits { tokens_per_minute: Some(6_000), ..slots(64) };
+    let mut world = World::new(1, server, limits);
+    let job = world.put(1, &["m"], 200).await;
+    let started = Instant::now();
+    let ended = world.finish(&job).await;
+    assert_eq!(world.server.summary().by_outcome.get("ok"), Some(&200));
+    assert_eq!(world.server.summary().requests, 200, "nothing was refused");
+    let took = (ended - started).as_secs_f64();
+    assert!((20.0..30.0).contains(&took), "200 requests of about 12 tokens took {took} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_stops_the_queue_and_fails_nothing() {
+    let server = Server { auth: Auth::Key("another".into()), ..answering_in(20) };
+    let mut world = World::new(1, server, slots(8));
+    let job = world.put(1, &["m"], 500).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let asked = world.server.summary().requests;
+    assert!((1..=8 + 5).contains(&asked), "{asked}");
+    let pauses = world.board.pauses();
+    assert_eq!(pauses.values().map(|pause| pause.reason).collect::<Vec<_>>(), [PauseReason::Auth]);
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.settled(), 0);
+
+    // The key is made right; a person says so; the queue goes on.
+    world.server.change(Changes { key: Change::Clear, ..Changes::default() }, Instant::now());
+    world.board.resume();
+    until_settled(&*world.store, job.id, job.total).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    world.assert_one_record_each(&job);
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.completed, 500);
+    assert!(world.board.pauses().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_used_up_quota_is_tried_now_and_then_and_goes_on_by_itself() {
+    let mut world = World::new(1, Server { quota_after: Some(20), ..answering_in(20) }, slots(4));
+    let job = world.put(1, &["m"], 50).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_mins(30)).await;
+    let summary = world.server.summary();
+    assert_eq!(summary.paid, 20);
+    assert!(summary.requests < 20 + 4 + 10, "{summary:?}");
+    world.server.change(Changes { quota_after: Change::Clear, ..Changes::default() }, Instant::now());
+    until_settled(&*world.store, job.id, job.total).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.completed, 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_never_was_fails_its_requests_alone() {
+    let server = Server { models: vec!["known".to_owned()], ..answering_in(20) };
+    let mut world = World::new(1, server, slots(4));
+    let job = world.put(1, &["known", "typo"], 20).await;
+    world.finish(&job).await;
+    let counts = world.store.job(job.id).await.unwrap().counts;
+    assert_eq!((counts.completed, counts.failed), (10, 10));
+    assert_eq!(world.server.summary().requests, 20, "a missing model is asked for once a request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_job_sends_nothing_more_and_keeps_what_was_in_flight() {
+    let mut world = World::new(1, answering_in(1_000), slots(4));
+    let job = world.put(1, &["m"], 100).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    world.store.set_status(job.id, JobStatus::Cancelling, world.clock.now()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.server.summary().requests, 8);
+    let state = world.store.job(job.id).await.unwrap();
+    assert_eq!((state.counts.completed, state.leased), (8, 0));
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_job_goes_on_where_it_stood() {
+    let mut world = World::new(1, answering_in(100), slots(4));
+    let job = world.put(1, &["m"], 40).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let paused = JobStatus::Paused { reason: PauseReason::User };
+    world.store.set_status(job.id, paused, world.clock.now()).await.unwrap();
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(world.server.summary().requests, 12);
+    world.store.set_status(job.id, JobStatus::InProgress, world.clock.now()).await.unwrap();
+    until_settled(&*world.store, job.id, job.total).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(world.server.summary().requests, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_what_is_in_flight_finish_and_repeats_nothing() {
+    let mut world = World::new(1, answering_in(1_000), slots(4));
+    let job = world.put(1, &["m"], 20).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    let state = world.store.job(job.id).await.unwrap();
+    assert_eq!((state.counts.completed, state.leased, state.waiting), (12, 0, 0));
+    assert_eq!(world.server.summary().requests, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hurry_abandons_what_is_in_flight() {
+    let mut world = World::new(1, answering_in(60_000), slots(4));
+    world.put(1, &["m"], 20).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stopped_at = Instant::now();
+    world.stop.cancel();
+    world.hurry.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(Instant::now(), stopped_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_waited_for() {
+    let server = Server { requests_per_minute: Some(60), ..answering_in(10) };
+    let mut world = World::new(1, server, slots(32));
+    let job = world.put(1, &["m"], 90).await;
+    world.finish(&job).await;
+    world.assert_one_record_each(&job);
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.completed, 90, "being throttled fails nothing");
+    let summary = world.server.summary();
+    assert!(summary.requests < 90 * 6, "{summary:?}");
+    assert_eq!(summary.paid_twice, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_job_is_not_starved_by_a_large_one() {
+    let mut world = World::new(1, answering_in(100), slots(10));
+    let large = world.put(1, &["m"], 2_000).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let small = world.put(2, &["m"], 20).await;
+    let dropped_at = Instant::now();
+    until_settled(&*world.store, small.id, 20).await;
+    assert!(Instant::now() - dropped_at < Duration::from_secs(2), "its share of 10 slots is 5");
+    assert!(world.store.job(large.id).await.unwrap().counts.open() > 0);
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_refusals_are_not_retried() {
+    let mut world = World::new(1, answering_in(10), slots(4));
+    let job = conformance::job(1, 5, &["m"], 3);
+    let line = |index: u32| {
+        let body = format!(r#"{{"model":"m","messages":[],"user":"{index}"}}"#);
+        let url = "/v1/chat/completions";
+        (0, Bytes::from(format!(r#"{{"custom_id":"{index}","method":"POST","url":"{url}","body":{body}}}"#)))
+    };
+    world.store.put_job(job.clone(), Input::Inline((0..3).map(line).collect())).await.unwrap();
+    world.finish(&job).await;
+    assert_eq!(world.server.summary().requests, 3);
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.failed, 3);
+    assert!(world.paid().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_belong_to_their_requests() {
+    let mut world = World::new(3, sick("500=0.2,drop=0.1"), slots(16));
+    let job = world.put(1, &["m"], 100).await;
+    world.finish(&job).await;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut world.store.journal(job.id).unwrap(), &mut text).unwrap();
+    let mut seen = BTreeSet::new();
+    for line in text.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let custom_id = record["custom_id"].as_str().unwrap();
+        let (_, index) = custom_id.split_once('-').unwrap();
+        if record["error"].is_null() && record["response"]["status_code"] == 200 {
+            let answer = record["response"]["body"]["choices"][0]["message"]["content"].as_str().unwrap();
+            assert!(answer.ends_with(&format!("1 {index}")), "{custom_id}: {answer}");
+        }
+        assert!(seen.insert(custom_id.to_owned()));
+    }
+    assert_eq!(seen.len(), 100);
+}
