@@ -52,10 +52,10 @@ const SAMPLES: [(&str, &str); 15] = samples![
 ];
 
 /// Slow enough that a person sees something, quick enough to end within a few seconds.
-const LATENCY: &str = "50ms..500ms";
+const LATENCY: &str = "200ms..1500ms";
 
-/// About every sixth request has to be tried again; none of these ends a job.
-const FAULTS: &str = "429=0.05,500=0.05,503=0.04,cut=0.02";
+/// About every fourth attempt fails; with twelve for each request none of these ends a job.
+const FAULTS: &str = "429=0.08,500=0.08,503=0.05,cut=0.04";
 
 /// Every demo meets the same faults.
 const SEED: u64 = 20;

@@ -57,10 +57,10 @@ impl Progress {
         }
     }
 
-    /// Leaves the bars as they are; what is printed next stands below them.
-    pub(super) fn finish(&self) {
-        for shown in self.shown.values() {
-            shown.bar.abandon();
+    /// Takes the bars away: a table of how it ended comes in their place.
+    pub(super) fn finish(self) {
+        for shown in self.shown.into_values() {
+            shown.bar.finish_and_clear();
         }
     }
 }

@@ -100,7 +100,24 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_and_never_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo.jsonl");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for path in [fifo.as_path(), dir.path(), Path::new("/dev/null")] {
+            assert_eq!(
+                open_regular(path).unwrap_err().to_string(),
+                "it is no regular file",
+                "{}",
+                path.display()
+            );
+        }
+    }
 
     #[test]
     fn number_leaves_the_endings_that_mean_something() {

@@ -434,8 +434,10 @@ mod tests {
             assert!(said.contains("batchd.toml:2:16: error: ") && said.contains(part), "{said}");
             assert!(!said.contains("CANARY"), "{said}");
         }
+        // A FIFO would keep a careless reader waiting for ever.
         let scene = Scene::new("[[providers]]\napi_key_file = \"key\"\n");
-        fs::create_dir(scene.path("key")).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, scene.path("key"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert!(scene.said().contains("it is no regular file"), "{}", scene.said());
         let said = Scene::new("[[providers]]\nbase_url = \"https://me:CANARY@host/v1\"\n").said();
         assert!(said.contains("holds a user name or a password") && !said.contains("CANARY"), "{said}");
