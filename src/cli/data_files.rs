@@ -118,11 +118,13 @@ fn is_beside(path: &str) -> bool {
 
 /// The files in `folder` that `path`, maybe a glob, names.
 fn beside(folder: &Path, path: &str) -> Vec<DataFile> {
+    // `glob` drops a `./` at the start of what it finds: no such path would begin with `folder`.
+    let Ok(folder) = std::path::absolute(folder) else { return Vec::new() };
     let pattern = format!("{}/{path}", glob::Pattern::escape(&folder.to_string_lossy()));
     let matches = glob::glob(&pattern).map(|paths| paths.flatten().collect::<Vec<_>>());
     let mut files = Vec::new();
     for source in matches.unwrap_or_default() {
-        if let Ok(relative) = source.strip_prefix(folder)
+        if let Ok(relative) = source.strip_prefix(&folder)
             && source.is_file()
         {
             files.push(DataFile { relative: relative.to_owned(), source });
@@ -170,6 +172,16 @@ mod tests {
             assert_eq!(relative(&outlined(dir.path(), toml).unwrap()), expected, "{toml}");
         }
         assert!(outlined(dir.path(), "[schedule]\ncron = \"@daily\"").unwrap().has_schedule);
+    }
+
+    #[test]
+    fn data_beside_a_spec_of_the_current_folder_goes_along() {
+        // Tests run in the package's folder.
+        for (spec, path) in [(".", "jobs/chat.toml"), ("./jobs", "chat.toml"), ("src/../jobs", "*.toml")] {
+            let found = beside(Path::new(spec), path);
+            let names: Vec<&str> = found.iter().map(|file| file.relative.to_str().unwrap()).collect();
+            assert!(names.contains(&path.replace('*', "chat").as_str()), "{spec}: {names:?}");
+        }
     }
 
     #[test]
