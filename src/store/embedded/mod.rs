@@ -38,6 +38,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::index::{Index, Settled};
@@ -245,17 +246,19 @@ impl EmbeddedStore {
     }
 
     async fn shut(&self) -> Result<()> {
-        if self.shared.closed.get().is_none() {
-            let (reply, answer) = oneshot::channel();
-            let noted = self.notes.send(Note::Close { reply }).await;
-            if noted.is_ok() {
-                answer.await.map_err(|_| self.shared.refusal())??;
-            }
+        let was_open = self.check_open();
+        let (reply, answer) = oneshot::channel();
+        // Told of it even when an error has closed the store: both threads wait for something to do till then,
+        // and a sync thread that has failed passes nothing on.
+        let noted = self.notes.send(Note::Close { reply }).await;
+        if let Err(SendError(Note::Close { reply })) = noted {
+            drop(self.commands.send(Command::Close { reply }).await);
         }
+        let answered = answer.await.unwrap_or_else(|_| Err(self.shared.refusal()));
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined =
             tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok())).await;
-        if matches!(joined, Ok(true)) { Ok(()) } else { Err(self.shared.refusal()) }
+        if matches!(joined, Ok(true)) { was_open.and(answered) } else { Err(self.shared.refusal()) }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -216,4 +217,13 @@ async fn statuses_and_counts_of_ended_jobs_survive() {
     assert_eq!((states[0].status.clone(), states[0].counts.failed), (JobStatus::Cancelled, 2));
     assert_eq!(states[0].finished_at, Some(NOW));
     assert_eq!(states[1].status, JobStatus::Held { why: "x".to_owned() });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_store_that_failed_can_be_closed() {
+    let world = World::new();
+    let store = world.open();
+    store.shared.close("the disk is full");
+    let closed = tokio::time::timeout(Duration::from_secs(30), store.close()).await;
+    assert!(matches!(closed.expect("closing ends"), Err(Error::Closed(why)) if why == "the disk is full"));
 }
