@@ -147,6 +147,10 @@ impl EmbeddedStore {
     /// The job's open files; opened at the first use, closed when the job has ended.
     fn files(&self, id: JobId) -> Result<Arc<JobFiles>> {
         self.check_open()?;
+        self.files_even_if_closed(id)
+    }
+
+    fn files_even_if_closed(&self, id: JobId) -> Result<Arc<JobFiles>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = files.get(&id) {
             return Ok(Arc::clone(open));
@@ -178,15 +182,17 @@ impl EmbeddedStore {
     }
 
     async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
-        let files = self.files(lease.request.job)?;
+        // What an attempt brings home is kept even by a store that an error has closed: it was paid for.
+        let files = self.files_even_if_closed(lease.request.job)?;
         // Room for the note first: once the record is in the journal nothing may keep it from being counted.
-        let room = self.notes.reserve().await.map_err(|_| self.shared.refusal())?;
+        let room = self.notes.reserve().await.ok().filter(|_| self.check_open().is_ok());
         let held = self.shared.leases.take(&lease)?;
         let request = lease.request;
         match settlement {
             Settlement::Complete(record) => self.record(&files, room, held, &record, true),
             Settlement::Discard(record) => self.record(&files, room, held, &record, false),
             Settlement::Retry { due, attempts, maybe_paid } => {
+                drop(room);
                 let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
                 files.intents.append(&intent.to_line(), |_| ())?;
                 self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
@@ -198,11 +204,17 @@ impl EmbeddedStore {
     fn record(
         &self,
         files: &JobFiles,
-        room: mpsc::Permit<'_, Note>,
+        room: Option<mpsc::Permit<'_, Note>>,
         held: Held,
         record: &Record,
         success: bool,
     ) -> Result<()> {
+        let Some(room) = room else {
+            // The next start settles it. Blocks, but nothing goes on any more.
+            files.journal.append(&record.to_journal_line(held.attempt), |_| ())?;
+            files.journal.sync()?;
+            return Err(self.shared.refusal());
+        };
         let journal = Arc::clone(&files.journal);
         let request = record.request;
         // Appended and noted as one step: so the notes of a job stand in the order of its journal, and what

@@ -227,3 +227,24 @@ async fn a_store_that_failed_can_be_closed() {
     let closed = tokio::time::timeout(Duration::from_secs(30), store.close()).await;
     assert!(matches!(closed.expect("closing ends"), Err(Error::Closed(why)) if why == "the disk is full"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn answers_that_come_in_after_the_store_failed_are_kept() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 3);
+    let store = world.open();
+    put(&store, &job).await;
+    let mut leases = lease(&store, "m", 2, NOW).await;
+    let (second, first) = (leases.pop().unwrap(), leases.pop().unwrap());
+    store.begin(&first).unwrap();
+    store.shared.close("the index (sled) failed");
+    assert!(matches!(store.begin(&second), Err(Error::Closed(_))), "nothing more is sent");
+    let settlement = answer(&first);
+    assert!(matches!(store.settle(first, settlement).await, Err(Error::Closed(_))));
+    assert!(store.close().await.is_err());
+    drop(store);
+
+    let store = world.open();
+    assert_eq!(store.job(job.id).await.unwrap().counts.completed, 1);
+    assert_eq!(journal_indexes(&store, job.id), [0]);
+}
