@@ -15,6 +15,8 @@ pub(super) struct Held {
     pub(super) queue: u16,
     /// Set if the request was waiting: together with the index it is its key.
     pub(super) due: Option<Timestamp>,
+    /// An intent was written for it.
+    pub(super) sent: bool,
 }
 
 /// Shared by the thread that leases and the tasks that settle. Bounded by what is in flight.
@@ -33,8 +35,17 @@ impl Leases {
         let mut table = self.lock();
         table.epoch += 1;
         let epoch = table.epoch;
-        table.held.insert(request, Held { epoch, attempt, queue, due });
+        table.held.insert(request, Held { epoch, attempt, queue, due, sent: false });
         Lease { request, attempt, epoch }
+    }
+
+    /// Notes that the lease's attempt is about to be sent. [`Error::Stale`] if it is not the one held.
+    pub(super) fn begin(&self, lease: &Lease) -> Result<()> {
+        match self.lock().held.get_mut(&lease.request) {
+            Some(held) if held.epoch == lease.epoch => held.sent = true,
+            Some(_) | None => return Err(Error::Stale(lease.request)),
+        }
+        Ok(())
     }
 
     /// Ends a lease. [`Error::Stale`] if it is not the one held: then nothing may be settled under it.

@@ -197,7 +197,16 @@ impl EmbeddedStore {
                 files.intents.append(&intent.to_line(), |_| ())?;
                 self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
             }
-            Settlement::Release => self.ask(|reply| Command::Release { request, held, reply }).await,
+            Settlement::Release => {
+                drop(room);
+                if held.sent {
+                    // It came back for certain unpaid: a crash must not take it for one that was in flight.
+                    let (attempts, due) = (held.attempt.saturating_sub(1), held.due.unwrap_or_default());
+                    let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid: false };
+                    files.intents.append(&intent.to_line(), |_| ())?;
+                }
+                self.ask(|reply| Command::Release { request, held, reply }).await
+            }
         }
     }
 
@@ -339,6 +348,7 @@ impl Store for EmbeddedStore {
 
     fn begin(&self, lease: &Lease) -> Result<()> {
         let files = self.files(lease.request.job)?;
+        self.shared.leases.begin(lease)?;
         let intent = Intent::Send { index: lease.request.index, attempt: lease.attempt };
         files.intents.append(&intent.to_line(), |_| ())
     }

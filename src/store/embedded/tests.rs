@@ -248,3 +248,23 @@ async fn answers_that_come_in_after_the_store_failed_are_kept() {
     assert_eq!(store.job(job.id).await.unwrap().counts.completed, 1);
     assert_eq!(journal_indexes(&store, job.id), [0]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_released_attempt_is_not_uncertain_after_a_crash() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 2);
+    let store = world.open();
+    put(&store, &job).await;
+    for lease in lease(&store, "m", 2, NOW).await {
+        if lease.request.index == 0 {
+            store.begin(&lease).unwrap();
+        }
+        store.settle(lease, Settlement::Release).await.unwrap();
+    }
+    crash(store).await;
+
+    let store = world.open();
+    let leases = lease(&store, "m", 9, NOW).await;
+    let seen: Vec<_> = leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect();
+    assert_eq!(seen, [(0, 1), (1, 1)], "a refused key uses up no attempt");
+}
