@@ -328,6 +328,13 @@ impl Index {
 }
 
 impl Entry {
+    /// Whether every request is in one place, while none is leased.
+    pub(super) fn adds_up(&self) -> bool {
+        let open: u64 = self.queues.iter().map(|q| u64::from(q.fresh) + u64::from(q.waiting)).sum();
+        let settled = u64::from(self.row.completed) + u64::from(self.row.failed);
+        open + settled == u64::from(self.job.total)
+    }
+
     pub(super) fn counts(&self) -> Counts {
         Counts {
             total: self.job.total,

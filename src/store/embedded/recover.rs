@@ -7,6 +7,7 @@
 //!    a crash, so the job is held and sends nothing.
 //! 2. Records beyond what the index acknowledged are settled again: they were paid for.
 //! 3. Intents say how many attempts open requests have used up, and which may have been in flight.
+//! 4. What is open and what is settled must be all there is; else the job is indexed anew from its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -57,24 +58,40 @@ fn one(index: &mut Index, folder: &JobFolder, state: State) -> Result<()> {
         index.load_ended(job, status, counts, finished_at);
         return Ok(());
     }
-    let mut row = match known(index, folder, job.id)? {
+    let row = match known(index, folder, job.id)? {
         Some(row) => row,
         None => put(index, folder, &job)?,
     };
+    level(index, folder, &job, status.clone(), row)?;
+    if !index.entry(job.id)?.adds_up() {
+        tracing::warn!(job = %job.id, "the index of a job does not add up; it is built anew");
+        let row = put(index, folder, &job)?;
+        level(index, folder, &job, status, row)?;
+    }
+    Ok(())
+}
+
+/// Brings the index of one job from `row` on level with its journal and its intents.
+fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mut row: Row) -> Result<()> {
     let scanned = scan_journal(&folder.journal(), row.acknowledged, job.total)?;
     let status = match scanned.damaged_at {
-        Some(offset) => {
+        // A job on its way to its end sends nothing as it is, and must not come back from it.
+        Some(offset) if status.may_send() || matches!(status, JobStatus::Paused { .. }) => {
             let why = format!("the journal results.log is damaged at byte {offset}");
             tracing::error!(job = %job.id, why, "a job is held");
-            JobStatus::Held { why }
+            let status = JobStatus::Held { why };
+            // Before the index has taken in what lies behind the damage, and the next start sees none.
+            let held = State { job: job.clone(), status: status.clone(), finished_at: None, counts: None };
+            held.write(folder)?;
+            status
         }
-        None => status,
+        Some(_) | None => status,
     };
     row.acknowledged = scanned.end;
-    let open = settle_again(index, &job, &mut row, &scanned.records)?;
-    apply_intents(index, folder, &job, &open)?;
+    let open = settle_again(index, job, &mut row, &scanned.records)?;
+    apply_intents(index, folder, job, &open)?;
     index.apply(vec![(keys::job(job.id), Some(row.encode()))])?;
-    index.load(job, status, row)
+    index.load(job.clone(), status, row)
 }
 
 /// The job's row, if the index knows the job and has not run ahead of its journal.
@@ -124,7 +141,6 @@ fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
     reader.seek(SeekFrom::Start(start)).map_err(failed("read", path))?;
     let mut scanned = Scanned { records: BTreeMap::new(), end: start, damaged_at: None };
     let mut line = Vec::new();
-    let mut torn_at = None;
     let mut offset = start;
     loop {
         line.clear();
@@ -134,22 +150,19 @@ fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
         }
         let parsed =
             line.strip_suffix(b"\n").and_then(JournalLine::parse).filter(|parsed| parsed.index < total);
-        match (parsed, torn_at) {
-            (Some(parsed), None) => {
-                scanned.records.entry(parsed.index).or_insert_with(|| parsed.is_success());
-                scanned.end = offset + read as u64;
-            }
-            (Some(_), Some(_)) => scanned.damaged_at = torn_at,
-            (None, None) => torn_at = Some(offset),
-            (None, Some(_)) => {}
-        }
         offset += read as u64;
+        let Some(parsed) = parsed else { continue };
+        if scanned.end + (read as u64) < offset {
+            scanned.damaged_at.get_or_insert(scanned.end);
+        }
+        // Those behind the damage were paid for, too.
+        scanned.records.entry(parsed.index).or_insert_with(|| parsed.is_success());
+        scanned.end = offset;
     }
-    if scanned.damaged_at.is_none()
-        && let Some(torn_at) = torn_at
-    {
-        keep_aside(path, torn_at)?;
-        file.set_len(torn_at).map_err(failed("cut", path))?;
+    // Also behind damage: the next record must not be glued to half a line.
+    if scanned.end < offset {
+        keep_aside(path, scanned.end)?;
+        file.set_len(scanned.end).map_err(failed("cut", path))?;
     }
     file.sync_data().map_err(failed("sync", path))?;
     Ok(scanned)
@@ -191,7 +204,8 @@ fn apply_intents(index: &mut Index, folder: &JobFolder, job: &Job, open: &Open) 
     let Ok(file) = File::open(&path) else { return Ok(()) };
     let last = intents::last_of_open(file, |number| open.contains(number)).map_err(failed("read", &path))?;
     let mut open = open.clone();
-    let mut changes: Vec<Change> = Vec::new();
+    // Moves first, in pairs, since the size of a batch is even: a request between two keys would be lost.
+    let (mut changes, mut arrivals): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
     for (number, intent) in last {
         let (due, attempts) = match intent {
             // It was in flight when the process died: uncertain, and sent once more.
@@ -199,9 +213,13 @@ fn apply_intents(index: &mut Index, folder: &JobFolder, job: &Job, open: &Open) 
             Intent::Ended { attempts, due, .. } => (due, attempts),
         };
         let Some(queue) = open.queue_of(number) else { continue };
-        changes.extend(open.take(job.id, number));
-        changes.push((keys::waiting(job.id, queue, due, number), Some(attempts.to_be_bytes().to_vec())));
+        let arrival = (keys::waiting(job.id, queue, due, number), Some(attempts.to_be_bytes().to_vec()));
+        match open.take(job.id, number) {
+            Some(departure) => changes.extend([departure, arrival]),
+            None => arrivals.push(arrival),
+        }
     }
+    changes.extend(arrivals);
     changes.extend(open.changed(job.id));
     index.apply(changes)
 }

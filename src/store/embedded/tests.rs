@@ -198,6 +198,44 @@ async fn damage_in_the_middle_holds_the_job_and_sends_nothing() {
     let state = store.job(job.id).await.unwrap();
     assert!(matches!(state.status, JobStatus::Held { why } if why.contains("byte 0")));
     assert!(lease(&store, "m", 9, NOW).await.is_empty());
+    store.close().await.unwrap();
+    drop(store);
+
+    // Over a restart, and when a person lets it go on: the answers behind the damage are not asked for again.
+    let store = world.open();
+    let state = store.job(job.id).await.unwrap();
+    assert!(matches!(state.status, JobStatus::Held { .. }));
+    assert_eq!(state.counts.completed, 2);
+    store.set_status(job.id, JobStatus::InProgress, NOW).await.unwrap();
+    let left = lease(&store, "m", 9, NOW).await;
+    assert!(left.iter().map(|lease| lease.request.index).eq([0, 3, 4]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_that_the_index_lost_is_found_again() {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], 300);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, 2).await;
+    let retried = lease(&store, "m", 1, NOW).await.remove(0);
+    store.begin(&retried).unwrap();
+    store.settle(retried, Settlement::Retry { due: NOW, attempts: 1, maybe_paid: false }).await.unwrap();
+    until_settled(&store, job.id, 2).await;
+    store.close().await.unwrap();
+    drop(store);
+    {
+        let db = sled::open(world.dir.path().join("sled")).unwrap();
+        let tree = db.open_tree("queue").unwrap();
+        tree.remove(super::keys::waiting(job.id, 0, NOW, 2)).unwrap().unwrap();
+        db.flush().unwrap();
+    }
+
+    let store = world.open();
+    let state = store.job(job.id).await.unwrap();
+    assert_eq!((state.counts.completed, state.waiting), (2, 1));
+    let left = lease(&store, "m", 999, NOW).await;
+    assert_eq!((left.len(), left[0].request.index, left[0].attempt), (298, 2, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
