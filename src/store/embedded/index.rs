@@ -328,6 +328,11 @@ impl Index {
 }
 
 impl Entry {
+    /// Nothing is in flight.
+    pub(super) const fn is_still(&self) -> bool {
+        self.leased == 0
+    }
+
     /// Whether every request is in one place, while none is leased.
     pub(super) fn adds_up(&self) -> bool {
         let open: u64 = self.queues.iter().map(|q| u64::from(q.fresh) + u64::from(q.waiting)).sum();

@@ -238,10 +238,9 @@ impl IndexThread {
         Ok(entry.state())
     }
 
-    /// A job that may not send and has nothing in flight any more is waited for.
+    /// A job with nothing in flight any more is waited for: it may have been cancelled, or its queues paused.
     fn given_back(&self, id: JobId, reply: Reply<()>, result: Result<()>) -> Result<()> {
-        let state = self.index.entry(id).map(Entry::state);
-        if state.is_ok_and(|state| state.leased == 0 && !state.status.may_send()) {
+        if self.index.entry(id).is_ok_and(Entry::is_still) {
             self.shared.tick();
         }
         self.reply(reply, result)
