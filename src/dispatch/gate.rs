@@ -66,17 +66,20 @@ impl Gate {
 
     pub(super) fn enter(self: &Arc<Self>, now: Instant) -> Result<Inside, Refused> {
         let mut state = self.lock();
-        let trying = match &*state {
-            State::Open => false,
-            State::Closed { until, .. } if *until > now => return Err(Refused::Closed(Some(*until))),
-            State::Closed { .. } => true,
-            State::Trying { .. } => return Err(Refused::Closed(None)),
-        };
+        if let Some(refused) = state.refusal(now) {
+            return Err(refused);
+        }
+        let trying = matches!(*state, State::Closed { .. });
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else { return Err(Refused::Full) };
         if let (true, State::Closed { pause, strikes, .. }) = (trying, &*state) {
             *state = State::Trying { pause: pause.clone(), strikes: *strikes };
         }
         Ok(Inside { gate: Arc::clone(self), slot: Some(slot), trying })
+    }
+
+    /// Why nobody may enter now, places aside.
+    pub(super) fn refusal(&self, now: Instant) -> Option<Refused> {
+        self.lock().refusal(now)
     }
 
     /// Ticks when a place is free again and when the gate opens or closes.
@@ -132,6 +135,16 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn refusal(&self, now: Instant) -> Option<Refused> {
+        match self {
+            Self::Open => None,
+            Self::Closed { until, .. } => (*until > now).then_some(Refused::Closed(Some(*until))),
+            Self::Trying { .. } => Some(Refused::Closed(None)),
+        }
     }
 }
 

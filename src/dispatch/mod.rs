@@ -72,7 +72,8 @@ impl Fleet {
     /// Runs until `stop` and then until what is in flight has ended. An error is the store's.
     /// `hurry` then abandons it at once.
     pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> store::Result<()> {
-        let stop = Stop { work, hurry, grace: self.settings.grace };
+        // A child, since a failure of ours must not look like an order to the other workers to end.
+        let stop = Stop { work: work.child_token(), hurry, grace: self.settings.grace };
         let mut news = self.store.changes();
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {

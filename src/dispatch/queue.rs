@@ -77,10 +77,21 @@ struct Next {
 /// What the loop waits for besides attempts and news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blocked {
+    /// Nothing is left that may be sent now: for the next retry to fall due.
+    Nothing,
     /// Only for an attempt to end or news.
-    No,
+    Full,
     /// Until a time.
     Until(Instant),
+}
+
+impl From<Refused> for Blocked {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full | Refused::Closed(None) => Self::Full,
+            Refused::Closed(Some(until)) => Self::Until(until),
+        }
+    }
 }
 
 impl Dispatcher {
@@ -111,10 +122,14 @@ impl Dispatcher {
     /// in flight at `stop` may take until `grace` has passed.
     pub(super) async fn run(mut self, stop: Stop) -> store::Result<()> {
         let ended = self.serve(&stop.work).await;
+        if ended.is_err() {
+            stop.work.cancel(); // it is the store's error: no queue may send any more
+        }
         self.board.clear(&self.queue);
-        self.give_back().await?;
-        self.drain(&stop).await?;
-        ended
+        // Each whatever became of the one before: what is in flight may be paid for already.
+        let given_back = self.give_back().await;
+        let drained = self.drain(&stop).await;
+        ended.and(given_back).and(drained)
     }
 
     async fn serve(&mut self, stop: &CancellationToken) -> store::Result<()> {
@@ -124,22 +139,25 @@ impl Dispatcher {
         let mut model_gate = self.parts.model_gate.changed();
         let mut idle_since = Instant::now();
         loop {
-            for seen in [&mut news, &mut provider_gate, &mut model_gate] {
+            // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
+            for seen in [&mut provider_gate, &mut model_gate] {
                 seen.mark_unchanged();
             }
             let blocked = self.advance().await?;
             self.show_pause();
-            if !(self.running.is_empty() && self.ready.is_empty() && self.next.is_none() && self.dry) {
+            let is_idle = blocked == Blocked::Nothing && self.running.is_empty() && self.next_due.is_none();
+            if !(is_idle && self.dry) {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= LINGER {
                 return Ok(());
             }
             let wake = self.wake_at(blocked, idle_since);
-            // Stopping comes first; then what frees slots; news and timers can wait for it.
+            // Stopping comes first; then news, since a cancelled job must not be sent from while attempts end
+            // without a pause; then what frees slots. Timers can wait for it.
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(ended) = self.running.join_next() => self.on_ended(ended)?,
                 ticked = news.changed() => self.on_news(ticked).await?,
+                Some(ended) = self.running.join_next() => self.on_ended(ended)?,
                 _ = resumed.changed() => self.on_resume(),
                 _ = provider_gate.changed() => {}
                 _ = model_gate.changed() => {}
@@ -154,14 +172,19 @@ impl Dispatcher {
     /// Sends what may be sent now.
     async fn advance(&mut self) -> store::Result<Blocked> {
         loop {
+            if let Some(refused) = self.refusal(Instant::now()) {
+                // It may take long, and who cancels or waits for idleness must not wait for our leases.
+                self.give_back().await?;
+                return Ok(refused.into());
+            }
             if self.running.len() >= self.limits.allowed() {
-                return Ok(Blocked::No);
+                return Ok(Blocked::Full);
             }
             self.fill().await?;
             if self.next.is_none() {
                 self.next = self.prepare().await?;
             }
-            let Some(next) = &self.next else { return Ok(Blocked::No) };
+            let Some(next) = &self.next else { return Ok(Blocked::Nothing) };
             let now = Instant::now();
             let ready_at = self.limits.ready_at(next.estimate.total(), now);
             if ready_at > now {
@@ -169,8 +192,7 @@ impl Dispatcher {
             }
             match self.enter(now) {
                 Ok(inside) => self.send(inside, now),
-                Err(Refused::Full | Refused::Closed(None)) => return Ok(Blocked::No),
-                Err(Refused::Closed(Some(until))) => return Ok(Blocked::Until(until)),
+                Err(refused) => return Ok(refused.into()),
             }
         }
     }
@@ -223,9 +245,19 @@ impl Dispatcher {
         Ok(None)
     }
 
+    /// Why no gate lets anybody in now, places aside.
+    fn refusal(&self, now: Instant) -> Option<Refused> {
+        self.parts.provider_gate.refusal(now).or_else(|| self.parts.model_gate.refusal(now))
+    }
+
+    /// A place that is taken and left again rings the gate's bell, so the gate that may be full goes first, and
+    /// only when the other is known to be open: else the dispatcher would wake itself for ever.
     fn enter(&self, now: Instant) -> Result<[Inside; 2], Refused> {
-        let model = self.parts.model_gate.enter(now)?;
+        if let Some(refused) = self.parts.model_gate.refusal(now) {
+            return Err(refused);
+        }
         let provider = self.parts.provider_gate.enter(now)?;
+        let model = self.parts.model_gate.enter(now)?;
         Ok([provider, model])
     }
 
@@ -298,21 +330,20 @@ impl Dispatcher {
 
     fn wake_at(&self, blocked: Blocked, idle_since: Instant) -> Instant {
         let now = Instant::now();
-        // With no free slot, or others ready, what falls due has to wait for them anyway.
-        let free = self.running.len() < self.limits.allowed();
-        let due = self.next_due.filter(|_| free && self.ready.is_empty() && self.next.is_none());
-        let due = due.map(|due| now + self.parts.clock.until(due));
-        let limit = match blocked {
-            Blocked::No => None,
+        let wake = match blocked {
+            Blocked::Nothing => self.next_due.map(|due| now + self.parts.clock.until(due)),
+            // What falls due meanwhile can't be sent either.
+            Blocked::Full => None,
             Blocked::Until(until) => Some(until),
         };
-        [due, limit].into_iter().flatten().min().unwrap_or(now + LINGER).min((idle_since + LINGER).max(now))
+        wake.unwrap_or(now + LINGER).min((idle_since + LINGER).max(now))
     }
 
     /// Gives back what was leased and not sent.
     async fn give_back(&mut self) -> store::Result<()> {
         let next = self.next.take().map(|next| next.lease);
         for lease in std::mem::take(&mut self.ready).into_iter().chain(next) {
+            self.dry = false;
             self.parts.store.settle(lease, Settlement::Release).await?;
         }
         Ok(())
@@ -340,5 +371,200 @@ impl Dispatcher {
             self.running.shutdown().await;
         }
         failed.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use futures_util::future::BoxFuture;
+    use serde_json::Value;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::clock::{Clock, Seed};
+    use crate::dispatch::{Fleet, ProviderSettings, Settings};
+    use crate::domain::{Job, JobStatus, PauseReason};
+    use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Input, Store, conformance};
+
+    /// A server that does what a request's input says: `<status> <seconds it takes>`, and then always `200 0`.
+    #[derive(Debug, Default)]
+    struct Obedient {
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Obedient {
+        /// Answers to come, or that came, of this input.
+        fn asked(&self, input: &str) -> usize {
+            self.asked.lock().unwrap().iter().filter(|asked| *asked == input).count()
+        }
+    }
+
+    impl Transport for Obedient {
+        fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            let input = body["input"].as_str().unwrap().to_owned();
+            self.asked.lock().unwrap().push(input.clone());
+            let (status, seconds) = input.split_once(' ').unwrap();
+            let is_first = self.asked(&input) == 1 || input.starts_with("401");
+            let (status, seconds) =
+                if is_first { (status.parse().unwrap(), seconds.parse().unwrap()) } else { (200, 0) };
+            Box::pin(async move {
+                sleep(Duration::from_secs(seconds)).await;
+                let body = if status == 200 {
+                    r#"{"id":"m","model":"m","results":[{}]}"#
+                } else {
+                    r#"{"error":{"message":"no"}}"#
+                };
+                let headers = reqwest::header::HeaderMap::new();
+                Ok(HttpReply { status, headers, body: Bytes::from_static(body.as_bytes()) })
+            })
+        }
+    }
+
+    struct World {
+        store: Arc<dyn Store>,
+        server: Arc<Obedient>,
+        board: Board,
+        work: CancellationToken,
+        hurry: CancellationToken,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let store = Arc::new(MemoryStore::default()) as Arc<dyn Store>;
+            let (work, hurry) = (CancellationToken::new(), CancellationToken::new());
+            Self { store, server: Arc::default(), board: Board::default(), work, hurry }
+        }
+
+        /// Queues `p/<model>` of at most `slots` requests in flight each.
+        fn fleet(&self, slots: u32, together: u32) -> impl Future<Output = store::Result<()>> + use<> {
+            let url: url::Url = "http://127.0.0.1:1/v1".parse().unwrap();
+            let settings = provider::Settings {
+                name: "p".to_owned(),
+                base_url: url.clone(),
+                api_key: None,
+                timeout: Duration::from_hours(9),
+                max_reply: 1 << 20,
+            };
+            let limits = config::Limits {
+                concurrency: config::Concurrency::Fixed(slots),
+                ..config::Limits::default()
+            };
+            let config = config::Provider {
+                name: "p".to_owned(),
+                base_url: url,
+                api_key: None,
+                timeout: settings.timeout,
+                concurrency: together,
+                max_reply: settings.max_reply,
+                strict: false,
+                limits,
+                models: Vec::new(),
+            };
+            let provider = Provider::new(settings, Arc::clone(&self.server) as Arc<dyn Transport>);
+            let settings = Settings {
+                providers: vec![ProviderSettings { provider, config }],
+                retry: RetryPolicy::default(),
+                grace: Duration::from_mins(1),
+            };
+            let (store, board) = (Arc::clone(&self.store), self.board.clone());
+            let clock = Clock::simulated(conformance::NOW);
+            Fleet::new(settings, store, board, clock, Seed::fixed(1))
+                .run(self.work.clone(), self.hurry.clone())
+        }
+
+        /// Runs the fleet while `script` runs, and then to its end.
+        async fn run(&self, slots: u32, script: impl Future<Output = ()>) {
+            let script = async {
+                script.await;
+                self.work.cancel();
+            };
+            let (ended, ()) = tokio::join!(self.fleet(slots, 256), script);
+            ended.unwrap();
+        }
+
+        async fn put(&self, number: u8, inputs: &[&str]) -> Job {
+            let job = conformance::job(number, 5, &["m"], u32::try_from(inputs.len()).unwrap());
+            let line = |(index, input): (usize, &&str)| {
+                let line = format!(
+                    r#"{{"custom_id":"{index}","method":"POST","url":"/v1/moderations","body":{{"model":"m","input":"{input}"}}}}"#
+                );
+                (0, Bytes::from(line))
+            };
+            let lines = inputs.iter().enumerate().map(line).collect();
+            self.store.put_job(job.clone(), Input::Inline(lines)).await.unwrap();
+            job
+        }
+
+        async fn state(&self, job: &Job) -> JobState {
+            self.store.job(job.id).await.unwrap()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_that_come_while_an_attempt_ends_are_acted_on() {
+        let world = World::new();
+        // The reply and the pause come in the same instant; the request after it is leased already.
+        let job = world.put(1, &["200 5", "200 6"]).await;
+        world
+            .run(1, async {
+                sleep(Duration::from_secs(5)).await;
+                let paused = JobStatus::Paused { reason: PauseReason::User };
+                world.store.set_status(job.id, paused, conformance::NOW).await.unwrap();
+                sleep(Duration::from_mins(1)).await;
+                assert_eq!(world.server.asked("200 6"), 0);
+                assert_eq!(world.state(&job).await.leased, 0);
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_that_falls_due_while_all_slots_are_taken_waits_for_one() {
+        let world = World::new();
+        let job = world.put(1, &["500 0", "200 100", "200 101"]).await;
+        world
+            .run(2, async {
+                sleep(Duration::from_secs(99)).await;
+                assert_eq!(world.server.asked("500 0"), 1);
+                sleep(Duration::from_secs(3)).await;
+                assert_eq!(world.state(&job).await.counts.completed, 3);
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_gate_leaves_nothing_leased_and_lets_one_try_at_a_time() {
+        let world = World::new();
+        let job = world.put(1, &["401 1", "401 2", "401 3", "401 4", "401 5"]).await;
+        let tries = || world.server.asked.lock().unwrap().len();
+        world
+            .run(2, async {
+                sleep(Duration::from_secs(30)).await;
+                assert_eq!((tries(), world.state(&job).await.leased), (2, 0));
+                assert_eq!(world.board.pauses().len(), 1);
+                sleep(Duration::from_mins(1)).await;
+                assert_eq!((tries(), world.state(&job).await.leased), (3, 0));
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_in_flight_when_the_store_fails_may_finish() {
+        let world = World::new();
+        world.put(1, &["200 5", "200 9"]).await;
+        let close = async {
+            sleep(Duration::from_secs(1)).await;
+            world.store.close().await.unwrap();
+        };
+        let started = Instant::now();
+        let (ended, ()) = tokio::join!(world.fleet(2, 256), close);
+        assert!(matches!(ended, Err(store::Error::Closed(_))));
+        assert_eq!(started.elapsed(), Duration::from_secs(9), "the second was waited for");
+        assert!(!world.work.is_cancelled(), "the other workers were not told to end");
     }
 }
