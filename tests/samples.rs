@@ -8,8 +8,8 @@ use assert_cmd::Command;
 
 /// A command of batchd that sees nothing of the environment, and no configuration but `config`.
 fn batchd(folder: &Path, config: &str) -> Command {
-    fs::write(folder.join("batchd.toml"), config).unwrap();
-    let mut command = Command::cargo_bin("batchd").unwrap();
+    fs::write(folder.join("batchd.toml"), config).expect("a temporary folder can be written");
+    let mut command = Command::cargo_bin("batchd").expect("cargo builds the program first");
     command.env_clear().current_dir(folder);
     command
 }
@@ -19,7 +19,7 @@ fn repository(path: &str) -> PathBuf {
 }
 
 fn text(path: &str) -> String {
-    fs::read_to_string(repository(path)).unwrap()
+    fs::read_to_string(repository(path)).expect("the repository has it")
 }
 
 /// The values of a unit's settings, in their order.
@@ -30,7 +30,7 @@ fn setting<'t>(unit: &'t str, name: &str) -> Vec<&'t str> {
 /// The fenced blocks of the README in `language`.
 fn blocks<'t>(readme: &'t str, language: &str) -> Vec<&'t str> {
     let fence = format!("```{language}\n");
-    readme.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+    readme.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap_or(rest)).collect()
 }
 
 #[test]
