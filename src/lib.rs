@@ -1,4 +1,65 @@
-//! batchd runs large batches of requests against OpenAI and every server that speaks its API.
+//! batchd runs large batches of requests against OpenAI and every server that speaks its API: a job spec
+//! dropped into a folder is validated, queued durably, run within limits, retried, and its answers lie ordered
+//! in a results folder.
+//!
+//! Each request costs its user money. So three fears decide every question of design: *an answer that was paid
+//! for is lost; the same answer is paid for twice; one bad line or one bad hour ruins a whole job.*
+//!
+//! # Promises
+//!
+//! - **P1 Whole files.** A dropped file is validated to its last line before its first request is sent, and is
+//!   accepted whole, or rejected whole with its problems named as `file:line:column`.
+//! - **P2 One line each.** Every accepted `custom_id` ends in exactly one line, in `output.jsonl` or in
+//!   `errors.jsonl`, whatever crashes in between.
+//! - **P3 Paid answers stay.** Once an answer's line is on disk it is never asked for again. After `kill -9` the
+//!   only requests sent a second time are those that were in flight.
+//! - **P4 One retry.** Only [`dispatch`] retries. Neither the HTTP client nor [`provider`] does.
+//! - **P5 Bounds.** Every channel, buffer, body, retry and loop has a stated bound; memory does not grow with the
+//!   length of a job.
+//! - **P6 Answer after effect.** A command is answered when its effect is durable.
+//! - **P7 Rebuildable.** If the sled database is lost or corrupt, the files under `state/jobs/` are enough to
+//!   rebuild it, without paying again.
+//! - **P8 One door each** for time and randomness ([`clock`]), environment variables ([`config`]), sled
+//!   ([`store::embedded`]), stdout and stderr ([`cli`]), signals and task spawning ([`daemon`]).
+//!
+//! # Layers
+//!
+//! A module uses only modules that stand above it; `tests/layers.rs` holds the house to this order.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`] |
+//! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
+//! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
+//! | assembly | [`http`], [`simulate`], [`daemon`] |
+//! | shell | [`cli`] |
+//!
+//! [`provider`] does not know the store and [`store`] does not know HTTP. No worker sees the configuration: each
+//! has a small `Settings` of its own, filled where the [`daemon`] is built.
+//!
+//! # The path of one request
+//!
+//! 1. [`intake`] sees that a dropped file has come to rest, and claims it by renaming it into the job's own folder
+//!    below `state/jobs/`.
+//! 2. [`spec`] reads it to its end: every line is validated and its place noted in the line index, 16 bytes a
+//!    line. The requests of a TOML spec are rendered here, once, as batch lines, so that everything below reads
+//!    one format.
+//! 3. [`store::Store::put_job`] makes the job count: its state file first, then its ranges in the index, a bit a
+//!    request.
+//! 4. A dispatcher of [`dispatch`] owns the queue `provider/model` and its limits. It leases requests, reads the
+//!    body of the next one by its offset, and waits until slots, requests/min, tokens/min and the provider's
+//!    gate let it go.
+//! 5. The attempt notes its intent, makes one exchange by [`provider::Provider::call`], and hands what it saw, an
+//!    [`Outcome`](domain::Outcome), to [`decide`](domain::attempt::decide): a pure function that says what becomes
+//!    of the request.
+//! 6. [`store::Store::settle`] appends the record to the job's journal, which frees the slot. Once the journal is
+//!    synced the record counts, and the index takes it in; a retry waits there, with its due time, and not in a
+//!    timer.
+//! 7. When every request is settled, [`output`] turns the journal into `output.jsonl` and `errors.jsonl` in input
+//!    order, and writes `summary.json` last.
+//!
+//! The job's files are the truth and sled is an index beside them: it may lag the journal and never leads it. What
+//! a start makes of both after a crash stands in [`store::embedded`].
 
 pub mod clock;
 pub mod config;
