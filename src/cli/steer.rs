@@ -36,6 +36,9 @@ pub(super) fn run(verb: Verb, args: &JobArgs, config: Option<&Path>, printer: &m
         printer.json(&job)?;
     } else {
         printer.note(&format!("{} is {}", job.name, status(&job)));
+        if let Some(message) = &job.message {
+            printer.note(message);
+        }
     }
     Ok(Exit::Done)
 }

@@ -64,7 +64,7 @@ pub(super) fn workers(
             clock.clone(),
         ),
         upkeep: Upkeep::new(Arc::clone(&store), clock.clone()),
-        control: Control::new(store, board.clone(), clock),
+        control: Control::new(store, board.clone(), clock, config.jobs_dir()),
         listener,
         board,
     })

@@ -3,7 +3,10 @@
 //! A command is answered when its effect is durable (P6). Pauses that a provider caused are no state
 //! of a job but of a queue: dispatchers write them on the [`Board`], reports read them there.
 
+mod again;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -123,11 +126,14 @@ pub struct Control {
     store: Arc<dyn Store>,
     board: Board,
     clock: Clock,
+    /// The watched folder.
+    jobs: PathBuf,
 }
 
 impl Control {
-    pub fn new(store: Arc<dyn Store>, board: Board, clock: Clock) -> Self {
-        Self { store, board, clock }
+    /// `jobs` is the watched folder.
+    pub fn new(store: Arc<dyn Store>, board: Board, clock: Clock, jobs: PathBuf) -> Self {
+        Self { store, board, clock, jobs }
     }
 
     /// Every job, in the order of acceptance.
@@ -165,8 +171,16 @@ impl Control {
         self.show(&resumed.id.to_string()).await
     }
 
-    /// Tries again at once: waiting requests fall due, pauses end, a held job goes on.
+    /// Tries again at once: waiting requests fall due, pauses end, a held job goes on. The failed requests of a
+    /// job that has ended are dropped into the jobs folder as a new job.
     pub async fn retry(&self, job: &str) -> Result<JobReport, Error> {
+        let state = self.find(job).await?;
+        if state.status.is_final() && state.counts.failed > 0 {
+            let dropped = again::drop_failed(&*self.store, &state, &self.jobs).await?;
+            let mut report = report(&state, &self.board.pauses());
+            report.message = Some(format!("its failed requests are asked again: see `jobs/{dropped}`"));
+            return Ok(report);
+        }
         let may_retry = |status: &JobStatus| {
             matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress | JobStatus::Held { .. })
         };
@@ -358,7 +372,7 @@ pub(crate) mod tests {
             unimplemented!("commands read no requests")
         }
 
-        fn folder(&self, _: JobId) -> Option<std::path::PathBuf> {
+        fn folder(&self, _: JobId) -> Option<PathBuf> {
             None
         }
 
@@ -379,7 +393,7 @@ pub(crate) mod tests {
     pub(crate) fn control(jobs: &Arc<Jobs>) -> Control {
         let clock =
             Clock::Simulated { base: Timestamp::from_millis(60_000), anchor: tokio::time::Instant::now() };
-        Control::new(Arc::clone(jobs) as Arc<dyn Store>, Board::default(), clock)
+        Control::new(Arc::clone(jobs) as Arc<dyn Store>, Board::default(), clock, PathBuf::from("jobs"))
     }
 
     fn paused() -> JobStatus {

@@ -1,0 +1,214 @@
+//! Asking again: the failed requests of a job that has ended become a new job.
+//!
+//! What is published never changes, and what succeeded is never asked for again. So the failed requests are
+//! dropped into the jobs folder, as a folder that holds a `job.toml` with the job's own settings and the
+//! requests as batch lines. Intake takes it in like any other: the name is the job's, and so its results
+//! lie in `results/<name>-2`.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::domain::range::{BLOCK, Bits};
+use crate::domain::record::JournalLine;
+use crate::domain::{Endpoint, Job, JobId, JobState, RequestId};
+use crate::spec;
+use crate::store::folder::{create_private, failed, sync_dir};
+use crate::store::{Error, Result, Store};
+
+/// Where the requests stand in the dropped folder.
+const REQUESTS: &str = "requests.jsonl";
+
+/// A batch line.
+#[derive(Serialize)]
+struct BatchLine<'a> {
+    custom_id: &'a str,
+    method: &'static str,
+    url: &'static str,
+    body: &'a RawValue,
+}
+
+/// Drops the failed requests of `state`'s job into `jobs`; durable when it returns. The name of the folder.
+pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path) -> Result<String> {
+    let job = &state.job;
+    let hidden = jobs.join(format!(".again-{}.tmp", job.id));
+    if hidden.exists() {
+        fs::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
+    }
+    fs::create_dir(&hidden).map_err(failed("create folder", &hidden))?;
+    let answered = answered(store, job)?;
+    let requests = hidden.join(REQUESTS);
+    let mut file = BufWriter::new(create_private(&requests)?);
+    for index in (0..job.total).filter(|index| !contains(&answered, *index)) {
+        let line = store.line(RequestId { job: job.id, index }).await?;
+        let Ok(request) = spec::parse_line(job, &line.bytes, line.number) else { continue };
+        write_line(&mut file, &request.custom_id, request.endpoint, &request.body)
+            .map_err(failed("write", &requests))?;
+    }
+    sync(file).map_err(failed("write", &requests))?;
+    let spec = hidden.join("job.toml");
+    let mut file = BufWriter::new(create_private(&spec)?);
+    file.write_all(settings(job).as_bytes()).and_then(|()| sync(file)).map_err(failed("write", &spec))?;
+    sync_dir(&hidden)?;
+    let name = take_name(&hidden, jobs, job)?;
+    sync_dir(jobs)?;
+    Ok(name)
+}
+
+/// The requests that have an answer, a bit each.
+fn answered(store: &dyn Store, job: &Job) -> Result<Vec<Bits>> {
+    let blocks = job.total.div_ceil(BLOCK) as usize;
+    let mut answered = vec![Bits::EMPTY; blocks];
+    let mut journal = BufReader::new(store.journal(job.id)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read =
+            journal.read_until(b'\n', &mut line).map_err(failed("read", &journal_of(store, job.id)))?;
+        if read == 0 {
+            return Ok(answered);
+        }
+        let record = line.strip_suffix(b"\n").and_then(JournalLine::parse);
+        if let Some(record) = record.filter(JournalLine::is_success)
+            && let Some(bits) = answered.get_mut((record.index / BLOCK) as usize)
+        {
+            bits.insert(record.index % BLOCK);
+        }
+    }
+}
+
+fn contains(bits: &[Bits], index: u32) -> bool {
+    bits.get((index / BLOCK) as usize).is_some_and(|bits| bits.contains(index % BLOCK))
+}
+
+fn journal_of(store: &dyn Store, id: JobId) -> PathBuf {
+    store.folder(id).unwrap_or_default().join("results.log")
+}
+
+fn write_line(file: &mut impl Write, custom_id: &str, endpoint: Endpoint, body: &RawValue) -> io::Result<()> {
+    let line = BatchLine { custom_id, method: "POST", url: endpoint.url(), body };
+    serde_json::to_writer(&mut *file, &line)?;
+    file.write_all(b"\n")
+}
+
+fn sync(file: BufWriter<File>) -> io::Result<()> {
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// The spec of the new job: the old one's settings around its requests.
+fn settings(job: &Job) -> String {
+    let duration = |duration| humantime::format_duration(duration).to_string();
+    let mut spec = toml::Table::new();
+    let mut set = |key: &str, value: toml::Value| drop(spec.insert(key.to_owned(), value));
+    set("kind", "requests".into());
+    set("name", job.name.as_str().into());
+    if let Some(queue) = job.queues.first() {
+        set("provider", queue.provider().into());
+    }
+    set("priority", i64::from(job.settings.priority).into());
+    if let Some(deadline) = job.settings.deadline {
+        set("deadline", duration(deadline).into());
+    }
+    if let Some(Ok(on_uncertain)) = job.settings.on_uncertain.map(toml::Value::try_from) {
+        set("on_uncertain", on_uncertain);
+    }
+    if let Ok(order) = toml::Value::try_from(job.settings.order) {
+        set("output", toml::Table::from_iter([("order".to_owned(), order)]).into());
+    }
+    let retry = &job.settings.retry;
+    let members = [
+        ("max_attempts", retry.max_attempts.map(|n| i64::from(n).into())),
+        ("base_delay", retry.base_delay.map(|delay| duration(delay).into())),
+        ("max_delay", retry.max_delay.map(|delay| duration(delay).into())),
+    ];
+    let retry: toml::Table =
+        members.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+    if !retry.is_empty() {
+        set("retry", retry.into());
+    }
+    set("input", toml::Table::from_iter([("file".to_owned(), REQUESTS.into())]).into());
+    spec.to_string()
+}
+
+/// Gives the folder a name that nothing has in the jobs folder: that is the drop.
+fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
+    let numbered = (2..=u32::MAX).map(|n| format!("{}-{n}", job.name));
+    for name in std::iter::once(job.name.to_string()).chain(numbered) {
+        let target = jobs.join(&name);
+        match renameat_with(CWD, hidden, CWD, &target, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(name),
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(failed("rename", &target)(error.into())),
+        }
+    }
+    Err(Error::Closed("no name is free in the jobs folder".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::job::RetryOverride;
+    use crate::domain::{JobSettings, JobStatus, OnUncertain, Order};
+    use crate::store::Input;
+    use crate::store::conformance::{self, NOW, answer, failure, lease, queue};
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn only_failed_requests_are_dropped_again_with_the_jobs_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MemoryStore::default();
+        let mut job = conformance::job(1, 9, &["m"], 4);
+        job.settings = JobSettings {
+            priority: 9,
+            deadline: Some(Duration::from_hours(6)),
+            order: Order::Completion,
+            retry: RetryOverride { max_attempts: Some(2), ..RetryOverride::default() },
+            on_uncertain: Some(OnUncertain::Fail),
+        };
+        let line = |n: u32| {
+            let body = format!(r#"{{"model":"m","input":"{n}"}}"#);
+            let line =
+                format!(r#"{{"custom_id":"c{n}","method":"POST","url":"/v1/embeddings","body":{body}}}"#);
+            (0, Bytes::from(line))
+        };
+        store.put_job(job.clone(), Input::Inline((0..4).map(line).collect())).await.unwrap();
+        for (n, lease) in lease(&store, "m", 3, NOW).await.into_iter().enumerate() {
+            let settlement = if n == 1 { failure(&lease) } else { answer(&lease) };
+            store.settle(lease, settlement).await.unwrap();
+        }
+        store.set_status(job.id, JobStatus::Cancelling, NOW).await.unwrap();
+        let state = store.set_status(job.id, JobStatus::Cancelled, NOW).await.unwrap();
+        fs::create_dir(dir.path().join("job-1")).unwrap();
+
+        assert_eq!(drop_failed(&store, &state, dir.path()).await.unwrap(), "job-1-2");
+        let folder = dir.path().join("job-1-2");
+        let lines = fs::read_to_string(folder.join(REQUESTS)).unwrap();
+        let kept: String = [1, 3].map(|n| String::from_utf8(line(n).1.to_vec()).unwrap() + "\n").concat();
+        assert_eq!(lines, kept);
+
+        let settings = spec::Settings {
+            providers: vec![spec::ProviderFacts { name: "p".to_owned(), strict: false }],
+            max_line: 1 << 20,
+            input_dirs: Vec::new(),
+        };
+        let source = spec::Source {
+            form: spec::Form::Toml,
+            file: File::open(folder.join("job.toml")).unwrap(),
+            display: "job-1-2/job.toml".to_owned(),
+            folder,
+        };
+        let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink() };
+        let checked = spec::read(source, &settings, sinks).unwrap();
+        assert_eq!((checked.name, checked.total), (job.name, 2));
+        assert_eq!(checked.settings, job.settings);
+        assert_eq!(checked.queues, [queue("m")]);
+    }
+}
