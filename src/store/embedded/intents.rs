@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! send <index> <attempt> <crc>
+//! back <index> <attempt> <crc>
 //! ended <index> <attempts used up> <due, ms since 1970> <maybe paid: 0 or 1> <crc>
 //! ```
 
@@ -19,14 +20,28 @@ use crate::domain::Timestamp;
 /// One line of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intent {
-    Send { index: u32, attempt: u32 },
-    Ended { index: u32, attempts: u32, due: Timestamp, maybe_paid: bool },
+    Send {
+        index: u32,
+        attempt: u32,
+    },
+    /// The attempt was refused for certain, unpaid: as if it had never been sent.
+    Back {
+        index: u32,
+        attempt: u32,
+    },
+    Ended {
+        index: u32,
+        attempts: u32,
+        due: Timestamp,
+        maybe_paid: bool,
+    },
 }
 
 impl Intent {
     pub(super) fn to_line(self) -> Vec<u8> {
         let text = match self {
             Self::Send { index, attempt } => format!("send {index} {attempt} "),
+            Self::Back { index, attempt } => format!("back {index} {attempt} "),
             Self::Ended { index, attempts, due, maybe_paid } => {
                 format!("ended {index} {attempts} {} {} ", due.as_millis(), u8::from(maybe_paid))
             }
@@ -47,6 +62,7 @@ impl Intent {
         let (index, number) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         match kind {
             "send" => Some(Self::Send { index, attempt: number }),
+            "back" => Some(Self::Back { index, attempt: number }),
             "ended" => {
                 let due = Timestamp::from_millis(words.next()?.parse().ok()?);
                 Some(Self::Ended { index, attempts: number, due, maybe_paid: words.next()? == "1" })
@@ -57,25 +73,41 @@ impl Intent {
 
     const fn index(self) -> u32 {
         match self {
-            Self::Send { index, .. } | Self::Ended { index, .. } => index,
+            Self::Send { index, .. } | Self::Back { index, .. } | Self::Ended { index, .. } => index,
         }
     }
 }
 
-/// The last intent of every request that `is_open`. Damaged lines are passed over: an intent is a
+/// How the last attempt of a request ended, and that of one that may be in flight behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Last {
+    /// Attempts used up, and when the next one is due.
+    pub(super) ended: Option<(u32, Timestamp)>,
+    /// The number of an attempt that was begun and has no end.
+    pub(super) sent: Option<u32>,
+}
+
+/// What the log says last of every request that `is_open`. Damaged lines are passed over: an intent is a
 /// precaution, and the one torn by a crash belongs to a request that was never sent.
 pub(super) fn last_of_open(
     log: impl Read,
     is_open: impl Fn(u32) -> bool,
-) -> std::io::Result<BTreeMap<u32, Intent>> {
-    let mut last = BTreeMap::new();
+) -> std::io::Result<BTreeMap<u32, Last>> {
+    let mut last: BTreeMap<u32, Last> = BTreeMap::new();
     let mut reader = BufReader::new(log);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
         if let Some(intent) = line.strip_suffix(b"\n").and_then(Intent::parse)
             && is_open(intent.index())
         {
-            last.insert(intent.index(), intent);
+            let last = last.entry(intent.index()).or_default();
+            match intent {
+                Intent::Send { attempt, .. } => last.sent = Some(attempt),
+                Intent::Back { .. } => last.sent = None,
+                Intent::Ended { attempts, due, .. } => {
+                    *last = Last { ended: Some((attempts, due)), sent: None };
+                }
+            }
         }
         line.clear();
     }
@@ -92,7 +124,7 @@ mod tests {
         #[test]
         fn lines_are_read_back(index: u32, attempt: u32, due: u64, maybe_paid: bool) {
             let due = Timestamp::from_millis(due);
-            for intent in [Intent::Send { index, attempt }, Intent::Ended { index, attempts: attempt, due, maybe_paid }] {
+            for intent in [Intent::Send { index, attempt }, Intent::Back { index, attempt }, Intent::Ended { index, attempts: attempt, due, maybe_paid }] {
                 let line = intent.to_line();
                 prop_assert_eq!(Intent::parse(line.strip_suffix(b"\n").unwrap()), Some(intent));
                 for cut in 0..line.len() - 1 {
@@ -117,6 +149,15 @@ mod tests {
         }
         log.extend(b"send 3 1 dead");
         let last = last_of_open(log.as_slice(), |index| index != 2).unwrap();
-        assert_eq!(last, BTreeMap::from([(1, ended)]));
+        let one = Last { ended: Some((1, due)), sent: None };
+        assert_eq!(last, BTreeMap::from([(1, one)]));
+        for (intent, sent) in
+            [(Intent::Send { index: 1, attempt: 2 }, Some(2)), (Intent::Back { index: 1, attempt: 2 }, None)]
+        {
+            log.push(b'\n');
+            log.extend(intent.to_line());
+            let last = last_of_open(log.as_slice(), |index| index == 1).unwrap();
+            assert_eq!(last, BTreeMap::from([(1, Last { sent, ..one })]));
+        }
     }
 }

@@ -200,9 +200,8 @@ impl EmbeddedStore {
             Settlement::Release => {
                 drop(room);
                 if held.sent {
-                    // It came back for certain unpaid: a crash must not take it for one that was in flight.
-                    let (attempts, due) = (held.attempt.saturating_sub(1), held.due.unwrap_or_default());
-                    let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid: false };
+                    // It was refused, unpaid: a crash must not take it for one that was in flight.
+                    let intent = Intent::Back { index: request.index, attempt: held.attempt };
                     files.intents.append(&intent.to_line(), |_| ())?;
                 }
                 self.ask(|reply| Command::Release { request, held, reply }).await

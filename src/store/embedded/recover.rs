@@ -18,7 +18,7 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry, Timestamp};
 use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
-use crate::store::embedded::intents::{self, Intent};
+use crate::store::embedded::intents;
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::state::State;
 use crate::store::folder::{JobFolder, failed, sync_parent};
@@ -206,12 +206,10 @@ fn apply_intents(index: &mut Index, folder: &JobFolder, job: &Job, open: &Open) 
     let mut open = open.clone();
     // Moves first, in pairs, since the size of a batch is even: a request between two keys would be lost.
     let (mut changes, mut arrivals): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
-    for (number, intent) in last {
-        let (due, attempts) = match intent {
-            // It was in flight when the process died: uncertain, and sent once more.
-            Intent::Send { attempt, .. } => (Timestamp::default(), attempt),
-            Intent::Ended { attempts, due, .. } => (due, attempts),
-        };
+    for (number, last) in last {
+        // In flight when the process died: uncertain, and sent once more.
+        let uncertain = last.sent.map(|attempt| (attempt, Timestamp::default()));
+        let Some((attempts, due)) = uncertain.or(last.ended) else { continue };
         let Some(queue) = open.queue_of(number) else { continue };
         let arrival = (keys::waiting(job.id, queue, due, number), Some(attempts.to_be_bytes().to_vec()));
         match open.take(job.id, number) {
