@@ -398,4 +398,6 @@ impl Store for EmbeddedStore {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -41,7 +41,7 @@ async fn answer_some(store: &EmbeddedStore, n: usize) {
 }
 
 /// Drops the store as a crash would: leases open, the index not flushed.
-async fn crash(store: EmbeddedStore) {
+pub(super) async fn crash(store: EmbeddedStore) {
     let threads = std::mem::take(&mut *store.threads.lock().unwrap());
     drop(store);
     tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap()))
