@@ -29,18 +29,24 @@ impl Bucket {
     /// When `cost` may be spent; not later than `now` if at once.
     pub(super) fn ready_at(&mut self, cost: u64, now: Instant) -> Instant {
         self.fill(now);
-        let missing = amount(cost).min(self.capacity) - self.level;
+        let missing = self.charge(cost).min(self.capacity) - self.level;
         if missing <= 0.0 { now } else { now + Duration::from_secs_f64(missing / self.per_second) }
     }
 
     pub(super) fn spend(&mut self, cost: u64, now: Instant) {
         self.fill(now);
-        self.level -= amount(cost);
+        self.level -= self.charge(cost);
     }
 
     /// Replaces an estimate by what was really used.
     pub(super) fn correct(&mut self, estimated: u64, used: u64) {
-        self.level = (self.level + amount(estimated) - amount(used)).min(self.capacity);
+        self.level = (self.level + self.charge(estimated) - self.charge(used)).min(self.capacity);
+    }
+
+    /// A request that asks for more than a minute holds is refused by the provider: it must not keep the
+    /// others waiting for hours, whatever bound its author wrote into it.
+    fn charge(&self, cost: u64) -> f64 {
+        amount(cost).min(self.per_second * 60.0)
     }
 
     fn fill(&mut self, now: Instant) {
@@ -97,6 +103,20 @@ mod tests {
         bucket.spend(1_000, Instant::now());
         let wait = bucket.ready_at(10, Instant::now()) - Instant::now();
         assert!((9.9..10.1).contains(&wait.as_secs_f64()), "{wait:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_cost_keeps_the_others_waiting_for_more_than_a_minute() {
+        for rate in [1, 6_000, u64::MAX] {
+            let mut bucket = Bucket::per_minute(rate, Instant::now());
+            bucket.spend(u64::MAX, Instant::now());
+            assert!(
+                bucket.ready_at(1, Instant::now()) <= Instant::now() + Duration::from_secs(121),
+                "{rate}"
+            );
+            bucket.correct(u64::MAX, 0);
+            assert_eq!(bucket.ready_at(1, Instant::now()), Instant::now());
+        }
     }
 
     #[tokio::test(start_paused = true)]
