@@ -110,20 +110,24 @@ impl Parts {
             Outcome::Throttled { retry_after, .. } => EndedKind::Throttled { retry_after: *retry_after },
             Outcome::Failed(_) => EndedKind::Failed,
             Outcome::Blocked(blocked) => {
-                let gate = match blocked.reason {
+                let [provider, model] = inside;
+                let place = match blocked.reason {
                     PauseReason::Model if !self.has_answered.load(Ordering::Relaxed) => {
                         inside.iter().for_each(Inside::passed);
                         return EndedKind::Served;
                     }
-                    PauseReason::Model => &self.model_gate,
+                    PauseReason::Model => {
+                        provider.passed();
+                        model
+                    }
                     PauseReason::Auth | PauseReason::Quota | PauseReason::Disk | PauseReason::User => {
-                        &self.provider_gate
+                        provider
                     }
                 };
                 let status = blocked.response.status_code;
                 let message = format!("{status}: {}", blocked.message);
                 let pause = QueuePause { reason: blocked.reason, message, since: now };
-                if gate.close(pause, blocked.retry_after, tokio::time::Instant::now()) {
+                if place.refused(pause, blocked.retry_after, tokio::time::Instant::now()) {
                     tracing::error!(
                         provider = self.provider.name(),
                         reason = blocked.reason.as_str(),

@@ -4,6 +4,7 @@
 //! request is let through to try: if it is answered the gate opens, if it is refused again the gate
 //! stays closed twice as long. [`Gate::resume`] lets one try at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(30);
 pub(super) struct Gate {
     slots: Arc<Semaphore>,
     state: Mutex<State>,
+    /// Somebody found it full, and waits for the bell. Changed under the lock of `state`.
+    is_wanted: AtomicBool,
     changed: watch::Sender<u64>,
 }
 
@@ -61,7 +64,12 @@ pub(super) enum Refused {
 impl Gate {
     pub(super) fn new(slots: usize) -> Arc<Self> {
         let slots = Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { slots, state: Mutex::new(State::Open), changed: watch::Sender::new(0) })
+        Arc::new(Self {
+            slots,
+            state: Mutex::new(State::Open),
+            is_wanted: AtomicBool::new(false),
+            changed: watch::Sender::new(0),
+        })
     }
 
     pub(super) fn enter(self: &Arc<Self>, now: Instant) -> Result<Inside, Refused> {
@@ -70,7 +78,10 @@ impl Gate {
             return Err(refused);
         }
         let trying = matches!(*state, State::Closed { .. });
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else { return Err(Refused::Full) };
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.is_wanted.store(true, Ordering::Relaxed);
+            return Err(Refused::Full);
+        };
         if let (true, State::Closed { pause, strikes, .. }) = (trying, &*state) {
             *state = State::Trying { pause: pause.clone(), strikes: *strikes };
         }
@@ -96,12 +107,13 @@ impl Gate {
     }
 
     /// Closes the gate, or keeps it closed for longer if a try was refused. Says whether it was open.
-    pub(super) fn close(&self, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
+    fn close(&self, trying: bool, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
         let mut state = self.lock();
         let (was_open, strikes) = match &*state {
             State::Open => (true, 0),
             // Those who were inside when it closed are refused too; that says nothing new.
             State::Closed { .. } => return false,
+            State::Trying { .. } if !trying => return false,
             State::Trying { strikes, .. } => (false, strikes + 1),
         };
         let wait = FIRST_WAIT.saturating_mul(1 << strikes.min(16)).min(LONGEST_WAIT);
@@ -157,21 +169,30 @@ impl Inside {
     }
 }
 
+impl Inside {
+    /// The server has refused more than the request. Says whether the gate was open.
+    pub(super) fn refused(&self, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
+        self.gate.close(self.trying, pause, retry_after, now)
+    }
+}
+
 impl Drop for Inside {
     fn drop(&mut self) {
-        let was_full = self.gate.slots.available_permits() == 0;
         drop(self.slot.take());
+        // Behind the slot and under the lock: who found no place before this has said so.
+        let mut state = self.gate.lock();
+        let is_wanted = self.gate.is_wanted.swap(false, Ordering::Relaxed);
         let mut undecided = false;
         if self.trying {
             // Neither passed nor refused (a time-out, say): the next one tries.
-            let mut state = self.gate.lock();
             if let State::Trying { pause, strikes } = &*state {
                 let (pause, strikes) = (pause.clone(), *strikes);
                 *state = State::Closed { pause, strikes, until: Instant::now() };
                 undecided = true;
             }
         }
-        if was_full || undecided {
+        drop(state);
+        if is_wanted || undecided {
             self.gate.tick();
         }
     }
@@ -202,8 +223,8 @@ mod tests {
     async fn one_tries_after_the_wait_and_opens_or_doubles_it() {
         let gate = Gate::new(9);
         let inside = gate.enter(Instant::now()).unwrap();
-        assert!(gate.close(pause(), None, Instant::now()));
-        assert!(!gate.close(pause(), None, Instant::now()), "the second refusal says nothing new");
+        assert!(inside.refused(pause(), None, Instant::now()));
+        assert!(!inside.refused(pause(), None, Instant::now()), "the second refusal says nothing new");
         inside.passed();
         assert!(gate.pause().is_some(), "who was inside before it closed does not open it");
         let until = Instant::now() + FIRST_WAIT;
@@ -212,7 +233,9 @@ mod tests {
         tokio::time::advance(FIRST_WAIT).await;
         let trying = gate.enter(Instant::now()).unwrap();
         assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(None));
-        gate.close(pause(), None, Instant::now());
+        inside.refused(pause(), None, Instant::now());
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(None), "the try decides");
+        trying.refused(pause(), None, Instant::now());
         drop(trying);
         let until = Instant::now() + FIRST_WAIT * 2;
         assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
@@ -227,7 +250,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_undecided_try_lets_the_next_one_try() {
         let gate = Gate::new(9);
-        gate.close(pause(), None, Instant::now());
+        gate.enter(Instant::now()).unwrap().refused(pause(), None, Instant::now());
         gate.resume(Instant::now());
         drop(gate.enter(Instant::now()).unwrap());
         assert!(gate.pause().is_some());
