@@ -58,14 +58,14 @@ pub struct Fleet {
     running: JoinSet<(QueueName, store::Result<()>)>,
     queues: BTreeSet<QueueName>,
     /// Queues whose provider is not configured, so that each is told of once.
-    orphans: BTreeSet<QueueName>,
+    orphans: BTreeMap<QueueName, QueuePause>,
 }
 
 impl Fleet {
     pub fn new(settings: Settings, store: Arc<dyn Store>, board: Board, clock: Clock, seed: Seed) -> Self {
         let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
         let gates = settings.providers.iter().map(gate).collect();
-        let (running, queues, orphans) = (JoinSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (running, queues, orphans) = (JoinSet::new(), BTreeSet::new(), BTreeMap::new());
         Self { settings, store, board, clock, seed, gates, running, queues, orphans }
     }
 
@@ -75,6 +75,7 @@ impl Fleet {
         // A child, since a failure of ours must not look like an order to the other workers to end.
         let stop = Stop { work: work.child_token(), hurry, grace: self.settings.grace };
         let mut news = self.store.changes();
+        let mut resumed = self.board.resumed();
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {
             news.mark_unchanged();
@@ -87,6 +88,7 @@ impl Fleet {
                 () = stop.work.cancelled() => {}
                 Some(ended) = self.running.join_next() => result = self.on_ended(ended),
                 _ = news.changed() => {}
+                _ = resumed.changed() => {}
             }
         }
         // One queue's failure is the store's, and stops all.
@@ -133,11 +135,15 @@ impl Fleet {
 
     /// Its job was accepted under another configuration: it waits until the provider is back.
     fn orphan(&mut self, queue: &QueueName) {
-        if self.orphans.insert(queue.clone()) {
+        if !self.orphans.contains_key(queue) {
             let message = format!("provider `{}` is not in the config any more", queue.provider());
             tracing::error!(queue = %queue, error = message, "requests can't be sent");
             let pause = QueuePause { reason: PauseReason::Auth, message, since: self.clock.now() };
-            self.board.pause(queue, pause);
+            self.orphans.insert(queue.clone(), pause);
+        }
+        // Each time, since a resume takes it off the board.
+        if let Some(pause) = self.orphans.get(queue) {
+            self.board.pause(queue, pause.clone());
         }
     }
 
