@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::control::{Board, Control, JobReport};
 use crate::daemon::{Ending, Stuck};
-use crate::domain::{JobId, JobState, JobStatus};
+use crate::domain::{JobId, JobState, JobStatus, QueueName};
 use crate::intake;
 use crate::store::{self, Store};
 
@@ -65,13 +65,17 @@ impl Watch {
 
     async fn is_quiet(&self) -> store::Result<bool> {
         let pauses = self.board.pauses();
+        let open: BTreeSet<QueueName> =
+            self.store.queues().await?.into_iter().map(|depth| depth.queue).collect();
         let stopped = |state: &JobState| match &state.status {
             JobStatus::Completed | JobStatus::Failed { .. } | JobStatus::Cancelled | JobStatus::Expired => {
                 true
             }
             JobStatus::Paused { .. } | JobStatus::Held { .. } => state.leased == 0,
             JobStatus::InProgress => {
-                let closed = state.job.queues.iter().all(|queue| pauses.contains_key(queue));
+                // A job's queue that has nothing to do is in nobody's way.
+                let is_stopped = |queue| pauses.contains_key(queue) || !open.contains(queue);
+                let closed = state.job.queues.iter().all(is_stopped);
                 closed && state.leased == 0 && state.counts.open() > 0
             }
             JobStatus::Cancelling | JobStatus::Expiring | JobStatus::Finalizing => false,
