@@ -166,7 +166,8 @@ impl KeyReader<'_> {
     }
 }
 
-/// The key in a file, and whether others may read it.
+/// The key in a file, and whether everybody may read it. A group may be meant; and where systemd lets one user
+/// read a credential, an access control list shows as the group's mode.
 pub(super) fn read_key_file(path: &Path) -> Result<(SecretString, bool), String> {
     let shown = format!("the file `{}`", path.display());
     let failed = |error: io::Error| format!("{shown} can't be read: {error}");
@@ -176,7 +177,7 @@ pub(super) fn read_key_file(path: &Path) -> Result<(SecretString, bool), String>
     if text.len() as u64 > KEY_BYTES_MAX {
         return Err(format!("{shown} is larger than `16KiB`: this is no key"));
     }
-    Ok((valid_key(&text, &shown)?, metadata.permissions().mode() & 0o044 != 0))
+    Ok((valid_key(&text, &shown)?, metadata.permissions().mode() & 0o004 != 0))
 }
 
 fn valid_key(text: &str, shown: &str) -> Result<SecretString, String> {
@@ -404,7 +405,7 @@ mod tests {
              [[providers]]\nname = \"c\"\nbase_url = \"http://[::1]:8000\"\n",
         );
         scene.write("key", "  sk-CANARY-2\n");
-        fs::set_permissions(scene.path("key"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(scene.path("key"), fs::Permissions::from_mode(0o644)).unwrap();
         let loaded = scene.load().unwrap();
         let keys: Vec<Option<&str>> = loaded
             .config
@@ -418,9 +419,11 @@ mod tests {
         insta::assert_snapshot!(scene.said(), @r#"
         batchd.toml:5:12: warning: the key of `b` goes to `10.0.0.1` unencrypted
           hint: use https, or a tunnel
-        batchd.toml:6:16: warning: others may read the key in `DIR/key`
+        batchd.toml:6:16: warning: everybody may read the key in `DIR/key`
           hint: `chmod 600` it
         "#);
+        fs::set_permissions(scene.path("key"), fs::Permissions::from_mode(0o440)).unwrap();
+        assert!(!scene.said().contains("may read"), "a systemd credential is not open: {}", scene.said());
     }
 
     #[test]

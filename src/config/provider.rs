@@ -218,7 +218,7 @@ fn api_key(
 fn key_of_file(document: &Document<'_>, found: Found<&str>, path: &Path) -> Result<SecretString, String> {
     let (key, open) = read_key_file(path)?;
     if open {
-        let message = format!("others may read the key in `{}`", path.display());
+        let message = format!("everybody may read the key in `{}`", path.display());
         document.push(document.warning(Some(found.at), message).hint("`chmod 600` it"));
     }
     Ok(key)
