@@ -34,7 +34,7 @@ pub(super) enum Command {
     Run(RunArgs),
     /// Validate job specs and say what they would do; nothing is sent
     Check(CheckArgs),
-    /// Place job specs into the watched folder
+    /// Place job specs into the watched folder; needs no daemon
     Submit(SubmitArgs),
     /// Show the jobs of the running daemon
     List(ListArgs),
@@ -44,9 +44,9 @@ pub(super) enum Command {
     Cancel(JobArgs),
     /// Send nothing more for a job until it is resumed
     Pause(JobArgs),
-    /// End a job's pause
+    /// End a job's pause, and try again now what a refused key or a used-up quota stopped
     Resume(JobArgs),
-    /// Try a job's waiting requests again at once, and go on with a job that is held
+    /// Try a job's waiting requests again now, and go on with a job that is paused or held
     Retry(JobArgs),
     /// Be a stand-in OpenAI-compatible server, to rehearse a job without paying
     Simulate(Box<SimulateArgs>),
@@ -56,7 +56,7 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// End when nothing can progress without a person
+    /// End when everything is done, or waits for a person (exit code 1)
     #[arg(long)]
     pub(super) until_idle: bool,
 }
@@ -67,29 +67,29 @@ pub(super) struct CheckArgs {
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SubmitArgs {
-    /// Job specs (.jsonl, .toml); the data files that a .toml names go with it
+    /// Job specs (.jsonl, .toml) with the data files that they name, or folders that hold a job.toml
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 
-    /// Wait until the jobs are done
+    /// Wait until the jobs are done, and say how each ended; needs a running daemon
     #[arg(long)]
     pub(super) wait: bool,
 
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct ListArgs {
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -100,7 +100,7 @@ pub(super) struct JobArgs {
     #[arg(value_name = "JOB")]
     pub(super) job: String,
 
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -176,14 +176,14 @@ pub(super) struct SimulateArgs {
     #[arg(long, conflicts_with = "ledger")]
     pub(super) no_ledger: bool,
 
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct DemoArgs {
-    /// Print JSON
+    /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -1,6 +1,7 @@
 //! Speaks to the running daemon over its Unix socket.
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use crate::control::JobReport;
 
 /// A command waits for a few syncs of the disk; a daemon that takes longer than this is stuck.
 const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// For those who name a job that there is not.
+const NAMES: &str = "`batchd list` shows the jobs";
 
 /// A connection to the daemon that a configuration names.
 #[derive(Debug)]
@@ -75,20 +79,27 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let mut root: &dyn Error = error;
+        let mut root: &(dyn Error + 'static) = error;
         while let Some(source) = root.source() {
             root = source;
         }
         let message = format!("no daemon answers on `{}`: {root}", self.socket.display());
-        let hint = "start one with `batchd run`, or name its configuration with `--config`";
-        Failure::new(Exit::Unreachable, message).hint(hint)
+        Failure::new(Exit::Unreachable, message).hint(remedy(root))
+    }
+}
+
+/// What a person can do about a socket on which nobody answers.
+fn remedy(root: &(dyn Error + 'static)) -> &'static str {
+    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::PermissionDenied) => "only the user who runs the daemon may speak to it",
+        _ => "start one with `batchd run`, or name its configuration with `--config`",
     }
 }
 
 /// A name that a url can hold as one segment of its path.
 fn named(job: &str) -> Result<&str, Failure> {
     if matches!(job, "" | "." | "..") {
-        return Err(Failure::new(Exit::Usage, format!("no job is called `{job}`")));
+        return Err(Failure::new(Exit::Usage, format!("no job is called `{job}`")).hint(NAMES));
     }
     Ok(job)
 }
@@ -102,7 +113,8 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
         StatusCode::SERVICE_UNAVAILABLE => Exit::StateIo,
         _ => Exit::Internal,
     };
-    Failure::new(exit, message)
+    let failure = Failure::new(exit, message);
+    if status == StatusCode::NOT_FOUND { failure.hint(NAMES) } else { failure }
 }
 
 #[cfg(test)]
@@ -240,15 +252,18 @@ pub(super) mod tests {
     fn refusals_are_told_in_the_daemons_words() {
         let daemon = Daemon::present();
         daemon.jobs.add("50%", JobStatus::Completed);
+        let missing =
+            |job| format!("error: no job is called `{job}`\n  hint: `batchd list` shows the jobs\n");
+        let completed = "error: job `50%` is completed: it can't be paused\n".to_owned();
         let table = [
-            (["pause", "50%"], Exit::SomeFailed, "error: job `50%` is completed: it can't be paused\n"),
-            (["show", "none"], Exit::Usage, "error: no job is called `none`\n"),
-            (["show", "../health"], Exit::Usage, "error: no job is called `../health`\n"),
-            (["show", ".."], Exit::Usage, "error: no job is called `..`\n"),
+            (["pause", "50%"], Exit::SomeFailed, completed),
+            (["show", "none"], Exit::Usage, missing("none")),
+            (["show", "../health"], Exit::Usage, missing("../health")),
+            (["show", ".."], Exit::Usage, missing("..")),
         ];
         for (args, exit, said) in table {
             let printed = daemon.batchd(&args);
-            assert_eq!((printed.exit, printed.err.as_str()), (exit, said), "{args:?}");
+            assert_eq!((printed.exit, printed.err), (exit, said), "{args:?}");
         }
         daemon.jobs.close_now();
         let printed = daemon.batchd(&["list"]);
@@ -256,5 +271,13 @@ pub(super) mod tests {
             (printed.exit, printed.err.as_str()),
             (Exit::StateIo, "error: the store is closed: disk full\n")
         );
+    }
+
+    #[test]
+    fn hint_on_a_silent_socket_fits_why_it_is_silent() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(remedy(&denied), "only the user who runs the daemon may speak to it");
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert!(remedy(&missing).starts_with("start one with `batchd run`"));
     }
 }

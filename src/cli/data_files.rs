@@ -81,7 +81,8 @@ fn outline_toml(spec: &SpecFile, jobs_dir: &Path) -> Result<Outline, Failure> {
         let found = beside(&spec.folder, path);
         if found.is_empty() && beside(jobs_dir, path).is_empty() {
             let message = format!("`{key}` names `{path}`, and there is no such file beside this spec");
-            let finding = Diagnostic::error(&spec.display, 0, 0, message);
+            let hint = "data files lie beside the spec or below it, and go with it";
+            let finding = Diagnostic::error(&spec.display, 0, 0, message).hint(hint);
             return Err(Failure::Findings(Exit::Rejected, finding.into()));
         }
         outline.data.extend(found);

@@ -224,13 +224,13 @@ pub(super) mod tests {
         Commands:
           run       Run the daemon in the foreground
           check     Validate job specs and say what they would do; nothing is sent
-          submit    Place job specs into the watched folder
+          submit    Place job specs into the watched folder; needs no daemon
           list      Show the jobs of the running daemon
           show      Show one job of the running daemon
           cancel    End a job: what is in flight may finish, the rest is recorded as cancelled
           pause     Send nothing more for a job until it is resumed
-          resume    End a job's pause
-          retry     Try a job's waiting requests again at once, and go on with a job that is held
+          resume    End a job's pause, and try again now what a refused key or a used-up quota stopped
+          retry     Try a job's waiting requests again now, and go on with a job that is paused or held
           simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
           demo      Run an example of every kind of job against a stand-in server: no key, no network
           help      Print this message or the help of the given subcommand(s)
