@@ -1,4 +1,9 @@
 //! The door for signals: a thread that hears them and a channel that tells of them.
+//!
+//! # Invariants
+//!
+//! - One wish to stop counts once. `timeout`, and whoever signals a process and then its group, sends the same
+//!   signal twice at one moment; a second stop would abandon requests that are in flight and paid for.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -6,9 +11,14 @@ use std::thread::{Builder, JoinHandle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals as Heard};
 use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant};
 
 /// Signals that may wait to be acted on; a person presses no more keys than that.
 const WAITING_MAX: usize = 16;
+
+/// A stop that comes this soon after one is its echo. No person presses keys so fast, and none notices so short
+/// a wait.
+const ECHO: Duration = Duration::from_millis(100);
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +33,7 @@ pub(super) enum Signal {
 #[derive(Debug)]
 pub(super) struct Signals {
     waiting: mpsc::Receiver<Signal>,
+    stopped_at: Option<Instant>,
     handle: Handle,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,14 +51,29 @@ impl Signals {
                 }
             }
         })?;
-        Ok(Self { waiting, handle, thread: Some(thread) })
+        Ok(Self { waiting, stopped_at: None, handle, thread: Some(thread) })
     }
 
     pub(super) async fn next(&mut self) -> Signal {
-        match self.waiting.recv().await {
-            Some(signal) => signal,
-            None => std::future::pending().await,
+        loop {
+            match self.waiting.recv().await {
+                Some(Signal::Stop) if self.is_echo() => {
+                    tracing::debug!("a signal to stop came twice at once");
+                }
+                Some(signal) => return signal,
+                None => std::future::pending().await,
+            }
         }
+    }
+
+    /// Whether a stop that comes now belongs to the one before.
+    fn is_echo(&mut self) -> bool {
+        let now = Instant::now();
+        let is_echo = self.stopped_at.is_some_and(|before| now.duration_since(before) < ECHO);
+        if !is_echo {
+            self.stopped_at = Some(now);
+        }
+        is_echo
     }
 }
 
@@ -56,6 +82,37 @@ impl Drop for Signals {
         self.handle.close();
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signals() -> (mpsc::Sender<Signal>, Signals) {
+        let (tell, waiting) = mpsc::channel(WAITING_MAX);
+        let handle = Heard::new([] as [i32; 0]).unwrap().handle();
+        (tell, Signals { waiting, stopped_at: None, handle, thread: None })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_that_comes_twice_at_once_counts_once() {
+        let (tell, mut signals) = signals();
+        for signal in [Signal::Stop, Signal::Stop, Signal::Reload] {
+            tell.try_send(signal).unwrap();
+        }
+        assert_eq!(signals.next().await, Signal::Stop);
+        assert_eq!(signals.next().await, Signal::Reload);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_person_who_asks_again_is_heard() {
+        let (tell, mut signals) = signals();
+        for _ in 0..3 {
+            tell.try_send(Signal::Stop).unwrap();
+            assert_eq!(signals.next().await, Signal::Stop);
+            tokio::time::advance(ECHO).await;
         }
     }
 }
