@@ -139,6 +139,11 @@ impl Report {
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
     }
+
+    /// The first of what makes it a refusal, in the order of the report.
+    pub fn first_error(&self) -> Option<&Diagnostic> {
+        self.diagnostics.iter().find(|diagnostic| diagnostic.severity == Severity::Error)
+    }
 }
 
 impl From<Diagnostic> for Report {
@@ -235,6 +240,16 @@ mod tests {
         assert_eq!(text.lines().count(), 21);
         assert!(text.ends_with("and 5 more errors\n"), "{text}");
         assert_eq!(report.errors(), 25);
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_its_first_error() {
+        let mut report = Report::default();
+        report.push(Diagnostic::warning("a.jsonl", 1, 0, "odd"));
+        assert_eq!(report.first_error(), None);
+        report.push(Diagnostic::error("a.jsonl", 2, 0, "bad"));
+        report.push(Diagnostic::error("a.jsonl", 3, 0, "worse"));
+        assert_eq!(report.first_error().unwrap().message, "bad");
     }
 
     #[test]

@@ -178,8 +178,7 @@ impl Intake {
         let done = match examined {
             Ok(Verdict::Valid { claim, checked }) => self.accept(id, *claim, *checked, known).await,
             Ok(Verdict::Rejected { name, report }) => {
-                let (errors, first) =
-                    (report.errors(), report.diagnostics().first().map(ToString::to_string));
+                let (errors, first) = (report.errors(), report.first_error().map(ToString::to_string));
                 warn!(file = %shown, rejected_as = %name, errors, first, "job spec rejected");
                 Ok(())
             }
