@@ -1,5 +1,7 @@
 //! `summary.json`: what became of a job, in a file that is written last.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{JobId, JobState, JobStatus, Kind, Timestamp};
@@ -90,7 +92,7 @@ impl Summary {
             maybe_paid_twice: state.counts.maybe_paid_twice,
             accepted_at: job.accepted_at.to_string(),
             finished_at: now.to_string(),
-            elapsed_seconds: now.since(job.accepted_at).as_secs_f64(),
+            elapsed_seconds: seconds(now.since(job.accepted_at)),
             images,
             files: Vec::new(),
         }
@@ -108,5 +110,23 @@ impl Summary {
         let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers serialise");
         bytes.push(b'\n');
         bytes
+    }
+}
+
+/// To the millisecond, as the times beside it.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_have_three_places_at_most() {
+        for (milliseconds, written) in [(1_390, "1.39"), (284_237, "284.237"), (0, "0.0"), (2_500, "2.5")] {
+            let json = serde_json::to_string(&seconds(Duration::from_millis(milliseconds))).unwrap();
+            assert_eq!(json, written);
+        }
     }
 }
