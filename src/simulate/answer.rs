@@ -289,7 +289,7 @@ fn response(question: &Question<'_>, context: &Context<'_>) -> Vec<u8> {
         "truncation": "disabled",
         "usage": {
             "input_tokens": question.input_tokens,
-            "input_tokens_details": { "cached_tokens": 0 },
+            "input_tokens_details": { "cache_write_tokens": 0, "cached_tokens": 0 },
             "output_tokens": said.tokens,
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": question.input_tokens + said.tokens,
@@ -545,6 +545,9 @@ mod tests {
         assert_eq!(whole["output"][0]["content"][0]["text"], format!("[{}] x", mark(&body)));
         assert_eq!((&whole["metadata"]["k"], &whole["temperature"]), (&json!("v"), &json!(0.5)));
         assert_eq!(whole["instructions"], "be brief");
+        // The official clients call an answer without either of them malformed.
+        let details = json!({"cache_write_tokens": 0, "cached_tokens": 0});
+        assert_eq!(whole["usage"]["input_tokens_details"], details);
         let cut =
             answer(Endpoint::Responses, &json!({"model": "m", "input": "x", "max_output_tokens": 1}), 1);
         assert_eq!(
