@@ -148,7 +148,9 @@ impl<'d, 'i> Section<'d, 'i> {
 
     /// The value of `key`, which is known from now on.
     pub(super) fn take(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'i>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.table.get(key)
     }
 
@@ -245,6 +247,11 @@ impl<'d, 'i> Section<'d, 'i> {
 
     /// Reports the keys that nobody took.
     pub(super) fn finish(self, report: &mut Report) {
+        self.finish_with(report, |_| None);
+    }
+
+    /// Reports the keys that nobody took; `hint` knows some of them from elsewhere.
+    pub(super) fn finish_with(self, report: &mut Report, hint: impl Fn(&str) -> Option<String>) {
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
             if self.known.contains(&name) {
@@ -253,7 +260,8 @@ impl<'d, 'i> Section<'d, 'i> {
             let place = if self.name.is_empty() { String::new() } else { format!(" in {}", self.name) };
             let found = self.document.error(key.span().start, format!("unknown key {}{place}", shown(name)));
             let all: Vec<String> = self.known.iter().map(|key| format!("`{key}`")).collect();
-            report.push(found.hint(meant(name, self.known.iter().copied(), &all)));
+            let hint = hint(name).unwrap_or_else(|| meant(name, self.known.iter().copied(), &all));
+            report.push(found.hint(hint));
         }
     }
 

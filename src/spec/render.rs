@@ -39,10 +39,15 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
         Some(name) => Some(name),
         None => name::of_file(&source.display, &mut report),
     };
-    let (Some(spec), Some(name)) = (spec, job_name) else { return Err(Error::Rejected(report)) };
+    // Keys are read in the order of our choice; a person reads the file from its top.
+    let (Some(spec), Some(name)) = (spec, job_name) else {
+        report.sort();
+        return Err(Error::Rejected(report));
+    };
     let files = Files::new(&source.folder, &settings.input_dirs);
     let found = found(&spec, &files, document, &mut report);
     if report.has_errors() {
+        report.sort();
         return Err(Error::Rejected(report));
     }
     let mut hasher = blake3::Hasher::new();
@@ -375,6 +380,8 @@ messages = []
         let messages = "messages = [{ role = \"user\", content = \"{{ text }}\" }]\n";
         for (spec, expected) in [
             (format!("{chat}priorty = 3\n{rows}{messages}"), "a.toml:3:1: error: unknown key `priorty`\n  hint: did you mean `priority`?"),
+            (format!("{chat}zzz = 3\n{rows}{messages}"), "unknown key `zzz`\n  hint: known are `kind`, `name`, "),
+            (format!("{chat}max_tokens = 3\n{rows}{messages}"), "a.toml:3:1: error: unknown key `max_tokens`\n  hint: `max_tokens` is a parameter of the request: put it under `[parameters]`"),
             (format!("{chat}priority = 10\n{rows}{messages}"), "a.toml:3:12: error: `priority` is 10, expected an integer from 0 to 9"),
             (format!("{chat}priority = \"5\"\n{rows}{messages}"), "a.toml:3:12: error: `priority` is a string"),
             (format!("{chat}deadline = \"soon\"\n{rows}{messages}"), "a.toml:3:12: error: `deadline` is `soon`, expected a duration"),
@@ -438,6 +445,11 @@ messages = []
         ] {
             assert!(report.contains(expected), "{report}");
         }
+        let lines: Vec<u32> = report
+            .lines()
+            .filter_map(|line| line.strip_prefix("a.toml:")?.split(':').next()?.parse().ok())
+            .collect();
+        assert!(lines.len() >= 4 && lines.is_sorted(), "from the file's top: {report}");
     }
 
     #[test]

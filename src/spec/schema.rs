@@ -5,6 +5,7 @@ use toml::de::DeTable;
 use crate::diag::{self, Diagnostic, Report};
 use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
+use crate::spec::params;
 use crate::spec::problem::shown;
 use crate::spec::template::Templates;
 use crate::spec::work::Work;
@@ -63,7 +64,11 @@ impl<'d> Reader<'d, '_> {
         let work = self.work(&mut top, kind);
         self.schedule(&mut top);
         self.fine_tune(&mut top, kind);
-        top.finish(self.report);
+        top.finish_with(self.report, |key| {
+            let endpoint = kind.and_then(Kind::endpoint)?;
+            let hint = || format!("`{key}` is a parameter of the request: put it under `[parameters]`");
+            params::takes(endpoint, key).then(hint)
+        });
         if let Some(model) = &model {
             self.model(model);
             if parameters.iter().any(|(name, _)| name == "model") {

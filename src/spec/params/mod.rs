@@ -35,6 +35,11 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
+/// Whether `endpoint` has a parameter of this name.
+pub fn takes(endpoint: Endpoint, name: &str) -> bool {
+    table::of(endpoint).contains_key(name)
+}
+
 /// Tells what is wrong with the parameters in `body`, in no particular order: at most
 /// [`Report::SHOWN_MAX`](crate::diag::Report::SHOWN_MAX) findings. A text that is no JSON object has none:
 /// the reader of the spec has refused it.
