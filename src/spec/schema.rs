@@ -78,7 +78,8 @@ impl<'d> Reader<'d, '_> {
         }
         let named = parameters.iter().position(|(name, _)| name == "model").map(|at| parameters.remove(at).1);
         let model = model.map(|model| quoted(&model.value)).or(named);
-        self.model_is_there(kind?, model.is_some(), work.as_ref());
+        // One of a wrong type has been reported as that.
+        self.model_is_there(kind?, model.is_some() || table.contains_key("model"), work.as_ref());
         Some(Spec {
             kind: kind?,
             name,
