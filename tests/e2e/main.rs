@@ -1,0 +1,22 @@
+//! End to end: the real binary against the stand-in provider, judged by its files, its exit codes and the ledger.
+//!
+//! Every test has a [`world::World`] of its own: a root, a configuration, and a server within this process whose
+//! ledger says what was asked and paid for. Tests wait for what they need to see, never for time to pass.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "this crate is tests throughout, but the lints know only their functions"
+)]
+
+mod world;
+
+mod bad_input;
+mod commands;
+mod faults;
+mod lifecycle;
+mod pauses;
+mod placing;
+mod results;
+mod secrets;

@@ -1,0 +1,49 @@
+//! What must not be written anywhere: keys in no file at all, prompts in no log.
+
+use batchd::simulate::{Auth, Settings};
+
+use crate::world::{KEY, Setup, World, chat_lines};
+
+/// Stands in every prompt.
+const PROMPT: &str = "canary-in-the-prompt";
+
+#[test]
+fn key_is_in_no_file_and_prompts_are_in_no_log() {
+    let server = Settings {
+        auth: Auth::Key(KEY.into()),
+        faults: "500=0.1,cut=0.1,garbage=0.1,empty=0.1,drop=0.1".parse().unwrap(),
+        ..Settings::default()
+    };
+    let world = World::with(&Setup {
+        server,
+        log_level: "trace",
+        max_attempts: 3,
+        concurrency: 16,
+        ..Setup::default()
+    });
+    let daemon = world.start();
+    world.drop("job.jsonl", chat_lines(40).replace("question", PROMPT));
+    world.drop("bad.jsonl", format!("{{\"prompt\":\"{PROMPT}\",\"model\":\"m\",\"stream\":true}}\n"));
+    world.drop("worse.jsonl", format!("{{\"{PROMPT}\n"));
+    world.wait_for_status("job", "completed");
+    world.let_in("another key");
+    world.drop("locked.jsonl", chat_lines(5).replace("question", PROMPT));
+    world.wait_for_status("locked", "paused");
+    for args in [&["show", "locked"][..], &["cancel", "locked"], &["check", "root/jobs/rejected/bad.jsonl"]] {
+        world.batchd(args);
+    }
+    world.wait_for_status("locked", "cancelled");
+    let output = daemon.stop();
+    assert!(output.stderr.lines().count() > 100, "it logged all it can: {}", output.stderr);
+
+    assert_eq!(world.files_with(".", KEY), ["key"]);
+    let with_prompt = world.files_with(".", PROMPT);
+    let logs: Vec<&String> =
+        with_prompt.iter().filter(|name| name.contains("out-") || name.contains("err-")).collect();
+    assert_eq!(logs, Vec::<&String>::new());
+    assert!(
+        with_prompt.iter().all(|name| !name.contains("/sled/")),
+        "bodies stay out of the index: {with_prompt:?}"
+    );
+    assert!(!with_prompt.is_empty());
+}
