@@ -205,14 +205,13 @@ impl Index {
             touched.insert(id);
         }
         changes.extend(ranges.into_iter().map(range_change));
-        self.apply(changes)?;
         let mut noteworthy = false;
-        let rows = touched.into_iter().filter_map(|id| self.jobs.get(&id)).map(|entry| {
+        // The rows come last, see the invariants.
+        changes.extend(touched.into_iter().filter_map(|id| self.jobs.get(&id)).map(|entry| {
             noteworthy |= entry.counts().open() == 0 || (entry.leased == 0 && !entry.status.may_send());
             (keys::job(entry.job.id), Some(entry.row.encode()))
-        });
-        let rows = rows.collect();
-        self.apply(rows)?;
+        }));
+        self.apply(changes)?;
         Ok(noteworthy)
     }
 

@@ -31,6 +31,10 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 /// Records one sync takes at most: bounds its memory and how long it keeps the next ones waiting.
 const SYNC_MAX: usize = 4096;
 
+/// How long the first record waits for others before it is synced. A sync costs the same for one record as for
+/// hundreds, and sled as much again for what follows from it; no slot waits for it.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// What both threads share with the store's callers.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -90,6 +94,7 @@ pub(super) enum Command {
 pub(super) fn sync(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &mpsc::Sender<Command>) {
     let mut batch = Vec::new();
     while let Some(first) = notes.blocking_recv() {
+        gather();
         let mut journals: BTreeMap<JobId, Arc<Log>> = BTreeMap::new();
         let mut closing = None;
         let mut next = Some(first);
@@ -115,6 +120,14 @@ pub(super) fn sync(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: 
             return;
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "time itself is meant, on a thread that has nothing else to do"
+)]
+fn gather() {
+    std::thread::sleep(GATHER);
 }
 
 /// The index thread.
