@@ -379,5 +379,7 @@ pub(super) fn broken(error: sled::Error) -> Error {
 }
 
 pub(super) fn damaged(what: &str) -> Error {
-    Error::Closed(format!("the index (sled) holds {what} that can't be read; run `batchd rebuild`"))
+    Error::Closed(format!(
+        "the index (sled) holds {what} that can't be read; stop batchd and remove the folder `state/sled`: it is rebuilt at the next start"
+    ))
 }

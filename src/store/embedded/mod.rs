@@ -60,6 +60,9 @@ const UNSYNCED_MAX: usize = 8192;
 /// Verbs that may wait for the index thread.
 const COMMANDS_MAX: usize = 1024;
 
+/// Jobs whose files stay open, four each: well below the 1024 descriptors that a process has at the least.
+const OPEN_JOBS_MAX: usize = 128;
+
 /// Lines up to this size are read where they are asked for; the page cache has them or soon will. Longer
 /// ones are read by a blocking task.
 const INLINE_READ_MAX: u32 = 64 * 1024;
@@ -86,6 +89,11 @@ struct JobFiles {
 }
 
 impl JobFiles {
+    /// Nobody reads or appends, and every record is durable: closing the files forgets nothing.
+    fn is_at_rest(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.journal) == 1
+    }
+
     fn open(folder: &JobFolder) -> Result<Self> {
         let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
         Ok(Self {
@@ -158,6 +166,9 @@ impl EmbeddedStore {
         let folder = self.job_folder(id);
         if !folder.path().is_dir() {
             return Err(Error::NoSuchJob(id));
+        }
+        if files.len() >= OPEN_JOBS_MAX {
+            files.retain(|_, files| !files.is_at_rest());
         }
         let open = Arc::new(JobFiles::open(&folder)?);
         files.insert(id, Arc::clone(&open));

@@ -306,3 +306,33 @@ async fn a_released_attempt_is_not_uncertain_after_a_crash() {
     let seen: Vec<_> = leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect();
     assert_eq!(seen, [(0, 1), (1, 1)], "a refused key uses up no attempt");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn more_jobs_than_files_stay_open_for_keep_every_record() {
+    let world = World::new();
+    let store = world.open();
+    let jobs: Vec<_> = (0..super::OPEN_JOBS_MAX + 20)
+        .map(|n| {
+            let mut job = conformance::job(u8::try_from(n % 200).unwrap(), 5, &["m"], 2);
+            job.id = JobId::from_bytes([u8::try_from(n).unwrap(); 16]);
+            job
+        })
+        .collect();
+    for job in &jobs {
+        put(&store, job).await;
+    }
+    for _ in 0..2 {
+        // One request of each job: their files are opened in turn, and closed in between.
+        let leases = lease(&store, "m", jobs.len(), NOW).await;
+        assert_eq!(leases.len(), jobs.len());
+        for lease in leases {
+            let settlement = answer(&lease);
+            store.settle(lease, settlement).await.unwrap();
+        }
+    }
+    for job in &jobs {
+        until_settled(&store, job.id, 2).await;
+        assert_eq!(journal_indexes(&store, job.id), [0, 1]);
+    }
+    assert!(store.files.lock().unwrap().len() <= super::OPEN_JOBS_MAX);
+}
