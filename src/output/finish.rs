@@ -25,6 +25,7 @@ use super::summary::{Summary, Tally};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};
+use crate::provider::{Usage, usage_of};
 use crate::store::folder::{failed, publish, temporary_name};
 
 /// One write of a results file.
@@ -217,7 +218,7 @@ impl<'p> Lines<'p> {
         if !needed {
             return Ok(());
         }
-        self.tally.tokens.add(seen.input_tokens, seen.output_tokens);
+        self.tally.tokens.add(seen.usage.input_tokens, seen.usage.output_tokens);
         if !seen.is_success {
             return self.put_failure(&line);
         }
@@ -275,8 +276,7 @@ impl Target {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
     is_success: bool,
-    input_tokens: u64,
-    output_tokens: u64,
+    usage: Usage,
 }
 
 #[derive(Deserialize)]
@@ -293,34 +293,15 @@ struct Reply<'a> {
     body: &'a RawValue,
 }
 
-#[derive(Default, Deserialize)]
-struct Body {
-    usage: Option<Usage>,
-}
-
-/// Chat and completions say `prompt_tokens`, responses and images `input_tokens`; some servers say both.
-#[derive(Clone, Copy, Default, Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the words of the API")]
-struct Usage {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-}
-
 impl Seen {
     /// A record is a success with no error and a 2xx, never with only one of both.
     fn read(line: &[u8]) -> Self {
         let Ok(Line { response: Some(reply), error }) = serde_json::from_slice(line) else {
             return Self::default();
         };
-        // A body is what a server sent, and may hold anything.
-        let body: Body = serde_json::from_str(reply.body.get()).unwrap_or_default();
-        let usage = body.usage.unwrap_or_default();
         Self {
             is_success: error.is_none() && matches!(reply.status_code, 200..300),
-            input_tokens: usage.prompt_tokens.or(usage.input_tokens).unwrap_or(0),
-            output_tokens: usage.completion_tokens.or(usage.output_tokens).unwrap_or(0),
+            usage: usage_of(reply.body.get()).unwrap_or_default(),
         }
     }
 }
@@ -677,7 +658,8 @@ mod tests {
         ] {
             let line = record(0, 200, &format!("{{\"usage\":{usage}}}")).to_line();
             let seen = Seen::read(&line);
-            assert_eq!((seen.is_success, (seen.input_tokens, seen.output_tokens)), (true, tokens), "{usage}");
+            let found = (seen.usage.input_tokens, seen.usage.output_tokens);
+            assert_eq!((seen.is_success, found), (true, tokens), "{usage}");
         }
         assert!(Seen::read(&record(0, 200, "plain text").to_line()).is_success);
         assert!(!Seen::read(&record(0, 302, "{}").to_line()).is_success);

@@ -69,6 +69,11 @@ fn missing(endpoint: Endpoint, members: &Members<'_>) -> Option<&'static str> {
     (!found).then_some(otherwise)
 }
 
+/// What the body of an answer says it cost. Not every server says so, and some in an odd way.
+pub fn usage_of(body: &str) -> Option<Usage> {
+    usage(&Members::of(body)?)
+}
+
 /// `usage` under the names of the older or of the newer endpoints. Embeddings have no output.
 fn usage(members: &Members<'_>) -> Option<Usage> {
     let usage = members.object("usage")?;

@@ -34,6 +34,7 @@ use crate::provider::classify::{classify, classify_transport};
 use crate::provider::openai::Api;
 
 pub use address::is_public;
+pub use answer::usage_of;
 pub use download::DownloadError;
 pub use transport::{HttpTransport, install_crypto};
 
