@@ -10,9 +10,10 @@ use std::path::{Component, Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::spec_file::{FOLDER_SPEC, SpecFile, open_regular};
+use super::spec_file::{SpecFile, open_regular};
 use super::{Exit, Failure};
 use crate::diag::Diagnostic;
+use crate::intake::FOLDER_SPEC;
 use crate::spec::Form;
 
 /// The daemon refuses a larger spec.

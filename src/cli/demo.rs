@@ -23,6 +23,7 @@ use super::{Done, Exit, Failure, block_on, start_logging};
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Keys, Loaded};
 use crate::daemon::{self, RunOptions};
+use crate::intake::{INPUTS, REJECTED, REPORT};
 use crate::simulate::{Server, Settings};
 use crate::telemetry;
 
@@ -205,7 +206,7 @@ fn fresh_folder_below(results: &Path, stamp: &str) -> io::Result<PathBuf> {
 
 fn write_samples(folder: &Path) -> io::Result<()> {
     let jobs = folder.join("jobs");
-    fs::create_dir_all(jobs.join("inputs"))?;
+    fs::create_dir_all(jobs.join(INPUTS))?;
     SAMPLES.iter().try_for_each(|(name, text)| fs::write(jobs.join(name), text))
 }
 
@@ -248,7 +249,8 @@ fn print(summaries: &[Summary], printer: &mut Printer<'_>) -> Result<(), Failure
 fn print_rejections(folder: &Path, printer: &mut Printer<'_>) -> bool {
     let mut rejected = false;
     for (name, _) in SAMPLES {
-        if let Ok(text) = fs::read_to_string(folder.join("jobs/rejected").join(format!("{name}.errors.txt")))
+        if let Ok(text) =
+            fs::read_to_string(folder.join("jobs").join(REJECTED).join(format!("{name}{REPORT}")))
         {
             printer.rejection(&text);
             rejected = true;

@@ -9,10 +9,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::diag::Diagnostic;
+use crate::intake::FOLDER_SPEC;
 use crate::spec::Form;
-
-/// The spec within a folder that is one job.
-pub(super) const FOLDER_SPEC: &str = "job.toml";
 
 /// A job spec, opened.
 #[derive(Debug)]
@@ -60,26 +58,6 @@ impl SpecFile {
     }
 }
 
-/// `name` with a number before its endings, so that it means the same: `a.chat.jsonl`, `a-2.chat.jsonl`.
-pub(super) fn numbered(name: &str, number: u32) -> String {
-    let (stem, endings) = split_endings(name);
-    if number < 2 { name.to_owned() } else { format!("{stem}-{number}{endings}") }
-}
-
-/// Whether `found` is `name`, or that with a number.
-pub(super) fn is_numbered(found: &str, name: &str) -> bool {
-    let (stem, endings) = split_endings(name);
-    let between = found.strip_prefix(stem).and_then(|rest| rest.strip_suffix(endings));
-    let is_number = |text: &str| text.strip_prefix('-').is_some_and(|number| number.parse::<u32>().is_ok());
-    between.is_some_and(|between| between.is_empty() || is_number(between))
-}
-
-/// The name of a spec up to its first dot, and the rest; a folder's name has no endings.
-fn split_endings(name: &str) -> (&str, &str) {
-    let dot = name.find('.').filter(|_| Form::of(name).is_some());
-    name.split_at(dot.unwrap_or(name.len()))
-}
-
 /// Also of `.` and `..`, which don't hold their names.
 fn folder_name(folder: &Path) -> Option<String> {
     let whole = folder.canonicalize().ok()?;
@@ -116,25 +94,6 @@ mod tests {
                 "{}",
                 path.display()
             );
-        }
-    }
-
-    #[test]
-    fn number_leaves_the_endings_that_mean_something() {
-        let table = [
-            ("a.jsonl", "a-2.jsonl"),
-            ("a.chat.jsonl", "a-2.chat.jsonl"),
-            ("a.v1.toml", "a-2.v1.toml"),
-            ("folder", "folder-2"),
-            ("folder.v1", "folder.v1-2"),
-        ];
-        for (name, second) in table {
-            assert_eq!((numbered(name, 1), numbered(name, 2)), (name.to_owned(), second.to_owned()));
-            assert!(is_numbered(name, name) && is_numbered(second, name), "{name}");
-            assert!(!is_numbered(name, second), "{name}");
-        }
-        for other in ["ab.jsonl", "a-b.jsonl", "a.toml", "a-.jsonl", "a-2.chat.jsonl", "a"] {
-            assert!(!is_numbered(other, "a.jsonl"), "{other}");
         }
     }
 }

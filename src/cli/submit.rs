@@ -17,15 +17,16 @@ use serde::Serialize;
 use super::args::SubmitArgs;
 use super::data_files::{self, DataFile};
 use super::report::Printer;
-use super::spec_file::{FOLDER_SPEC, SpecFile, numbered};
+use super::spec_file::SpecFile;
 use super::{Done, Exit, Failure, block_on, load_config, wait};
 use crate::config::Keys;
 use crate::control::JobReport;
 use crate::diag::printable;
+use crate::intake::{FOLDER_SPEC, INPUTS, REJECTED, numbered};
 use crate::store::folder::sync_dir;
 
 /// Folders of the jobs folder that are no jobs.
-const RESERVED: [&str; 2] = ["inputs", "rejected"];
+const RESERVED: [&str; 2] = [INPUTS, REJECTED];
 
 /// A name that so many others have taken is no accident.
 const NUMBERS_MAX: u32 = 10_000;

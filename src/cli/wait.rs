@@ -9,17 +9,15 @@ use std::time::Duration;
 use super::client::Client;
 use super::progress::Progress;
 use super::report::{Printer, status};
-use super::spec_file::is_numbered;
 use super::submit::Placed;
 use super::{Exit, Failure, block_on};
 use crate::config::Config;
 use crate::control::JobReport;
 use crate::domain::JobId;
+use crate::intake::{REJECTED, REPORT, is_numbered};
 
 /// Often enough for a person, seldom enough for the daemon.
 const POLL: Duration = Duration::from_millis(250);
-
-const REPORT: &str = ".errors.txt";
 
 /// What was there before the first spec was placed, so that what comes of ours can be told from it.
 #[derive(Debug)]
@@ -34,7 +32,7 @@ impl Watch {
     /// Needs a daemon that answers.
     pub(super) fn begin(config: &Config) -> Result<Self, Failure> {
         let jobs = block_on(async { Client::new(config)?.list().await })?;
-        let rejected_dir = config.jobs_dir().join("rejected");
+        let rejected_dir = config.jobs_dir().join(REJECTED);
         Ok(Self {
             // A client of its own: the first one's connections ended with its runtime.
             client: Client::new(config)?,

@@ -47,14 +47,17 @@ use crate::spec;
 use crate::store;
 
 pub use handle::{Handle, Status};
+pub use name::{is_numbered, numbered};
 pub use worker::Intake;
 
 /// The folder for data that TOML specs name. Never looked into.
-const INPUTS: &str = "inputs";
+pub const INPUTS: &str = "inputs";
 /// Where refused specs go. Never looked into.
-const REJECTED: &str = "rejected";
+pub const REJECTED: &str = "rejected";
+/// What the name of the report on a refused spec adds to the spec's name there.
+pub const REPORT: &str = ".errors.txt";
 /// The spec in a dropped folder.
-const FOLDER_SPEC: &str = "job.toml";
+pub const FOLDER_SPEC: &str = "job.toml";
 
 /// What intake needs to know.
 #[derive(Clone, Debug)]

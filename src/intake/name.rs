@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write;
 
+use crate::diag::is_hidden;
 use crate::spec::Form;
 
 /// How many numbers are tried before we give up on finding a free name.
@@ -12,14 +13,23 @@ pub(super) const NUMBERS_MAX: u32 = 100_000;
 const NAME_BYTES_MAX: usize = 230;
 
 /// `name` with a number before its endings, so that it means the same: `a.chat.jsonl`, `a-2.chat.jsonl`.
-pub(super) fn numbered(name: &str, number: u32) -> String {
-    if number < 2 {
-        return name.to_owned();
-    }
-    match name.split_once('.') {
-        Some((stem, endings)) if Form::of(name).is_some() => format!("{stem}-{number}.{endings}"),
-        _ => format!("{name}-{number}"),
-    }
+pub fn numbered(name: &str, number: u32) -> String {
+    let (stem, endings) = split_endings(name);
+    if number < 2 { name.to_owned() } else { format!("{stem}-{number}{endings}") }
+}
+
+/// Whether `found` is `name`, or that with a number.
+pub fn is_numbered(found: &str, name: &str) -> bool {
+    let (stem, endings) = split_endings(name);
+    let between = found.strip_prefix(stem).and_then(|rest| rest.strip_suffix(endings));
+    let is_number = |text: &str| text.strip_prefix('-').is_some_and(|number| number.parse::<u32>().is_ok());
+    between.is_some_and(|between| between.is_empty() || is_number(between))
+}
+
+/// The name of a spec up to its first dot, and the rest; a folder's name has no endings.
+fn split_endings(name: &str) -> (&str, &str) {
+    let dot = name.find('.').filter(|_| Form::of(name).is_some());
+    name.split_at(dot.unwrap_or(name.len()))
 }
 
 /// A name that a terminal, a log and a person can bear: what is not UTF-8 and control characters are
@@ -43,12 +53,6 @@ pub(super) fn safe_name(name: &OsStr) -> String {
         safe.push_str(&ending);
     }
     safe
-}
-
-/// Characters that change what a terminal shows, or show nothing.
-fn is_hidden(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 fn escape(to: &mut String, bytes: &[u8]) {
@@ -83,14 +87,19 @@ mod tests {
     #[test]
     fn a_numbered_name_means_the_same() {
         let table = [
-            ("a.jsonl", 1, "a.jsonl"),
-            ("a.jsonl", 2, "a-2.jsonl"),
-            ("a.chat.jsonl", 3, "a-3.chat.jsonl"),
-            ("v1.2", 2, "v1.2-2"),
-            ("folder", 2, "folder-2"),
+            ("a.jsonl", "a-2.jsonl"),
+            ("a.chat.jsonl", "a-2.chat.jsonl"),
+            ("a.v1.toml", "a-2.v1.toml"),
+            ("v1.2", "v1.2-2"),
+            ("folder", "folder-2"),
         ];
-        for (name, number, expected) in table {
-            assert_eq!(numbered(name, number), expected);
+        for (name, second) in table {
+            assert_eq!((numbered(name, 1), numbered(name, 2)), (name.to_owned(), second.to_owned()));
+            assert!(is_numbered(name, name) && is_numbered(second, name), "{name}");
+            assert!(!is_numbered(name, second), "{name}");
+        }
+        for other in ["ab.jsonl", "a-b.jsonl", "a.toml", "a-.jsonl", "a-2.chat.jsonl", "a"] {
+            assert!(!is_numbered(other, "a.jsonl"), "{other}");
         }
     }
 }

@@ -10,10 +10,9 @@ use std::io::{self, Write};
 
 use super::dir::Dir;
 use super::name::{NUMBERS_MAX, numbered, safe_name};
-use super::{Error, REJECTED, failed};
+use super::{Error, REJECTED, REPORT, failed};
 use crate::diag::Report;
 
-const REPORT: &str = ".errors.txt";
 const TEMPORARY: &str = ".tmp";
 
 /// Moves `from` into `rejected/` below `jobs`, beside its report. `name` is what it was dropped as. Answers

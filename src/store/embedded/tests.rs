@@ -334,5 +334,9 @@ async fn more_jobs_than_files_stay_open_for_keep_every_record() {
         until_settled(&store, job.id, 2).await;
         assert_eq!(journal_indexes(&store, job.id), [0, 1]);
     }
+    // Those that were in use when the bound was reached are closed by the next job that opens its own.
+    let last = conformance::job(201, 5, &["m"], 1);
+    put(&store, &last).await;
+    store.line(crate::domain::RequestId { job: last.id, index: 0 }).await.unwrap();
     assert!(store.files.lock().unwrap().len() <= super::OPEN_JOBS_MAX);
 }
