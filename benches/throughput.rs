@@ -145,15 +145,17 @@ async fn run_bare(base_url: &str, bodies: &Arc<[Bytes]>, concurrency: u16) -> Re
         .tcp_nodelay(true)
         .build()?;
     let next = Arc::new(AtomicUsize::new(0));
+    let url: reqwest::Url = format!("{base_url}/chat/completions").parse()?;
     let (started, cpu_before) = (Instant::now(), Process::read("self")?.cpu);
     let mut workers = JoinSet::new();
     for _ in 0..concurrency {
-        let (client, bodies, next) = (client.clone(), Arc::clone(bodies), Arc::clone(&next));
-        let url = format!("{base_url}/chat/completions");
+        let (client, url) = (client.clone(), url.clone());
+        let (bodies, next) = (Arc::clone(bodies), Arc::clone(&next));
         workers.spawn(async move {
             while let Some(body) = bodies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let request =
-                    client.post(&url).header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                let request = client
+                    .post(url.clone())
+                    .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 request.body(body.clone()).send().await?.error_for_status()?.bytes().await?;
             }
             reqwest::Result::Ok(())

@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::domain::record::text_of;
 use crate::domain::{Blocked, Endpoint, Failure, Outcome, PauseReason, RecordError, Response, Timestamp};
 use crate::provider::answer::{self, Body};
 use crate::provider::error_body::ErrorBody;
@@ -161,7 +162,7 @@ const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Reads a whole reply to a request to `endpoint`.
 pub(super) fn classify(endpoint: Endpoint, reply: &HttpReply, now: Timestamp) -> Reply {
     let rate = rate_headers(&reply.headers);
-    let text = String::from_utf8_lossy(&reply.body);
+    let text = text_of(&reply.body);
     let is_success = (200..300).contains(&reply.status);
     let (outcome, usage) = match is_success.then(|| answer::read(endpoint, &text)) {
         Some(Body::Answer(usage)) => (Outcome::Answered(response(reply, &reply.body)), usage),
