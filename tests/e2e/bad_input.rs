@@ -8,8 +8,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use serde_json::Value;
 
-use crate::world::{Output, Setup, World, chat_line, chat_lines, custom_ids, names};
+use crate::world::{Output, Setup, World, chat_line, chat_lines, custom_ids, eventually, names};
 
 /// Lies beside the root, where no spec may reach.
 const SECRET: &str = "the-neighbours-secret";
@@ -60,7 +61,7 @@ fn malformed_jsonl_is_refused_whole_with_its_place_and_what_to_do() {
         assert!(good.contains(from));
         good.replace(from, to).into_bytes()
     };
-    let pretty = serde_json::from_str::<serde_json::Value>(&good).unwrap();
+    let pretty = serde_json::from_str::<Value>(&good).unwrap();
     let table: Vec<Bad<'_>> = vec![
         (
             "invalid.jsonl",
@@ -216,6 +217,67 @@ fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
     ];
     refuses(&world, &table);
     assert_eq!(world.files_with("root", SECRET), Vec::<String>::new());
+}
+
+#[test]
+fn malformed_folder_is_refused_whole_and_keeps_its_data() {
+    let world = World::new();
+    let folder = world.path("nightly");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("data.csv"), "text\none\n").unwrap();
+    let spec = "kind = 'completions'\nmodel = 'm'\n[input]\nfile = 'data.csv'\nprompt = '{{ txt }}'\n";
+    fs::write(folder.join("job.toml"), spec).unwrap();
+    fs::rename(&folder, world.jobs_dir().join("nightly")).unwrap();
+    let checked = check(&world, "nightly");
+    world.run_to_success();
+    let report = world.report("nightly").unwrap();
+    assert!(report.contains("data.csv:2: error: unknown variable `txt`"), "{report}");
+    assert_eq!((checked.code, checked.stderr), (Some(65), report));
+    assert_eq!(names(&world.jobs_dir().join("rejected/nightly")), ["data.csv", "job.toml"]);
+    assert_eq!(world.ledger().requests, 0);
+}
+
+#[test]
+fn corrected_file_can_be_dropped_again_under_its_name() {
+    let world = World::new();
+    let daemon = world.start();
+    world.drop("job.jsonl", "{}\n");
+    eventually("the report", || world.report("job.jsonl"));
+    world.drop("job.jsonl", "[]\n");
+    eventually("the second report", || world.report("job-2.jsonl"));
+    world.drop("job.jsonl", chat_lines(2));
+    world.wait_for_status("job", "completed");
+    assert_eq!(daemon.stop().code, Some(0));
+    let rejected = names(&world.jobs_dir().join("rejected"));
+    assert_eq!(rejected, ["job-2.jsonl", "job-2.jsonl.errors.txt", "job.jsonl", "job.jsonl.errors.txt"]);
+}
+
+#[test]
+fn check_says_what_a_spec_would_do_and_prints_json() {
+    let world = World::new();
+    world.input("rows.csv", "text\none\ntwo\n");
+    world.drop(
+        "good.toml",
+        "kind = 'completions'\nname = 'news'\nmodel = 'm'\n[input]\nfile = 'inputs/rows.csv'\nprompt = '{{ text }}'\n",
+    );
+    world.drop("bad.jsonl", "{}\n");
+    let output = check(&world, "good.toml");
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    assert_eq!(output.stdout, "good.toml: job `news` (completions), 2 requests\n          2 to sim/m\n");
+
+    let mut command = world.command(&["check", "--json", "good.toml", "bad.jsonl"]);
+    command.current_dir(world.jobs_dir());
+    let output = world.run(command);
+    assert_eq!(output.code, Some(65));
+    let verdicts: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!((&verdicts[0]["accepted"], &verdicts[0]["requests"]), (&true.into(), &2.into()));
+    assert_eq!((&verdicts[1]["accepted"], &verdicts[1]["errors"]), (&false.into(), &1.into()));
+    let finding = &verdicts[1]["findings"][0];
+    assert_eq!(
+        (&finding["file"], &finding["line"], &finding["column"]),
+        (&"bad.jsonl".into(), &1.into(), &1.into())
+    );
+    assert_eq!(names(&world.jobs_dir()), ["bad.jsonl", "good.toml", "inputs"], "nothing was moved");
 }
 
 #[test]

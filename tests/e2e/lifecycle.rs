@@ -7,10 +7,12 @@ use batchd::simulate::{Latency, Settings};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::world::{CONCURRENCY, Setup, World, bare_command, chat_lines, eventually, sorted_ids};
+use crate::world::{
+    CONCURRENCY, Daemon, Setup, World, bare_command, chat_lines, eventually, names, sorted_ids,
+};
 
 /// A job on its way: answers take `latency`, and at least `requests` have been sent.
-fn underway(setup: Setup, latency: Duration, requests: u64) -> (World, crate::world::Daemon) {
+fn underway(setup: Setup, latency: Duration, requests: u64) -> (World, Daemon) {
     let server = Settings { latency: Latency::fixed(latency), ..setup.server };
     let world = World::with(&Setup { server, ..setup });
     world.drop("job.jsonl", chat_lines(60));
@@ -104,22 +106,35 @@ fn killed_again_and_again_it_still_ends_every_request_in_one_line() {
 }
 
 #[test]
-fn daemon_killed_while_it_takes_specs_in_runs_each_of_them_once() {
+fn daemon_killed_while_it_takes_in_and_publishes_runs_each_spec_once() {
     let world = World::new();
-    for number in 0..20 {
-        world.drop(&format!("job-x{number}.jsonl"), chat_lines(3).replace("question", &format!("{number}:")));
+    let job = |number: usize| format!("job-x{number}");
+    for number in 0..30 {
+        let lines = chat_lines(3).replace("question", &format!("{number}:"));
+        world.drop(&format!("{}.jsonl", job(number)), lines);
     }
-    let mut daemon = world.start();
-    daemon.wait_for_log("job accepted");
-    daemon.kill();
+    let moments = [
+        "batchd is running",
+        "job accepted",
+        "results are published",
+        "job accepted",
+        "results are published",
+    ];
+    for moment in moments {
+        let mut daemon = world.start();
+        daemon.wait_for_log(moment);
+        daemon.kill();
+    }
     world.run_to_success();
-    for number in 0..20 {
-        let results = world.results(&format!("job-x{number}"));
+    for number in 0..30 {
+        let results = world.results(&job(number));
         assert_eq!(results.outcome(), ("completed".to_owned(), 3, 3, 0), "{number}");
+        assert_eq!(results.names(), ["job.jsonl", "output.jsonl", "summary.json"]);
     }
-    assert_eq!(fs::read_dir(world.path("root/results")).unwrap().count(), 20);
-    let ledger = world.ledger();
-    assert!(ledger.requests - 60 <= CONCURRENCY.into(), "{ledger:?}");
+    assert_eq!(names(&world.path("root/results")).len(), 30);
+    assert_eq!(names(&world.jobs_dir()), ["inputs", "rejected"]);
+    let repeated = world.ledger().requests - 90;
+    assert!(repeated <= moments.len() as u64 * u64::from(CONCURRENCY), "{repeated} requests were sent again");
 }
 
 #[test]
@@ -176,6 +191,16 @@ fn without_a_configuration_a_key_is_asked_for_with_78() {
     assert_eq!(output.code, Some(78));
     assert!(output.stderr.contains("OPENAI_API_KEY"), "{}", output.stderr);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn root_that_can_not_be_written_ends_with_74_and_names_it() {
+    let world = World::new();
+    fs::remove_dir_all(world.path("root")).unwrap();
+    fs::write(world.path("root"), "a file").unwrap();
+    let output = world.run_until_idle();
+    assert_eq!((output.code, output.stdout.as_str()), (Some(74), ""));
+    assert!(output.stderr.contains(&world.path("root").display().to_string()), "{}", output.stderr);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Under which name a job runs, and where its requests go.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -60,4 +61,42 @@ fn spec_chooses_its_provider_and_the_first_is_the_default() {
     for job in ["here", "there"] {
         assert_eq!(custom_ids(&world.results(job).output()), ["request-1"]);
     }
+}
+
+#[test]
+fn results_folder_that_somebody_else_made_is_left_as_it_is() {
+    let world = World::new();
+    let theirs = world.results("job");
+    fs::create_dir_all(&theirs.dir).unwrap();
+    fs::write(theirs.dir.join("summary.json"), "theirs").unwrap();
+    world.drop("job.jsonl", chat_lines(2));
+    world.run_to_success();
+    assert_eq!(
+        (theirs.names(), theirs.text("summary.json")),
+        (vec!["summary.json".to_owned()], "theirs".to_owned())
+    );
+    assert_eq!(world.results("job-2").outcome(), ("completed".to_owned(), 2, 2, 0));
+}
+
+#[test]
+fn job_whose_provider_has_left_the_config_waits_and_is_named() {
+    let more = "[[providers]]\nname = \"other\"\nbase_url = \"http://127.0.0.1:9/v1\"\n".to_owned();
+    // Nobody listens there: the request waits for its next attempt.
+    let world = World::with(&Setup { more, base_delay: Duration::from_hours(1), ..Setup::default() });
+    world.drop(
+        "job.toml",
+        "kind = 'completions'\nmodel = 'm'\nprovider = 'other'\n[[requests]]\nprompt = 'x'\n",
+    );
+    let daemon = world.start();
+    eventually("it waits", || (world.listed("job")?["waiting"] == 1).then_some(()));
+    assert_eq!(daemon.stop().code, Some(0));
+    let config = fs::read_to_string(world.config()).unwrap();
+    fs::write(world.config(), config.replace("name = \"other\"", "name = \"renamed\"")).unwrap();
+    let daemon = world.start();
+    let listed = world.wait_for_status("job", "paused");
+    assert!(listed["message"].as_str().unwrap().contains("`other` is not in the config"), "{listed}");
+    assert_eq!(daemon.stop().code, Some(0));
+    let output = world.run_until_idle();
+    assert_eq!(output.code, Some(1));
+    assert!(output.stderr.contains("job `job` is paused"), "{}", output.stderr);
 }

@@ -257,6 +257,39 @@ fn kind_requests_puts_settings_and_parameters_around_batch_lines() {
 }
 
 #[test]
+fn custom_ids_come_back_as_they_were_written() {
+    let world = World::new();
+    let ids = ["plain", "with space", "quote\" and \\", "日本 é", "../up", "{{ x }}", &"long".repeat(100)];
+    let lines = ids.map(|id| {
+        let line: Value = serde_json::from_str(&chat_line("ID", "x")).unwrap();
+        json!({"custom_id": id, "method": line["method"], "url": line["url"], "body": line["body"]})
+            .to_string()
+            + "\n"
+    });
+    world.drop("ids.jsonl", lines.concat());
+    world.run_to_success();
+    assert_eq!(custom_ids(&world.results("ids").output()), ids);
+}
+
+#[test]
+fn thousands_of_requests_come_back_whole_and_in_order() {
+    let world = World::with(&Setup { concurrency: 64, ..Setup::default() });
+    let count = 5000;
+    world.drop("many.jsonl", chat_lines(count));
+    world.run_to_success();
+    let results = world.results("many");
+    let in_order: Vec<String> = (0..count).map(|number| format!("r-{number}")).collect();
+    let records = results.output();
+    assert_eq!(custom_ids(&records), in_order);
+    for (number, record) in records.iter().enumerate() {
+        assert_eq!(chat_echo(record), format!("question {number}"));
+    }
+    let ledger = world.ledger();
+    assert_eq!((ledger.requests, ledger.paid_twice), (5000, 0));
+    assert!(ledger.max_in_flight <= 64, "{ledger:?}");
+}
+
+#[test]
 fn dropped_folder_is_one_job_with_its_data_beside_it() {
     let world = World::new();
     let folder = world.path("nightly");

@@ -1,6 +1,7 @@
 //! What must not be written anywhere: keys in no file at all, prompts in no log.
 
 use batchd::simulate::{Auth, Settings};
+use serde_json::Value;
 
 use crate::world::{KEY, Setup, World, chat_lines};
 
@@ -35,6 +36,9 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     world.wait_for_status("locked", "cancelled");
     let output = daemon.stop();
     assert!(output.stderr.lines().count() > 100, "it logged all it can: {}", output.stderr);
+    for line in output.stderr.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
 
     assert_eq!(world.files_with(".", KEY), ["key"]);
     let with_prompt = world.files_with(".", PROMPT);

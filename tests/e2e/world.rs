@@ -175,7 +175,7 @@ impl World {
     /// Runs until idle; every request must have been answered.
     pub(crate) fn run_to_success(&self) {
         let output = self.run_until_idle();
-        assert_eq!(output.code, Some(0), "{output:?}");
+        assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{output:?}");
     }
 
     /// Starts the daemon and waits until it answers on its socket.
