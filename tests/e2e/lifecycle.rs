@@ -52,8 +52,7 @@ fn second_sigterm_ends_the_daemon_at_once_and_what_was_in_flight_is_asked_once_m
     let (world, mut daemon) = underway(setup, Duration::from_mins(10), CONCURRENCY.into());
     daemon.signal(Signal::TERM);
     daemon.wait_for_log("stopping: what is in flight may finish");
-    daemon.signal(Signal::TERM);
-    let output = daemon.wait();
+    let output = daemon.insist();
     assert!(matches!(output.code, Some(0 | 130)), "{output:?}");
 
     world.answer_after(Duration::ZERO);

@@ -339,6 +339,15 @@ impl Daemon {
         self.wait()
     }
 
+    /// Asks it to stop again and again, as somebody in a hurry does, until it has.
+    pub(crate) fn insist(mut self) -> Output {
+        eventually("the process ends", || {
+            self.signal(Signal::TERM);
+            self.child.try_wait().unwrap()
+        });
+        self.wait()
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(mut self) -> Output {
         let status: ExitStatus = eventually("the process ends", || self.child.try_wait().unwrap());
