@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use crate::clock::Clock;
 use crate::control::QueuePause;
 use crate::diag::printable;
+use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::gate::{Gate, Inside};
 use crate::domain::attempt::{History, decide};
@@ -27,6 +28,8 @@ pub(super) struct Parts {
     pub(super) provider_gate: Arc<Gate>,
     /// Closes for a model that has gone: for this queue alone.
     pub(super) model_gate: Arc<Gate>,
+    /// Says when requests in flight are given up because their job ends.
+    pub(super) endings: Arc<Endings>,
     /// Whether the model has answered since the start.
     pub(super) has_answered: AtomicBool,
 }
@@ -69,7 +72,17 @@ pub(super) enum EndedKind {
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<Ended> {
     let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
     parts.store.begin(&lease)?;
-    let called = AssertUnwindSafe(parts.provider.call(&request)).catch_unwind().await;
+    let given_up = parts.endings.of(lease.request.job);
+    // An answer that is there counts, however late.
+    let called = tokio::select! { biased;
+        called = AssertUnwindSafe(parts.provider.call(&request)).catch_unwind() => called,
+        () = given_up.cancelled() => {
+            tracing::warn!(request = %lease.request, "given up in flight: its job ends, and the grace is over");
+            // The job records it at its end, with all the others that were not answered.
+            parts.store.settle(lease, Settlement::Release).await?;
+            return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None });
+        }
+    };
     let now = parts.clock.now();
     let Ok(Reply { outcome, usage, .. }) = called else {
         let request_id = lease.request;

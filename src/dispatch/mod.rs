@@ -6,6 +6,7 @@
 
 mod attempt;
 mod bucket;
+mod ending;
 mod estimate;
 mod gate;
 mod limits;
@@ -17,9 +18,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::Parts;
+use self::ending::Endings;
 use self::gate::Gate;
 use self::queue::{Dispatcher, Stop};
 use crate::clock::{Clock, Seed};
@@ -28,6 +31,9 @@ use crate::control::{Board, QueuePause};
 use crate::domain::{PauseReason, QueueName, RetryPolicy};
 use crate::provider::Provider;
 use crate::store::{self, Store};
+
+/// The fleet looks at the store when there is news; without any, this seldom.
+const LOOK: Duration = Duration::from_hours(1);
 
 /// What dispatch must know of the configuration.
 #[derive(Debug)]
@@ -55,6 +61,7 @@ pub struct Fleet {
     clock: Clock,
     seed: Seed,
     gates: BTreeMap<String, Arc<Gate>>,
+    endings: Arc<Endings>,
     running: JoinSet<(QueueName, store::Result<()>)>,
     queues: BTreeSet<QueueName>,
     /// Queues whose provider is not configured, so that each is told of once.
@@ -66,7 +73,7 @@ impl Fleet {
         let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
         let gates = settings.providers.iter().map(gate).collect();
         let (running, queues, orphans) = (JoinSet::new(), BTreeSet::new(), BTreeMap::new());
-        Self { settings, store, board, clock, seed, gates, running, queues, orphans }
+        Self { settings, store, board, clock, seed, gates, endings: Arc::default(), running, queues, orphans }
     }
 
     /// Runs until `stop` and then until what is in flight has ended. An error is the store's.
@@ -79,14 +86,18 @@ impl Fleet {
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {
             news.mark_unchanged();
-            result = self.start_missing(&stop).await;
-            if result.is_err() {
-                break;
-            }
+            let wake = match self.look(&stop).await {
+                Ok(wake) => wake,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
             // Stopping first; a dispatcher that ended may be needed again, which the next round sees.
             tokio::select! { biased;
                 () = stop.work.cancelled() => {}
                 Some(ended) = self.running.join_next() => result = self.on_ended(ended),
+                () = sleep_until(wake) => {}
                 _ = news.changed() => {}
                 _ = resumed.changed() => {}
             }
@@ -98,6 +109,14 @@ impl Fleet {
             result = result.and(ended);
         }
         result
+    }
+
+    /// Sees to it that what may be sent is sent, and that what may not is given up. Says when to look again.
+    async fn look(&mut self, stop: &Stop) -> store::Result<Instant> {
+        self.start_missing(stop).await?;
+        let jobs = self.store.jobs().await?;
+        let now = Instant::now();
+        Ok(self.endings.look(&jobs, self.settings.grace, now).unwrap_or(now + LOOK))
     }
 
     /// Starts a dispatcher for every queue that has work and none.
@@ -126,6 +145,7 @@ impl Fleet {
             clock: self.clock.clone(),
             provider_gate: Arc::clone(self.gates.get(queue.provider())?),
             model_gate: Gate::new(usize::MAX),
+            endings: Arc::clone(&self.endings),
             has_answered: AtomicBool::new(false),
         };
         let limits = settings.config.limits_of(queue);

@@ -197,6 +197,22 @@ fn cancelled_job_keeps_its_answers_and_records_the_rest_as_cancelled() {
 }
 
 #[test]
+fn cancelled_job_waits_for_what_is_in_flight_no_longer_than_the_grace() {
+    let server = Settings { latency: Latency::fixed(Duration::from_mins(10)), ..Settings::default() };
+    let world = World::with(&Setup { server, grace: "50ms", ..Setup::default() });
+    let daemon = world.start();
+    world.drop("stuck.jsonl", chat_lines(10));
+    world.wait_for_requests(4);
+    world.json(&["cancel", "stuck"]);
+    world.wait_for_status("stuck", "cancelled");
+    let results = world.results("stuck");
+    assert_eq!(results.outcome(), ("cancelled".to_owned(), 10, 0, 10));
+    assert_eq!(results.custom_ids(), sorted_ids(10));
+    assert_eq!(daemon.stop().code, Some(0));
+    assert_eq!(world.ledger().requests, 4);
+}
+
+#[test]
 fn retry_asks_again_at_once_what_waits() {
     let world = waiting();
     let daemon = world.start();
