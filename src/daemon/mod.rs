@@ -164,7 +164,13 @@ impl Daemon {
                         tracing::info!("stopping: what is in flight may finish");
                         return Ok(Ending::StoppedBySignal);
                     }
-                    Signal::Reload => self.watch.resume(),
+                    Signal::Reload => {
+                        tracing::info!(
+                            "SIGHUP: what a key or a quota stopped is tried again; the configuration and \
+                             its keys are read at the next start"
+                        );
+                        self.watch.resume();
+                    }
                 },
                 ending = self.watch.idle(), if options.until_idle => return ending.map_err(Error::State),
             }
