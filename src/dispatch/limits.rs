@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::config::{self, Concurrency};
 use crate::dispatch::attempt::{Ended, EndedKind};
 use crate::dispatch::bucket::Bucket;
+use crate::domain::QueueName;
 
 /// Slots of a queue whose concurrency is to be found.
 const AUTO_SLOTS: u32 = 64;
@@ -19,11 +20,15 @@ const AUTO_SLOTS: u32 = 64;
 /// with one request at a time, and with twice as many after each that is served.
 const HOLD_AFTER: u32 = 5;
 
+/// A throttled queue is told of this often: enough to see why nothing happens, and no flood.
+const TELL_EVERY: Duration = Duration::from_mins(1);
+
 /// How long the queue holds still where the server doesn't say.
 const HOLD_DEFAULT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Limits {
+    queue: QueueName,
     slots: usize,
     /// Fewer than `slots` after the queue was told to hold still: it begins with one and doubles.
     allowed: usize,
@@ -31,21 +36,24 @@ pub(super) struct Limits {
     tokens: Option<Bucket>,
     throttled_in_a_row: u32,
     hold_until: Option<Instant>,
+    told_at: Option<Instant>,
 }
 
 impl Limits {
-    pub(super) fn new(limits: &config::Limits, now: Instant) -> Self {
+    pub(super) fn new(queue: QueueName, limits: &config::Limits, now: Instant) -> Self {
         let slots = match limits.concurrency {
             Concurrency::Fixed(slots) => slots.max(1),
             Concurrency::Auto => AUTO_SLOTS,
         };
         Self {
+            queue,
             slots: slots as usize,
             allowed: slots as usize,
             requests: limits.requests_per_minute.map(|n| Bucket::per_minute(u64::from(n), now)),
             tokens: limits.tokens_per_minute.map(|n| Bucket::per_minute(n, now)),
             throttled_in_a_row: 0,
             hold_until: None,
+            told_at: None,
         }
     }
 
@@ -76,6 +84,15 @@ impl Limits {
         }
     }
 
+    /// Says in the log that the queue is throttled, at most once in [`TELL_EVERY`].
+    fn tell_of_hold(&mut self, until: Instant, now: Instant) {
+        if self.told_at.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
+            self.told_at = Some(now);
+            let wait_ms = u64::try_from(until.duration_since(now).as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(queue = %self.queue, wait_ms, "the provider asks to come later; the queue holds still");
+        }
+    }
+
     /// Learns from an attempt that has ended.
     pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
         if let (Some(bucket), Some(usage)) = (&mut self.tokens, ended.usage) {
@@ -93,6 +110,7 @@ impl Limits {
                     let until = now + retry_after.unwrap_or(HOLD_DEFAULT);
                     self.hold_until = Some(self.hold_until.unwrap_or(until).max(until));
                     self.allowed = 1;
+                    self.tell_of_hold(until, now);
                 }
             }
             EndedKind::Failed | EndedKind::Blocked => {}
@@ -115,7 +133,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_queue_holds_still_only_after_several_refusals_in_a_row() {
-        let mut limits = Limits::new(&config::Limits::default(), Instant::now());
+        let mut limits = Limits::new(QueueName::new("p", None), &config::Limits::default(), Instant::now());
         let now = Instant::now();
         let throttled = ended(EndedKind::Throttled { retry_after: Some(Duration::from_secs(7)) });
         for _ in 0..3 {
@@ -138,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tokens_are_corrected_by_what_was_used() {
         let config = config::Limits { tokens_per_minute: Some(6_000), ..config::Limits::default() };
-        let mut limits = Limits::new(&config, Instant::now());
+        let mut limits = Limits::new(QueueName::new("p", None), &config, Instant::now());
         let now = Instant::now();
         let body = RawValue::from_string(format!("\"{}\"", "x".repeat(4_000))).unwrap();
         let endpoint = Endpoint::Embeddings;

@@ -103,9 +103,9 @@ impl Dispatcher {
         (board, rng): (Board, Rng),
     ) -> Self {
         Self {
+            limits: Limits::new(queue.clone(), limits, Instant::now()),
             queue,
             parts,
-            limits: Limits::new(limits, Instant::now()),
             retry,
             board,
             rng,
