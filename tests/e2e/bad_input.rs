@@ -149,22 +149,9 @@ fn lines_that_are_no_text_or_mean_two_things_are_refused_with_their_place() {
 #[test]
 fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
     let world = World::new();
-    fs::write(world.path("secret.txt"), format!("{SECRET}\n")).unwrap();
-    symlink(world.path("secret.txt"), world.jobs_dir().join("inputs/link.txt")).unwrap();
-    mknodat(CWD, world.jobs_dir().join("inputs/pipe.txt"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-        .unwrap();
-    world.input("rows.csv", "id,text\n1,one\n2,two\n");
-    world.input("ragged.csv", "id,text\n1,one\n2,two,three\n");
-    world.input("rows.jsonl", "{\"text\":\"one\"}\n{\"txt\":\"two\"}\n");
-    world.input("empty.txt", "\n");
     let inline = |line: &str| {
         format!("kind = 'completions'\nmodel = 'm'\n{line}\n[[requests]]\nprompt = 'x'\n").into_bytes()
     };
-    let rows = |file: &str, prompt: &str| {
-        format!("kind = 'completions'\nmodel = 'm'\n[input]\nfile = '{file}'\nprompt = '{prompt}'\n")
-            .into_bytes()
-    };
-    let outside = world.path("secret.txt").display().to_string();
     let table: Vec<Bad<'_>> = vec![
         ("syntax.toml", b"kind = \n".to_vec(), "syntax.toml:1:8", "invalid TOML"),
         ("key.toml", inline("priorty = 3"), "key.toml:3:1", "did you mean `priority`?"),
@@ -175,6 +162,12 @@ fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
             "types.toml:4:8: error: `name` is an integer, expected a string",
         ),
         ("range.toml", inline("priority = 12"), "range.toml:3:12", "expected an integer from 0 to 9"),
+        (
+            "strict.toml",
+            inline("strict = true\n[parameters]\ntemperature = 3"),
+            "strict.toml:6",
+            "expected a number from 0 to 2",
+        ),
         ("kind.toml", b"kind = 'chatt'\n".to_vec(), "kind.toml:1:8", "did you mean `chat`?"),
         ("name.toml", inline("name = 'a/b'"), "name.toml:3:8", "`a/b`"),
         ("nobody.toml", inline("provider = 'nobody'"), "nobody.toml:3:12", "the config has `sim`"),
@@ -184,6 +177,30 @@ fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
             "cron.toml:3:2",
             "bad cron expression `0 25 * * *`",
         ),
+        ("nul.toml", b"kind = 'chat\0'\n".to_vec(), "nul.toml:1:13", "invalid TOML"),
+        ("utf-8.toml", b"kind = 'chat\xff'\n".to_vec(), "utf-8.toml:1:13", "save the file as UTF-8"),
+        ("empty.toml", Vec::new(), "empty.toml", "missing `kind`"),
+    ];
+    refuses(&world, &table);
+}
+
+#[test]
+fn data_that_is_missing_malformed_or_out_of_bounds_refuses_its_spec() {
+    let world = World::new();
+    fs::write(world.path("secret.txt"), format!("{SECRET}\n")).unwrap();
+    symlink(world.path("secret.txt"), world.jobs_dir().join("inputs/link.txt")).unwrap();
+    mknodat(CWD, world.jobs_dir().join("inputs/pipe.txt"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .unwrap();
+    world.input("rows.csv", "id,text\n1,one\n2,two\n");
+    world.input("ragged.csv", "id,text\n1,one\n2,two,three\n");
+    world.input("rows.jsonl", "{\"text\":\"one\"}\n{\"txt\":\"two\"}\n");
+    world.input("empty.txt", "\n");
+    let rows = |file: &str, prompt: &str| {
+        format!("kind = 'completions'\nmodel = 'm'\n[input]\nfile = '{file}'\nprompt = '{prompt}'\n")
+            .into_bytes()
+    };
+    let outside = world.path("secret.txt").display().to_string();
+    let table: Vec<Bad<'_>> = vec![
         ("missing.toml", rows("inputs/none.csv", "x"), "missing.toml:4:8", "`inputs/none.csv`"),
         ("no-match.toml", rows("inputs/none-*.csv", "x"), "no-match.toml:4:8", "`inputs/none-*.csv`"),
         ("no-rows.toml", rows("inputs/empty.txt", "x"), "inputs/empty.txt", "row"),
@@ -211,9 +228,6 @@ fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
             "inputs/rows.csv:3",
             "duplicate custom_id `same`",
         ),
-        ("nul.toml", b"kind = 'chat\0'\n".to_vec(), "nul.toml:1:13", "invalid TOML"),
-        ("utf-8.toml", b"kind = 'chat\xff'\n".to_vec(), "utf-8.toml:1:13", "save the file as UTF-8"),
-        ("empty.toml", Vec::new(), "empty.toml", "missing `kind`"),
     ];
     refuses(&world, &table);
     assert_eq!(world.files_with("root", SECRET), Vec::<String>::new());

@@ -14,9 +14,9 @@ fn slow(latency: Duration) -> World {
     World::with(&Setup { server, ..Setup::default() })
 }
 
-/// A world whose requests fail and wait an hour for their next attempt.
+/// A world whose requests are sent away and wait for at least half an hour.
 fn waiting() -> World {
-    let server = Settings { faults: "500=1".parse().unwrap(), ..Settings::default() };
+    let server = Settings { faults: "503=1".parse().unwrap(), ..Settings::default() };
     World::with(&Setup { server, base_delay: Duration::from_hours(1), ..Setup::default() })
 }
 
@@ -96,6 +96,7 @@ fn jobs_are_listed_and_shown_as_json_and_as_text() {
     assert_eq!((&listed["kind"], &listed["spec_file"]), (&"requests".into(), &"news.jsonl".into()));
     assert_eq!((&listed["counts"]["total"], &listed["counts"]["completed"]), (&3.into(), &3.into()));
     assert_eq!(listed["queues"], serde_json::json!(["sim/m"]));
+    assert_eq!(world.json(&["list"])[0], listed);
     assert_eq!(world.json(&["show", "news"]), listed);
     assert_eq!(world.json(&["show", listed["id"].as_str().unwrap()]), listed);
 
@@ -131,7 +132,7 @@ fn commands_without_a_daemon_end_with_69() {
 
 #[test]
 fn paused_job_sends_nothing_until_it_is_resumed() {
-    let world = slow(Duration::from_millis(50));
+    let world = slow(Duration::from_millis(200));
     let daemon = world.start();
     world.drop("long.jsonl", chat_lines(40));
     world.wait_for_requests(4);
@@ -145,6 +146,7 @@ fn paused_job_sends_nothing_until_it_is_resumed() {
     world.drop("short.jsonl", chat_line("a", "y"));
     world.wait_for_status("short", "completed");
     assert_eq!(world.ledger().requests, before + 1);
+    world.answer_after(Duration::ZERO);
     assert_eq!(world.json(&["resume", "long"])["status"], "in_progress");
     world.wait_for_status("long", "completed");
     assert_eq!(daemon.stop().code, Some(0));
@@ -154,7 +156,7 @@ fn paused_job_sends_nothing_until_it_is_resumed() {
 
 #[test]
 fn pause_outlives_the_daemon() {
-    let world = slow(Duration::from_millis(50));
+    let world = slow(Duration::from_millis(200));
     let daemon = world.start();
     world.drop("long.jsonl", chat_lines(40));
     world.wait_for_requests(4);
@@ -170,7 +172,7 @@ fn pause_outlives_the_daemon() {
 
 #[test]
 fn cancelled_job_keeps_its_answers_and_records_the_rest_as_cancelled() {
-    let world = slow(Duration::from_millis(50));
+    let world = slow(Duration::from_millis(200));
     let daemon = world.start();
     world.drop("long.jsonl", chat_lines(60));
     world.wait_for_requests(8);
@@ -246,7 +248,7 @@ fn waiting_survives_a_restart() {
 #[test]
 fn job_past_its_deadline_expires_with_what_it_has() {
     let world = waiting();
-    world.fail("500=0.5");
+    world.fail("503=0.5");
     world.input("lines.jsonl", chat_lines(20));
     world.drop("job.toml", "kind = 'requests'\ndeadline = '400ms'\n[input]\nfile = 'inputs/lines.jsonl'\n");
     assert_eq!(world.run_until_idle().code, Some(1));

@@ -73,7 +73,7 @@ fn grace_bounds_the_drain() {
 #[test]
 fn killed_daemon_repeats_no_more_than_what_was_in_flight() {
     for requests in [5, 30] {
-        let (world, daemon) = underway(Setup::default(), Duration::from_millis(20), requests);
+        let (world, daemon) = underway(Setup::default(), Duration::from_millis(100), requests);
         let output = daemon.kill();
         assert_eq!(output.code, None, "a signal ended it");
         assert!(world.ledger().requests < 60, "it was killed midway");
@@ -138,7 +138,7 @@ fn daemon_killed_while_it_takes_in_and_publishes_runs_each_spec_once() {
 
 #[test]
 fn partial_results_can_be_read_while_the_job_runs() {
-    let (world, daemon) = underway(Setup::default(), Duration::from_millis(50), 10);
+    let (world, daemon) = underway(Setup::default(), Duration::from_millis(200), 10);
     let results = world.results("job");
     let lines = eventually("partial results", || {
         let text = fs::read_to_string(results.dir.join("output.partial.jsonl")).ok()?;

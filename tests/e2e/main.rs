@@ -6,10 +6,12 @@
 #![expect(
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "this crate is tests throughout, but the lints know only their functions"
 )]
 
+mod process;
 mod world;
 
 mod bad_input;

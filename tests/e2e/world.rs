@@ -1,30 +1,29 @@
 //! A root, its configuration, a stand-in provider within this process, and the binary.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use batchd::clock::Seed;
 use batchd::simulate::{Change, Changes, Engine, Latency, Server, Settings, Summary};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use crate::process::{Daemon, Output, bare_command, eventually};
+
 /// What the daemon sends to the server. It must appear in no file and no log.
 pub(crate) const KEY: &str = "sk-canary-5f1d0a77c2";
 /// Requests in flight, unless a test says otherwise.
 pub(crate) const CONCURRENCY: u32 = 4;
-/// Far beyond what anything here takes, also on a machine that is busy with other things.
-const DEADLINE: Duration = Duration::from_mins(1);
-/// Between two looks at what another process does.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// How a world differs from the usual one.
 pub(crate) struct Setup {
@@ -185,16 +184,10 @@ impl World {
         daemon
     }
 
-    pub(crate) fn spawn(&self, mut command: Command) -> Daemon {
+    /// Starts a process; what it prints goes to files of this world.
+    pub(crate) fn spawn(&self, command: Command) -> Daemon {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
-        let [stdout, stderr] = ["out", "err"].map(|kind| self.path(format!("{kind}-{number}")));
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(File::create(&stdout).unwrap())
-            .stderr(File::create(&stderr).unwrap())
-            .spawn()
-            .unwrap();
-        Daemon { child, stdout, stderr }
+        Daemon::spawn(command, ["out", "err"].map(|kind| self.path(format!("{kind}-{number}"))))
     }
 
     /// The folder of a job's results.
@@ -202,9 +195,16 @@ impl World {
         Results { dir: self.path("root/results").join(job) }
     }
 
-    /// The job as `list --json` tells it.
+    /// The job as the running daemon lists it. Asked over its socket: a process for every look would take the
+    /// machine's time from the one that is looked at.
     pub(crate) fn listed(&self, job: &str) -> Option<Value> {
-        let list = self.json(&["list"]);
+        let mut socket = UnixStream::connect(self.path("root/batchd.sock")).unwrap();
+        socket.write_all(b"GET /jobs HTTP/1.0\r\nHost: batchd\r\n\r\n").unwrap();
+        let mut reply = String::new();
+        socket.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{reply}");
+        let list: Value = serde_json::from_str(body).unwrap();
         list.as_array().unwrap().iter().find(|listed| listed["name"] == job).cloned()
     }
 
@@ -272,95 +272,6 @@ format = "json"
 {more}
 "#
     )
-}
-
-/// The binary without a configuration and without this process's environment.
-pub(crate) fn bare_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_batchd"));
-    command.env_clear();
-    command
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct Output {
-    /// None if a signal ended it.
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-/// A running process; killed when it is dropped.
-pub(crate) struct Daemon {
-    child: Child,
-    stdout: PathBuf,
-    stderr: PathBuf,
-}
-
-impl Daemon {
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.stderr).unwrap()
-    }
-
-    pub(crate) fn printed(&self) -> String {
-        fs::read_to_string(&self.stdout).unwrap()
-    }
-
-    /// Waits until stderr holds `text`.
-    pub(crate) fn wait_for_log(&mut self, text: &str) {
-        eventually(&format!("`{text}` is logged"), || {
-            let log = self.log();
-            if log.contains(text) {
-                return Some(());
-            }
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "ended with {ended:?} before `{text}` was logged:\n{log}");
-            None
-        });
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Asks it to stop, and waits until it has.
-    pub(crate) fn stop(self) -> Output {
-        self.signal(Signal::TERM);
-        self.wait()
-    }
-
-    /// Ends it as a power cut would.
-    pub(crate) fn kill(self) -> Output {
-        self.signal(Signal::KILL);
-        self.wait()
-    }
-
-    /// Asks it to stop again and again, as somebody in a hurry does, until it has.
-    pub(crate) fn insist(mut self) -> Output {
-        eventually("the process ends", || {
-            self.signal(Signal::TERM);
-            self.child.try_wait().unwrap()
-        });
-        self.wait()
-    }
-
-    /// Waits for its end.
-    pub(crate) fn wait(mut self) -> Output {
-        let status: ExitStatus = eventually("the process ends", || self.child.try_wait().unwrap());
-        Output { code: status.code(), stdout: self.printed(), stderr: self.log() }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Fails if it has ended already, which is as well.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 /// What a job left in its folder.
@@ -445,18 +356,6 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         }
     }
     files
-}
-
-/// Looks again and again until there is something to see.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "never seen: {what}");
-        std::thread::park_timeout(LOOK);
-    }
 }
 
 /// The stand-in server on a thread of its own.
