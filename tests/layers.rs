@@ -58,7 +58,9 @@ impl Source {
     /// Lines (from 1) before the unit tests, which stand at the end of a file.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let heads = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(crate) mod tests"];
-        let tests = heads.iter().find_map(|head| self.text.find(head)).unwrap_or(self.text.len());
+        let head = heads.iter().find_map(|head| self.text.find(head));
+        // A file of its own for the tests of a module is tests throughout.
+        let tests = if self.path.ends_with("tests.rs") { 0 } else { head.unwrap_or(self.text.len()) };
         self.text.get(..tests).unwrap_or_default().lines().enumerate().map(|(at, line)| (at + 1, line))
     }
 

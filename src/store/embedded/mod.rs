@@ -16,6 +16,7 @@
 //! offset when its turn comes.
 
 mod claim;
+mod files;
 mod index;
 mod intents;
 mod keys;
@@ -27,8 +28,6 @@ mod state;
 mod threads;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -41,16 +40,16 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::files::{JobFiles, prepare};
 use self::index::{Index, Settled};
 use self::intents::Intent;
 use self::leases::{Held, Leases};
-use self::log::Log;
 use self::state::State;
 use self::threads::{Command, IndexThread, Note, Shared};
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
-use crate::store::folder::{JobFolder, create_private, failed, make_private_dir, sync_dir};
+use crate::store::folder::{JobFolder, failed, make_private_dir};
 use crate::store::lock::Lock;
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
@@ -77,32 +76,6 @@ pub struct EmbeddedStore {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Held until the value is dropped.
     _lock: Lock,
-}
-
-/// The open files of one job.
-#[derive(Debug)]
-struct JobFiles {
-    input: Arc<File>,
-    index: File,
-    journal: Arc<Log>,
-    intents: Log,
-}
-
-impl JobFiles {
-    /// Nobody reads or appends, and every record is durable: closing the files forgets nothing.
-    fn is_at_rest(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) == 1 && Arc::strong_count(&self.journal) == 1
-    }
-
-    fn open(folder: &JobFolder) -> Result<Self> {
-        let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
-        Ok(Self {
-            input: Arc::new(open(folder.input())?),
-            index: open(folder.index())?,
-            journal: Arc::new(Log::open(folder.journal())?),
-            intents: Log::open(folder.intents())?,
-        })
-    }
 }
 
 impl EmbeddedStore {
@@ -295,35 +268,6 @@ impl EmbeddedStore {
 
 fn spawn(name: &str, state: &Path, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     Builder::new().name(name.to_owned()).spawn(run).map_err(failed("start a thread for", state))
-}
-
-/// Makes a job's folder whole; `state.json` comes last and makes the job count.
-fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result<()> {
-    if let Input::Inline(lines) = input {
-        folder.create()?;
-        write_inline(folder, &lines)?;
-    }
-    for path in [folder.journal(), folder.intents()] {
-        create_private(&path)?;
-    }
-    sync_dir(folder.path())?;
-    state.write(folder)
-}
-
-fn write_inline(folder: &JobFolder, lines: &[(u16, Bytes)]) -> Result<()> {
-    let (input_path, index_path) = (folder.input(), folder.index());
-    let (mut input, mut index) = (Vec::new(), Vec::new());
-    for (line, (queue, bytes)) in (1..).zip(lines) {
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        index.extend(LineEntry { offset: input.len() as u64, length, queue: *queue, line }.encode());
-        input.extend_from_slice(bytes);
-        input.push(b'\n');
-    }
-    for (path, bytes) in [(input_path, input), (index_path, index)] {
-        let mut file = create_private(&path)?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
-    }
-    Ok(())
 }
 
 impl Store for EmbeddedStore {

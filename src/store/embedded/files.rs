@@ -1,0 +1,69 @@
+//! The files of one job: making its folder whole, and keeping it open while it runs.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::domain::LineEntry;
+use crate::store::embedded::log::Log;
+use crate::store::embedded::state::State;
+use crate::store::folder::{JobFolder, create_private, failed, sync_dir};
+use crate::store::{Input, Result};
+
+/// The open files of one job.
+#[derive(Debug)]
+pub(super) struct JobFiles {
+    pub(super) input: Arc<File>,
+    pub(super) index: File,
+    pub(super) journal: Arc<Log>,
+    pub(super) intents: Log,
+}
+
+impl JobFiles {
+    /// Nobody reads or appends, and every record is durable: closing the files forgets nothing.
+    pub(super) fn is_at_rest(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.journal) == 1
+    }
+
+    pub(super) fn open(folder: &JobFolder) -> Result<Self> {
+        let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
+        Ok(Self {
+            input: Arc::new(open(folder.input())?),
+            index: open(folder.index())?,
+            journal: Arc::new(Log::open(folder.journal())?),
+            intents: Log::open(folder.intents())?,
+        })
+    }
+}
+
+/// Makes a job's folder whole; `state.json` comes last and makes the job count.
+pub(super) fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result<()> {
+    if let Input::Inline(lines) = input {
+        folder.create()?;
+        write_inline(folder, &lines)?;
+    }
+    for path in [folder.journal(), folder.intents()] {
+        create_private(&path)?;
+    }
+    sync_dir(folder.path())?;
+    state.write(folder)
+}
+
+fn write_inline(folder: &JobFolder, lines: &[(u16, Bytes)]) -> Result<()> {
+    let (input_path, index_path) = (folder.input(), folder.index());
+    let (mut input, mut index) = (Vec::new(), Vec::new());
+    for (line, (queue, bytes)) in (1..).zip(lines) {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        index.extend(LineEntry { offset: input.len() as u64, length, queue: *queue, line }.encode());
+        input.extend_from_slice(bytes);
+        input.push(b'\n');
+    }
+    for (path, bytes) in [(input_path, input), (index_path, index)] {
+        let mut file = create_private(&path)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
+    }
+    Ok(())
+}
