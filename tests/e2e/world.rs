@@ -177,7 +177,7 @@ impl World {
         assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{output:?}");
     }
 
-    /// Starts the daemon and waits until it answers on its socket.
+    /// Starts the daemon and waits until it runs: its socket is bound then.
     pub(crate) fn start(&self) -> Daemon {
         let mut daemon = self.spawn(self.command(&["run"]));
         daemon.wait_for_log("batchd is running");
