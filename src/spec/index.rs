@@ -56,6 +56,11 @@ impl<'a> Index<'a> {
         self.total
     }
 
+    /// Notes the id of a line that was refused for something else.
+    pub(super) fn note_id(&mut self, id: &str, ordinal: u32) {
+        self.ids.insert(id, ordinal);
+    }
+
     /// Takes the next request. `ordinal` is what [`Again`] will know it by; `offset` and `length` are
     /// where its line stands in the input, `number` is the line's number there.
     pub(super) fn push(

@@ -41,6 +41,8 @@ pub(super) fn read(mut source: Source, settings: &Settings, sinks: &mut Sinks<'_
             check_parameters(&request, provider.strict, &mut |problem| report.push(problem.at(spot)));
             let place = (object.offset, object.text.len(), object.number);
             index.push(&request, object.number, place, spot, report);
+        } else if let Some((id, _)) = line::id_of_refused(object.text) {
+            index.note_id(&id, object.number);
         }
         Ok(())
     });
@@ -98,10 +100,13 @@ fn read_ids(source: &Source, max_line: u64, ending: Option<Kind>, wanted: &[u32]
         let Ok(text) = std::str::from_utf8(line.bytes) else { continue };
         let object = Object { text, offset: line.offset, number };
         let rules = Rules { ending, number, has_model: true };
-        if let Ok(Some(request)) = line::read(object.text, rules, &mut |_| {}) {
-            let column = request.custom_id_offset.map_or(0, |offset| crate::spec::json::column(text, offset));
+        let read = line::read(object.text, rules, &mut |_| {}).ok().flatten();
+        let id = read.map(|request| (request.custom_id.to_string(), request.custom_id_offset));
+        let id = id.or_else(|| line::id_of_refused(text).map(|(id, offset)| (id, Some(offset))));
+        if let Some((id, offset)) = id {
+            let column = offset.map_or(0, |offset| crate::spec::json::column(text, offset));
             let place = Place { file: source.display.clone(), line: number, column };
-            visit(number, &request.custom_id, place);
+            visit(number, &id, place);
         }
     }
 }
@@ -314,6 +319,17 @@ mod tests {
         let report = jsonl("a.jsonl", bare).unwrap_err();
         assert!(
             report.contains("a.jsonl:2:50: error: duplicate custom_id `line-1`, first used on line 1"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn a_duplicate_on_a_line_with_another_fault_is_told_too() {
+        let faulty = batch("a", "m").replace("/v1/chat/completions", "/v1/chat");
+        let report = jsonl("a.jsonl", [batch("a", "m"), faulty].join("\n")).unwrap_err();
+        assert!(report.contains("unknown url"), "{report}");
+        assert!(
+            report.contains("a.jsonl:2:15: error: duplicate custom_id `a`, first used on line 1"),
             "{report}"
         );
     }

@@ -11,6 +11,7 @@ use crate::diag;
 use crate::domain::request::UnknownEndpoint;
 use crate::domain::{Endpoint, Kind, Request};
 use crate::spec::bare;
+use crate::spec::json;
 use crate::spec::pick::{Field, Picked, pick};
 use crate::spec::problem::{Problem, Syntax, shown, what};
 
@@ -125,6 +126,14 @@ pub(super) fn read<'a>(
     };
     let refused = reader.refused;
     Ok(parsed.filter(|_| !refused))
+}
+
+/// The id that a refused line gives at its top, with its place: a duplicate of it is a problem of its own.
+pub(super) fn id_of_refused(text: &str) -> Option<(String, usize)> {
+    let members = json::members(text).ok()?;
+    let member = members.iter().find(|member| member.key == "custom_id")?;
+    let id: String = serde_json::from_str(member.value).ok()?;
+    (!id.is_empty()).then_some((id, member.offset))
 }
 
 /// The reader was told why.
