@@ -73,10 +73,9 @@ impl JobFolder {
     }
 }
 
-/// Turns an I/O error into one that says which act on which path failed.
+/// Turns an I/O error into one that says which act on which path failed. Costs nothing where there is none.
 pub fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { act, path, source }
+    move |source| Error::Io { act, path: path.to_owned(), source }
 }
 
 /// Makes a folder with mode 0700, and those above it; one that is there stays as it is.

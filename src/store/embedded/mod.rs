@@ -245,8 +245,10 @@ impl EmbeddedStore {
         } else {
             tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
         };
-        let bytes = bytes.map_err(failed("read", &self.job_folder(request.job).input()))?;
-        Ok(Line { bytes, number: entry.line })
+        match bytes {
+            Ok(bytes) => Ok(Line { bytes, number: entry.line }),
+            Err(error) => Err(failed("read", &self.job_folder(request.job).input())(error)),
+        }
     }
 
     async fn shut(&self) -> Result<()> {
