@@ -226,7 +226,7 @@ pub struct Counts {
     pub completed: u32,
     /// Failed for good; once a job is cancelled or expired, also those never answered.
     pub failed: u32,
-    /// Requests of which more than one attempt may have been paid for.
+    /// Attempts that may have been paid for though no answer came of them, and that were followed by another.
     #[serde(default)]
     pub maybe_paid_twice: u32,
 }
