@@ -6,7 +6,8 @@
 //! until something changes: an attempt ends, the store has news, a limit or a retry falls due. Waiting
 //! requests are in the store, never in a timer here, so nothing is lost at a restart.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,33 +203,39 @@ impl Dispatcher {
         let free = self.limits.allowed().saturating_sub(self.running.len());
         let spare = if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) };
         let have = self.ready.len() + usize::from(self.next.is_some());
-        if self.dry || have * 2 > spare || self.is_closed() {
+        if self.dry || have * 2 > spare {
             return Ok(());
         }
-        let want = (free + spare).min(READY_MAX) - have.min(READY_MAX);
+        // A gate that lets one try needs one request.
+        let is_trying = self.parts.provider_gate.pause().is_some();
+        let bound = if is_trying { 1 } else { READY_MAX };
+        let want = (free + spare).min(bound).saturating_sub(have);
         let now = self.parts.clock.now();
         let leased = self.parts.store.lease(&self.queue, want.max(1), now).await?;
         self.dry = leased.leases.len() < want.max(1);
         self.next_due = leased.next_due;
-        for lease in &leased.leases {
-            let id = lease.request.job;
-            if !self.jobs.contains_key(&id) {
-                self.jobs.insert(id, self.parts.store.job(id).await?);
-            }
-        }
         self.ready.extend(leased.leases);
         Ok(())
+    }
+
+    /// The job of a leased request.
+    async fn job(&mut self, id: JobId) -> store::Result<&JobState> {
+        match self.jobs.entry(id) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(unknown) => Ok(unknown.insert(self.parts.store.job(id).await?)),
+        }
     }
 
     /// Reads the next ready request. One whose line can't be read any more fails alone.
     async fn prepare(&mut self) -> store::Result<Option<Next>> {
         while let Some(lease) = self.ready.pop_front() {
             let line = self.parts.store.line(lease.request).await?;
-            let Some(state) = self.jobs.get(&lease.request.job) else { continue };
-            match spec::parse_line(&state.job, &line.bytes, line.number) {
+            let retry = self.retry;
+            let job = &self.job(lease.request.job).await?.job;
+            match spec::parse_line(job, &line.bytes, line.number) {
                 Ok(request) => {
                     let estimate = estimate::of(&request);
-                    let policy = state.job.settings.retry.over(self.retry);
+                    let policy = job.settings.retry.over(retry);
                     return Ok(Some(Next { lease, request, policy, estimate }));
                 }
                 Err(diagnostic) => {
@@ -261,10 +268,6 @@ impl Dispatcher {
         Ok([provider, model])
     }
 
-    fn is_closed(&self) -> bool {
-        self.parts.provider_gate.pause().is_some() && !self.ready.is_empty()
-    }
-
     fn send(&mut self, inside: [Inside; 2], now: Instant) {
         let Some(Next { lease, request, policy, estimate }) = self.next.take() else { return };
         self.limits.spend(estimate.total(), now);
@@ -289,19 +292,12 @@ impl Dispatcher {
             return Err(store::Error::Closed("the store has gone".to_owned()));
         }
         self.dry = false;
-        let mut jobs = BTreeMap::new();
-        for id in std::mem::take(&mut self.jobs).into_keys() {
-            if self
-                .next
-                .iter()
-                .map(|next| &next.lease)
-                .chain(&self.ready)
-                .any(|lease| lease.request.job == id)
-            {
-                jobs.insert(id, self.parts.store.job(id).await?);
-            }
+        let leased = self.next.iter().map(|next| &next.lease).chain(&self.ready);
+        let ids: BTreeSet<JobId> = leased.map(|lease| lease.request.job).collect();
+        self.jobs.clear();
+        for id in ids {
+            self.jobs.insert(id, self.parts.store.job(id).await?);
         }
-        self.jobs = jobs;
         let may_send = |id| self.jobs.get(&id).is_some_and(|state| state.status.may_send());
         let (keep, back): (Vec<Lease>, Vec<Lease>) =
             std::mem::take(&mut self.ready).into_iter().partition(|lease| may_send(lease.request.job));
