@@ -67,6 +67,11 @@ impl Limits {
         self.requests.is_some() || self.tokens.is_some()
     }
 
+    /// Whether it matters how many tokens a request is counted as.
+    pub(super) const fn counts_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
     /// When a request counted as `tokens` may be sent; not later than `now` if at once.
     pub(super) fn ready_at(&mut self, tokens: u64, now: Instant) -> Instant {
         let requests = self.requests.as_mut().map_or(now, |bucket| bucket.ready_at(1, now));

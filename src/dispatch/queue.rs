@@ -230,11 +230,11 @@ impl Dispatcher {
     async fn prepare(&mut self) -> store::Result<Option<Next>> {
         while let Some(lease) = self.ready.pop_front() {
             let line = self.parts.store.line(lease.request).await?;
-            let retry = self.retry;
+            let (retry, counts_tokens) = (self.retry, self.limits.counts_tokens());
             let job = &self.job(lease.request.job).await?.job;
             match spec::parse_line(job, &line.bytes, line.number) {
                 Ok(request) => {
-                    let estimate = estimate::of(&request);
+                    let estimate = if counts_tokens { estimate::of(&request) } else { Estimate::default() };
                     let policy = job.settings.retry.over(retry);
                     return Ok(Some(Next { lease, request, policy, estimate }));
                 }

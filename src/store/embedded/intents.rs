@@ -9,6 +9,7 @@
 //! ```text
 //! send <index> <attempt> <crc>
 //! back <index> <attempt> <crc>
+//! lost <index> <attempt> <crc>
 //! ended <index> <attempts used up> <due, ms since 1970> <maybe paid: 0 or 1> <crc>
 //! ```
 
@@ -29,6 +30,11 @@ pub(super) enum Intent {
         index: u32,
         attempt: u32,
     },
+    /// The process died while the attempt was in flight, and the request may be sent again.
+    Lost {
+        index: u32,
+        attempt: u32,
+    },
     Ended {
         index: u32,
         attempts: u32,
@@ -42,6 +48,7 @@ impl Intent {
         let text = match self {
             Self::Send { index, attempt } => format!("send {index} {attempt} "),
             Self::Back { index, attempt } => format!("back {index} {attempt} "),
+            Self::Lost { index, attempt } => format!("lost {index} {attempt} "),
             Self::Ended { index, attempts, due, maybe_paid } => {
                 format!("ended {index} {attempts} {} {} ", due.as_millis(), u8::from(maybe_paid))
             }
@@ -63,6 +70,7 @@ impl Intent {
         match kind {
             "send" => Some(Self::Send { index, attempt: number }),
             "back" => Some(Self::Back { index, attempt: number }),
+            "lost" => Some(Self::Lost { index, attempt: number }),
             "ended" => {
                 let due = Timestamp::from_millis(words.next()?.parse().ok()?);
                 Some(Self::Ended { index, attempts: number, due, maybe_paid: words.next()? == "1" })
@@ -73,7 +81,10 @@ impl Intent {
 
     const fn index(self) -> u32 {
         match self {
-            Self::Send { index, .. } | Self::Back { index, .. } | Self::Ended { index, .. } => index,
+            Self::Send { index, .. }
+            | Self::Back { index, .. }
+            | Self::Lost { index, .. }
+            | Self::Ended { index, .. } => index,
         }
     }
 }
@@ -85,33 +96,57 @@ pub(super) struct Last {
     pub(super) ended: Option<(u32, Timestamp)>,
     /// The number of an attempt that was begun and has no end.
     pub(super) sent: Option<u32>,
+    /// How often the process died with an attempt of it in flight.
+    pub(super) lost: u32,
 }
 
-/// What the log says last of every request that `is_open`. Damaged lines are passed over: an intent is a
+impl Last {
+    fn follow(&mut self, intent: Intent) {
+        match intent {
+            Intent::Send { attempt, .. } => self.sent = Some(attempt),
+            Intent::Back { .. } => self.sent = None,
+            Intent::Lost { attempt, .. } => self.lose(attempt),
+            Intent::Ended { attempts, due, .. } => {
+                self.ended = Some((attempts, due));
+                self.sent = None;
+            }
+        }
+    }
+
+    /// The attempt in flight was lost; the next one is due at once.
+    pub(super) const fn lose(&mut self, attempt: u32) {
+        self.sent = None;
+        self.ended = Some((attempt, Timestamp::from_millis(0)));
+        self.lost += 1;
+    }
+}
+
+/// What the log says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// Of every request that is open.
+    pub(super) last: BTreeMap<u32, Last>,
+    /// Attempts of all requests that may have been paid for though no answer came of them.
+    pub(super) maybe_paid: u32,
+}
+
+/// Reads the log; `is_open` says which requests are. Damaged lines are passed over: an intent is a
 /// precaution, and the one torn by a crash belongs to a request that was never sent.
-pub(super) fn last_of_open(
-    log: impl Read,
-    is_open: impl Fn(u32) -> bool,
-) -> std::io::Result<BTreeMap<u32, Last>> {
-    let mut last: BTreeMap<u32, Last> = BTreeMap::new();
+pub(super) fn read(log: impl Read, is_open: impl Fn(u32) -> bool) -> std::io::Result<Said> {
+    let mut said = Said::default();
     let mut reader = BufReader::new(log);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
-        if let Some(intent) = line.strip_suffix(b"\n").and_then(Intent::parse)
-            && is_open(intent.index())
-        {
-            let last = last.entry(intent.index()).or_default();
-            match intent {
-                Intent::Send { attempt, .. } => last.sent = Some(attempt),
-                Intent::Back { .. } => last.sent = None,
-                Intent::Ended { attempts, due, .. } => {
-                    *last = Last { ended: Some((attempts, due)), sent: None };
-                }
+        if let Some(intent) = line.strip_suffix(b"\n").and_then(Intent::parse) {
+            said.maybe_paid +=
+                u32::from(matches!(intent, Intent::Lost { .. } | Intent::Ended { maybe_paid: true, .. }));
+            if is_open(intent.index()) {
+                said.last.entry(intent.index()).or_default().follow(intent);
             }
         }
         line.clear();
     }
-    Ok(last)
+    Ok(said)
 }
 
 #[cfg(test)]
@@ -124,7 +159,7 @@ mod tests {
         #[test]
         fn lines_are_read_back(index: u32, attempt: u32, due: u64, maybe_paid: bool) {
             let due = Timestamp::from_millis(due);
-            for intent in [Intent::Send { index, attempt }, Intent::Back { index, attempt }, Intent::Ended { index, attempts: attempt, due, maybe_paid }] {
+            for intent in [Intent::Send { index, attempt }, Intent::Back { index, attempt }, Intent::Lost { index, attempt }, Intent::Ended { index, attempts: attempt, due, maybe_paid }] {
                 let line = intent.to_line();
                 prop_assert_eq!(Intent::parse(line.strip_suffix(b"\n").unwrap()), Some(intent));
                 for cut in 0..line.len() - 1 {
@@ -135,7 +170,7 @@ mod tests {
 
         #[test]
         fn anything_may_be_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(last_of_open(bytes.as_slice(), |_| true).is_ok());
+            prop_assert!(read(bytes.as_slice(), |_| true).is_ok());
         }
     }
 
@@ -148,16 +183,20 @@ mod tests {
             log.extend(intent.to_line());
         }
         log.extend(b"send 3 1 dead");
-        let last = last_of_open(log.as_slice(), |index| index != 2).unwrap();
-        let one = Last { ended: Some((1, due)), sent: None };
-        assert_eq!(last, BTreeMap::from([(1, one)]));
+        let said = read(log.as_slice(), |index| index != 2).unwrap();
+        let one = Last { ended: Some((1, due)), ..Last::default() };
+        assert_eq!(said, Said { last: BTreeMap::from([(1, one)]), maybe_paid: 1 });
         for (intent, sent) in
             [(Intent::Send { index: 1, attempt: 2 }, Some(2)), (Intent::Back { index: 1, attempt: 2 }, None)]
         {
             log.push(b'\n');
             log.extend(intent.to_line());
-            let last = last_of_open(log.as_slice(), |index| index == 1).unwrap();
-            assert_eq!(last, BTreeMap::from([(1, Last { sent, ..one })]));
+            let said = read(log.as_slice(), |index| index == 1).unwrap();
+            assert_eq!(said.last, BTreeMap::from([(1, Last { sent, ..one })]));
         }
+        log.extend(Intent::Lost { index: 1, attempt: 2 }.to_line());
+        let said = read(log.as_slice(), |_| true).unwrap();
+        let lost = Last { ended: Some((2, Timestamp::from_millis(0))), sent: None, lost: 1 };
+        assert_eq!((said.last.get(&1), said.maybe_paid), (Some(&lost), 2));
     }
 }

@@ -26,6 +26,7 @@ mod log;
 mod recover;
 mod state;
 mod threads;
+mod uncertain;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;

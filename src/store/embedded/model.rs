@@ -1,9 +1,10 @@
 //! The embedded store against its model: random verbs in step over it and over the store in memory, with
 //! restarts, crashes and losses of the index in between.
 //!
-//! The model of a restart: leases are void; what was begun counts as an attempt and is due, what was not is
-//! as it was.
+//! The model of a restart: leases are void. What was begun counts as an attempt and is due, if it is for the first
+//! time that its end is not known, and has failed else. What was not begun is as it was.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::fs;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::runtime::Builder;
 
 use super::EmbeddedStore;
 use super::tests::crash;
-use crate::domain::{Job, JobStatus, PauseReason, Settlement, Timestamp};
+use crate::domain::{Job, JobStatus, PauseReason, RequestId, Settlement, Timestamp};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, put, queue, until_settled};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store};
@@ -98,6 +99,8 @@ struct World {
     jobs: [Job; 2],
     leases: Vec<Pair>,
     now: Timestamp,
+    /// Requests of which a restart lost an attempt.
+    lost: BTreeSet<RequestId>,
     /// Dues were changed where only the index knows of it.
     retried: bool,
 }
@@ -113,7 +116,16 @@ impl World {
             put(&real, job).await;
             put(&model, job).await;
         }
-        Self { dir, real: Some(real), model, jobs, leases: Vec::new(), now: NOW, retried: false }
+        Self {
+            dir,
+            real: Some(real),
+            model,
+            jobs,
+            leases: Vec::new(),
+            now: NOW,
+            lost: BTreeSet::new(),
+            retried: false,
+        }
     }
 
     fn real(&self) -> &EmbeddedStore {
@@ -204,10 +216,9 @@ impl World {
         if how == Restart::IndexLost {
             fs::remove_dir_all(self.dir.path().join("sled")).unwrap();
         }
-        for Pair { model, begun, .. } in self.leases.drain(..) {
-            let again =
-                Settlement::Retry { due: Timestamp::default(), attempts: model.attempt, maybe_paid: false };
-            let settlement = if begun { again } else { Settlement::Release };
+        self.leases.sort_by_key(|pair| pair.real.request);
+        for Pair { model, begun, .. } in std::mem::take(&mut self.leases) {
+            let settlement = self.ended_by_restart(&model, begun).await;
             self.model.settle(model, settlement).await.unwrap();
         }
         self.real = Some(EmbeddedStore::open(self.dir.path()).unwrap());
@@ -215,6 +226,17 @@ impl World {
             self.retry_now(0).await;
             self.retry_now(1).await;
         }
+    }
+
+    async fn ended_by_restart(&mut self, lease: &Lease, begun: bool) -> Settlement {
+        let status = self.model.job(lease.request.job).await.unwrap().status;
+        if !begun || !(status.may_send() || matches!(status, JobStatus::Paused { .. })) {
+            return Settlement::Release;
+        }
+        if !self.lost.insert(lease.request) {
+            return failure(lease);
+        }
+        Settlement::Retry { due: Timestamp::default(), attempts: lease.attempt, maybe_paid: true }
     }
 
     async fn check(&self) {

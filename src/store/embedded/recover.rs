@@ -6,7 +6,8 @@
 //!    job. A torn end is cut off and kept beside it as `results.torn.<n>`; damage in the middle is no trace of
 //!    a crash, so the job is held and sends nothing.
 //! 2. Records beyond what the index acknowledged are settled again: they were paid for.
-//! 3. Intents say how many attempts open requests have used up, and which may have been in flight.
+//! 3. Intents say how many attempts open requests have used up, and which may have been in flight: what becomes
+//!    of those is decided in [`uncertain`].
 //! 4. What is open and what is settled must be all there is; else the job is indexed anew from its files.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,10 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry, Timestamp};
 use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
-use crate::store::embedded::intents;
+use crate::store::embedded::intents::{self, Last, Said};
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::state::State;
+use crate::store::embedded::uncertain;
 use crate::store::folder::{JobFolder, failed, sync_parent};
 use crate::store::{Error, Result};
 
@@ -79,19 +81,47 @@ fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mu
         Some(offset) if status.may_send() || matches!(status, JobStatus::Paused { .. }) => {
             let why = format!("the journal results.log is damaged at byte {offset}");
             tracing::error!(job = %job.id, why, "a job is held");
-            let status = JobStatus::Held { why };
             // Before the index has taken in what lies behind the damage, and the next start sees none.
-            let held = State { job: job.clone(), status: status.clone(), finished_at: None, counts: None };
-            held.write(folder)?;
-            status
+            hold(folder, job, why)?
         }
         Some(_) | None => status,
     };
     row.acknowledged = scanned.end;
-    let open = settle_again(index, job, &mut row, &scanned.records)?;
-    apply_intents(index, folder, job, &open)?;
+    let mut open = settle_again(index, job, &mut row, &scanned.records)?;
+    let mut said = read_intents(folder, &open)?;
+    let mut status = status;
+    if status.may_send() || matches!(status, JobStatus::Paused { .. }) {
+        let resolved = uncertain::resolve(folder, job, &mut said.last)?;
+        row.acknowledged = journal_length(folder)?;
+        open = settle_again(index, job, &mut row, &resolved.failed)?;
+        said.maybe_paid += resolved.lost;
+        if let Some(why) = resolved.held {
+            tracing::error!(job = %job.id, why, "a job is held");
+            status = hold(folder, job, why)?;
+        }
+    }
+    row.maybe_paid_twice = row.maybe_paid_twice.max(said.maybe_paid);
+    apply_intents(index, job, open, said.last)?;
     index.apply(vec![(keys::job(job.id), Some(row.encode()))])?;
     index.load(job.clone(), status, row)
+}
+
+/// Makes `held` the job's status; durable when it returns.
+fn hold(folder: &JobFolder, job: &Job, why: String) -> Result<JobStatus> {
+    let status = JobStatus::Held { why };
+    State { job: job.clone(), status: status.clone(), finished_at: None, counts: None }.write(folder)?;
+    Ok(status)
+}
+
+fn journal_length(folder: &JobFolder) -> Result<u64> {
+    let journal = folder.journal();
+    Ok(journal.metadata().map_err(failed("look at", &journal))?.len())
+}
+
+fn read_intents(folder: &JobFolder, open: &Open) -> Result<Said> {
+    let path = folder.intents();
+    let Ok(file) = File::open(&path) else { return Ok(Said::default()) };
+    intents::read(file, |number| open.contains(number)).map_err(failed("read", &path))
 }
 
 /// The job's row, if the index knows the job and has not run ahead of its journal.
@@ -199,17 +229,11 @@ fn settle_again(index: &mut Index, job: &Job, row: &mut Row, records: &BTreeMap<
 }
 
 /// Gives open requests the attempts that their intents tell of.
-fn apply_intents(index: &mut Index, folder: &JobFolder, job: &Job, open: &Open) -> Result<()> {
-    let path = folder.intents();
-    let Ok(file) = File::open(&path) else { return Ok(()) };
-    let last = intents::last_of_open(file, |number| open.contains(number)).map_err(failed("read", &path))?;
-    let mut open = open.clone();
+fn apply_intents(index: &mut Index, job: &Job, mut open: Open, last: BTreeMap<u32, Last>) -> Result<()> {
     // Moves first, in pairs, since the size of a batch is even: a request between two keys would be lost.
     let (mut changes, mut arrivals): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
     for (number, last) in last {
-        // In flight when the process died: uncertain, and sent once more.
-        let uncertain = last.sent.map(|attempt| (attempt, Timestamp::default()));
-        let Some((attempts, due)) = uncertain.or(last.ended) else { continue };
+        let Some((attempts, due)) = last.ended else { continue };
         let Some(queue) = open.queue_of(number) else { continue };
         let arrival = (keys::waiting(job.id, queue, due, number), Some(attempts.to_be_bytes().to_vec()));
         match open.take(job.id, number) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::EmbeddedStore;
-use crate::domain::{JobId, JobStatus, Settlement};
+use crate::domain::{JobId, JobStatus, OnUncertain, Settlement};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
 use crate::store::{Error, Store};
 
@@ -339,4 +339,88 @@ async fn more_jobs_than_files_stay_open_for_keep_every_record() {
     put(&store, &last).await;
     store.line(crate::domain::RequestId { job: last.id, index: 0 }).await.unwrap();
     assert!(store.files.lock().unwrap().len() <= super::OPEN_JOBS_MAX);
+}
+
+/// Leases everything there is, begins it, and crashes.
+async fn crash_in_flight(world: &World) -> Vec<(u32, u32)> {
+    let store = world.open();
+    let leases = lease(&store, "m", 9, NOW).await;
+    for lease in &leases {
+        store.begin(lease).unwrap();
+    }
+    crash(store).await;
+    leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect()
+}
+
+async fn put_uncertain(world: &World, on_uncertain: Option<OnUncertain>) -> JobId {
+    let mut job = conformance::job(1, 5, &["m"], 2);
+    job.settings.on_uncertain = on_uncertain;
+    let store = world.open();
+    put(&store, &job).await;
+    crash(store).await;
+    job.id
+}
+
+/// The records of a job that were written for requests whose end nobody knows.
+fn uncertain_records(store: &EmbeddedStore, id: JobId) -> Vec<(String, String)> {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut store.journal(id).unwrap(), &mut text).unwrap();
+    let record = |line: &str| {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        (word(&record["custom_id"]), word(&record["error"]["code"]))
+    };
+    text.lines().map(record).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_that_is_uncertain_is_sent_once_more_and_then_fails() {
+    let world = World::new();
+    let id = put_uncertain(&world, None).await;
+    assert_eq!(crash_in_flight(&world).await, [(0, 1), (1, 1)]);
+    // Starts without a sending in between change nothing.
+    for _ in 0..2 {
+        let store = world.open();
+        let counts = store.job(id).await.unwrap().counts;
+        assert_eq!((counts.open(), counts.maybe_paid_twice), (2, 2));
+        crash(store).await;
+    }
+    assert_eq!(crash_in_flight(&world).await, [(0, 2), (1, 2)]);
+    for _ in 0..2 {
+        let store = world.open();
+        assert!(lease(&store, "m", 9, NOW).await.is_empty());
+        let counts = store.job(id).await.unwrap().counts;
+        assert_eq!((counts.failed, counts.open(), counts.maybe_paid_twice), (2, 0, 2));
+        let uncertain = |n: u32| (format!("line-{n}"), "uncertain".to_owned());
+        assert_eq!(uncertain_records(&store, id), [uncertain(1), uncertain(2)]);
+        crash(store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn uncertain_requests_may_wait_for_a_person() {
+    let world = World::new();
+    let id = put_uncertain(&world, Some(OnUncertain::Hold)).await;
+    crash_in_flight(&world).await;
+    for _ in 0..2 {
+        let store = world.open();
+        let status = store.job(id).await.unwrap().status;
+        assert!(matches!(&status, JobStatus::Held { why } if why.starts_with("2 requests")), "{status:?}");
+        assert!(lease(&store, "m", 9, NOW).await.is_empty());
+        crash(store).await;
+    }
+    let store = world.open();
+    store.set_status(id, JobStatus::InProgress, NOW).await.unwrap();
+    assert_eq!(lease(&store, "m", 9, NOW).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn uncertain_requests_may_fail_at_once() {
+    let world = World::new();
+    let id = put_uncertain(&world, Some(OnUncertain::Fail)).await;
+    crash_in_flight(&world).await;
+    let store = world.open();
+    let counts = store.job(id).await.unwrap().counts;
+    assert_eq!((counts.failed, counts.maybe_paid_twice), (2, 0));
+    assert_eq!(uncertain_records(&store, id).len(), 2);
 }
