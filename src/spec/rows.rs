@@ -139,6 +139,10 @@ fn push_syntax(visited: Visited, file: &str, line: u32, report: &mut Report) {
     }
 }
 
+/// What is put behind the bytes of a CSV file: a record of its own, unless a quote before it was never closed.
+/// The `csv` crate takes such a quote to be closed by the file's end.
+const CSV_END: &[u8] = b"\n\0";
+
 /// Ends in an error rather than in a record without bound, as a quote that is never closed would make one.
 struct Bounded<R> {
     input: R,
@@ -185,10 +189,12 @@ fn begins_at<R: Read>(reader: &csv::Reader<Bounded<R>>, record: &csv::ByteRecord
 }
 
 fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visit: EachRow<'_>) {
-    let input = Bounded { input, since: 0, max, chunk: Vec::new(), chunk_offset: 0 };
+    let input = Bounded { input: input.chain(CSV_END), since: 0, max, chunk: Vec::new(), chunk_offset: 0 };
     let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(input);
     let mut header: Option<csv::StringRecord> = None;
     let mut record = csv::ByteRecord::new();
+    // The line of the last record if it holds a NUL byte, and whether it holds nothing else.
+    let mut nul: Option<(u32, bool)> = None;
     loop {
         reader.get_mut().since = 0;
         let begin = reader.position().line();
@@ -201,6 +207,10 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
             }
         }
         let line = begins_at(&reader, &record);
+        // Something follows it: it is not what we put at the end.
+        if let Some((line, _)) = nul.take() {
+            report.push(Diagnostic::error(file, line, 0, "a NUL byte: the file is no text"));
+        }
         let fields = match csv::StringRecord::from_byte_record(std::mem::take(&mut record)) {
             Ok(fields) => fields,
             Err(error) => {
@@ -210,7 +220,7 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
             }
         };
         if fields.iter().any(|field| field.contains('\0')) {
-            report.push(Diagnostic::error(file, line, 0, "a NUL byte: the file is no text"));
+            nul = Some((line, fields == *["\0"].as_slice()));
         } else if let Some(header) = &header {
             if fields.len() == header.len() {
                 let row = Row::Record { header, fields: &fields };
@@ -224,6 +234,10 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
             let Some(named) = checked_header(fields, file, line, report) else { return };
             header = Some(named);
         }
+    }
+    if let Some((line, false)) = nul {
+        let message = "a double quote of this record is not closed: it goes on to the end of the file";
+        report.push(Diagnostic::error(file, line, 0, message).hint("write a quote within a field as `\"\"`"));
     }
 }
 
@@ -306,6 +320,19 @@ mod tests {
         ] {
             let report = rows("a.csv", text).1;
             assert!(report.contains(expected), "{report}");
+        }
+        for (text, line) in [
+            (&b"id,text\n1,a\n2,\"b\n3,c\n"[..], 3),
+            (b"id,text\n1,\"", 2),
+            (b"id,text\r\n1,\"a\r\n\r\n2,b\r\n", 2),
+            (b"id,\"text\n1,a\n", 1),
+        ] {
+            let (seen, report) = rows("a.csv", text);
+            assert!(report.starts_with(&format!("a.csv:{line}: error: a double quote")), "{report}");
+            assert!(seen.len() <= 1, "{seen:?}");
+        }
+        for text in [&b"id,text\n\0\n"[..], b"id,text\n\0", b"id,text\n\0\n1,a\n"] {
+            assert!(rows("a.csv", text).1.starts_with("a.csv:2: error: a NUL byte"));
         }
         let mut open = b"id,text\n1,a\n2,\"".to_vec();
         open.extend(vec![b'x'; 300_000]);
