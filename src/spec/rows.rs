@@ -60,14 +60,15 @@ impl Row<'_> {
                     let Some(field) = field else { continue };
                     let value = if let Ok(text) = field.string() {
                         Value::from(text.as_ref())
+                    } else if let Some(integer) = long_integer(field.text()) {
+                        integer
                     } else {
-                        let value: Result<serde_json::Value, _> = serde_json::from_str(field.text());
-                        Value::from_serialize(value.map_err(|error| Syntax {
+                        serde_json::from_str(field.text()).map_err(|error| Syntax {
                             offset: field.offset,
                             message: format!("the value of {} can't be read: {error}", shown(name)),
                             hint: None,
                             cut: false,
-                        })?)
+                        })?
                     };
                     values.push((name.as_str(), value));
                 }
@@ -86,6 +87,13 @@ impl Row<'_> {
                 .unwrap_or_default(),
         }
     }
+}
+
+/// An integer of more than 64 bits with all its digits: read as JSON it would be rounded, and two ids become one.
+fn long_integer(json: &str) -> Option<Value> {
+    let digits = json.strip_prefix('-').unwrap_or(json);
+    let is_long = digits.len() > 18 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_long.then(|| json.parse::<i128>().map_or_else(|_| Value::from(json), Value::from))
 }
 
 /// What is called for each row, with the line that it begins on.
@@ -357,6 +365,14 @@ mod tests {
 {"text": "b", "id": "x", "other": [1]}
 "#;
         assert_eq!(seen("a.jsonl", text), [row("7=a", 1), row("x=b", 3)]);
+        let long = "1".repeat(40);
+        for number in
+            ["12345678901234567890123", "-9223372036854775809", "18446744073709551616", long.as_str()]
+        {
+            let text = format!("{{\"id\": {number}, \"text\": {{\"b\": 1, \"a\": [2]}}}}\n");
+            let expected = format!("{number}={{\"b\": 1, \"a\": [2]}}");
+            assert_eq!(seen("a.jsonl", text.as_bytes()), [(expected, 1)]);
+        }
         for (text, expected) in [
             (&b"{\"id\": 1, \"id\": 2}\n"[..], "a.jsonl:1:17: error: duplicate key `id`"),
             (b"{\"id\": 1\n", "a.jsonl:1:8: error: invalid JSON"),
