@@ -122,6 +122,13 @@ fn is_beside(path: &str) -> bool {
 fn beside(folder: &Path, path: &str) -> Vec<DataFile> {
     // `glob` drops a `./` at the start of what it finds: no such path would begin with `folder`.
     let Ok(folder) = std::path::absolute(folder) else { return Vec::new() };
+    // A name may look like a glob, `report [final].csv`: as the daemon does, the file itself goes first.
+    let itself = folder.join(path);
+    if let Ok(relative) = itself.strip_prefix(&folder)
+        && itself.is_file()
+    {
+        return vec![DataFile { relative: relative.components().collect(), source: itself }];
+    }
     let pattern = format!("{}/{path}", glob::Pattern::escape(&folder.to_string_lossy()));
     let matches = glob::glob(&pattern).map(|paths| paths.flatten().collect::<Vec<_>>());
     let mut files = Vec::new();
@@ -156,13 +163,16 @@ mod tests {
     #[test]
     fn data_beside_the_spec_goes_along_and_nothing_else_does() {
         let dir = tempfile::tempdir().unwrap();
-        for file in ["in/b.csv", "in/a.csv", "in/c.txt", "train.jsonl", "jobs/inputs/there.csv"] {
+        for file in
+            ["in/b.csv", "in/a.csv", "in/c.txt", "in/d [1].txt", "train.jsonl", "jobs/inputs/there.csv"]
+        {
             fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
             fs::write(dir.path().join(file), "x").unwrap();
         }
-        let table: [(&str, &[&str]); 8] = [
+        let table: [(&str, &[&str]); 9] = [
             ("[input]\nfile = \"in/a.csv\"", &["in/a.csv"]),
             ("[input]\nfile = \"./in/*.csv\"", &["in/a.csv", "in/b.csv"]),
+            ("[input]\nfile = \"./in/./d [1].txt\"", &["in/d [1].txt"]),
             ("[fine_tune]\ntraining_file = \"train.jsonl\"", &["train.jsonl"]),
             ("[fine_tune]\ntraining_file = \"file-abc123\"", &[]),
             ("[input]\nfile = \"inputs/there.csv\"", &[]),
