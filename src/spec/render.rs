@@ -234,10 +234,37 @@ impl<'w> LineWriter<'w> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::time::Duration;
 
+    use super::*;
     use crate::domain::{Kind, OnUncertain, Order};
     use crate::spec::trial::Trial;
+
+    /// Grows the data file while what was made of it is written.
+    struct Growing(File);
+
+    impl Write for Growing {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write_all(b"one more\n")?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn data_that_is_written_to_while_it_is_read_is_refused() {
+        let spec = "kind = 'completions'\nmodel = 'm'\n[input]\nfile = 'a.txt'\n";
+        let trial = Trial::new().with("job.toml", spec).with("a.txt", "a row\n".repeat(10_000));
+        let data = OpenOptions::new().append(true).open(trial.path().join("a.txt")).unwrap();
+        let (mut index, mut input) = (Vec::new(), Growing(data));
+        let sinks = &mut Sinks { index: &mut index, input: &mut input };
+        let error = read(&trial.source("job.toml"), &trial.settings, sinks).unwrap_err().to_string();
+        assert!(error.starts_with("a.txt: error: the file was written to while it was read"), "{error}");
+    }
 
     fn bodies(trial: &Trial, spec: &str) -> Vec<(String, String)> {
         let accepted = trial.read(spec).unwrap();

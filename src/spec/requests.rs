@@ -1,5 +1,8 @@
 //! The requests that a TOML spec stands for: made of rows, read from lines, or written out in it.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
 use crate::diag::{Diagnostic, Place, Report};
 use crate::domain::{Endpoint, Kind};
 use crate::spec::document::{Document, quoted};
@@ -67,13 +70,19 @@ impl Requests<'_> {
                 }
             };
             let hasher = hasher.as_deref_mut().unwrap_or(&mut unused);
-            let input = Hashing { input: file, hasher };
+            let begun = written(&file);
+            let input = Hashing { input: &file, hasher };
             let before = (state.ordinal, report.errors());
             state.lines_before = state.lines_before.saturating_add(std::mem::take(&mut state.line));
             state.ending = name::ending(&found.display);
             rows::each(*form, input, (&found.display, self.max_line), report, &mut |row, line, report| {
                 state.row(row, Spot { file: &found.display, line, text: None }, report, visit)
             });
+            if begun.is_none() || begun != written(&file) {
+                let error =
+                    Diagnostic::error(&found.display, 0, 0, "the file was written to while it was read");
+                report.push(error.hint("drop the spec once its data is whole"));
+            }
             if (state.ordinal, report.errors()) == before {
                 let error = Diagnostic::error(&found.display, 0, 0, "the file has no rows");
                 report.push(error.hint("an empty file is more often a mistake than a job"));
@@ -114,6 +123,12 @@ impl Requests<'_> {
             }
         });
     }
+}
+
+/// Size and last write of a file: when they change, some of its bytes may have been missed.
+fn written(file: &File) -> Option<(u64, i64, i64)> {
+    let metadata = file.metadata().ok()?;
+    Some((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 /// Makes requests of rows.
