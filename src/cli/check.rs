@@ -88,8 +88,9 @@ fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::
     let source = Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder };
     let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink() };
     let mut checked = spec::read(source, settings, sinks)?;
-    // As the daemon names the job of a dropped folder whose spec has no name of its own.
-    if let Some(folder) = dropped_folder.filter(|_| checked.name.as_str() == "job") {
+    // As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.
+    let nameless = matches!(display.rsplit('/').nth(1), Some("" | "." | ".."));
+    if let Some(folder) = dropped_folder.filter(|_| nameless && checked.name.as_str() == "job") {
         checked.name = folder.parse::<JobName>().map_err(|error| {
             let message = format!("the folder can't give its name to the job: {error}");
             let hint = "rename the folder, or write a `name` into the spec";
@@ -190,6 +191,25 @@ mod tests {
           }
         ]
         "#);
+    }
+
+    #[test]
+    fn folder_gives_its_name_unless_the_spec_has_one() {
+        let daemon = Daemon::absent();
+        let folder = daemon.folder.path().join("news");
+        let check = |name: &str, end: &str| {
+            let spec = format!("{name}kind = 'moderations'\n[[requests]]\ninput = 'x'\n");
+            fs::create_dir_all(folder.join("below")).unwrap();
+            fs::write(folder.join("job.toml"), spec).unwrap();
+            daemon.batchd(&["check", &format!("{}{end}", folder.display())]).out
+        };
+        for end in ["", "/", "/.", "/below/.."] {
+            let (named, nameless) = (check("name = 'mine'\n", end), check("", end));
+            assert!(named.contains("job `mine` "), "{end}: {named}");
+            assert!(nameless.contains("job `news` "), "{end}: {nameless}");
+        }
+        let named = check("name = 'job'\n", "");
+        assert!(named.contains("job `job` "), "{named}");
     }
 
     #[test]
