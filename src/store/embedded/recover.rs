@@ -91,14 +91,15 @@ fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mu
     let mut said = read_intents(folder, &open)?;
     let mut status = status;
     if status.may_send() || matches!(status, JobStatus::Paused { .. }) {
+        // Held before the decision is written down: the next start would find nothing to decide about, and send.
+        if let Some(why) = uncertain::why_held(job, &said.last) {
+            tracing::error!(job = %job.id, why, "a job is held");
+            status = hold(folder, job, why)?;
+        }
         let resolved = uncertain::resolve(folder, job, &mut said.last)?;
         row.acknowledged = journal_length(folder)?;
         open = settle_again(index, job, &mut row, &resolved.failed)?;
         said.maybe_paid += resolved.lost;
-        if let Some(why) = resolved.held {
-            tracing::error!(job = %job.id, why, "a job is held");
-            status = hold(folder, job, why)?;
-        }
     }
     row.maybe_paid_twice = row.maybe_paid_twice.max(said.maybe_paid);
     apply_intents(index, job, open, said.last)?;

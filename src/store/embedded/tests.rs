@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::EmbeddedStore;
 use crate::domain::{JobId, JobStatus, OnUncertain, Settlement};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
+use crate::store::folder::{JobFolder, temporary_name};
 use crate::store::{Error, Store};
 
 /// A store in a folder that lives as long as it.
@@ -412,6 +413,21 @@ async fn uncertain_requests_may_wait_for_a_person() {
     let store = world.open();
     store.set_status(id, JobStatus::InProgress, NOW).await.unwrap();
     assert_eq!(lease(&store, "m", 9, NOW).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_start_that_dies_before_it_has_held_a_job_sends_nothing_at_the_next() {
+    let world = World::new();
+    let id = put_uncertain(&world, Some(OnUncertain::Hold)).await;
+    crash_in_flight(&world).await;
+    // Where the job's status is written first: nothing can be put there.
+    let temporary = temporary_name(&JobFolder::new(world.dir.path(), id).state());
+    fs::create_dir(&temporary).unwrap();
+    assert!(EmbeddedStore::open(world.dir.path()).is_err());
+    fs::remove_dir(&temporary).unwrap();
+    let store = world.open();
+    assert!(matches!(store.job(id).await.unwrap().status, JobStatus::Held { .. }));
+    assert!(lease(&store, "m", 9, NOW).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

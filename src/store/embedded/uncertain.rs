@@ -8,6 +8,7 @@
 //!
 //! - What is decided is durable before it takes effect: records in the journal, and a `lost` line in the
 //!   intents for each request that may be sent again. So a kill in the middle decides the same anew.
+//! - A job that is to be held is held before: a kill in between leaves it held.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,8 +28,14 @@ pub(super) struct Resolved {
     pub(super) failed: BTreeMap<u32, bool>,
     /// Requests that may be sent again.
     pub(super) lost: u32,
-    /// Why the job is to be held, if it is.
-    pub(super) held: Option<String>,
+}
+
+/// Why the job is to be held, if it is, as long as nothing is decided about `last`.
+pub(super) fn why_held(job: &Job, last: &BTreeMap<u32, Last>) -> Option<String> {
+    let uncertain = last.values().filter(|last| last.sent.is_some()).count();
+    let holds = uncertain > 0 && job.settings.on_uncertain == Some(OnUncertain::Hold);
+    let why = "requests were in flight when batchd died, and may have been paid for";
+    holds.then(|| format!("{uncertain} {why}; `batchd retry` sends them again"))
 }
 
 /// Decides about every request of `last` that has a begun attempt without an end.
@@ -60,10 +67,6 @@ pub(super) fn resolve(folder: &JobFolder, job: &Job, last: &mut BTreeMap<u32, La
         let intents = Log::open(folder.intents())?;
         intents.append(&lost, |_| ())?;
         intents.sync()?;
-        if policy == OnUncertain::Hold {
-            let why = "requests were in flight when batchd died, and may have been paid for";
-            resolved.held = Some(format!("{} {why}; `batchd retry` sends them again", resolved.lost));
-        }
     }
     Ok(resolved)
 }
