@@ -26,12 +26,21 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens the log, empty if it is not there yet. Its whole content counts as durable: whoever recovers
-    /// it has synced it.
+    /// it has synced it. A torn last line is ended, so that the next one is not glued to it.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let mut options = OpenOptions::new();
         let options = options.read(true).append(true).create(true).mode(0o600);
         let file = options.open(&path).map_err(failed("open", &path))?;
-        let length = file.metadata().map_err(failed("look at", &path))?.len();
+        let mut length = file.metadata().map_err(failed("look at", &path))?.len();
+        let mut last = *b"\n";
+        if let Some(at) = length.checked_sub(1) {
+            file.read_exact_at(&mut last, at).map_err(failed("read", &path))?;
+        }
+        if last != *b"\n" {
+            // What a crash tore must not take the next line with it.
+            (&file).write_all(b"\n").map_err(failed("append to", &path))?;
+            length += 1;
+        }
         Ok(Self { path, file, length: Mutex::new(length), durable: AtomicU64::new(length) })
     }
 
@@ -129,5 +138,15 @@ mod tests {
         assert_eq!(log.durable(), 4);
         log.append(b"two\n", |length| assert_eq!(length, 8)).unwrap();
         assert_eq!(std::fs::read(path).unwrap(), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_line_behind_a_torn_one_stands_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "send 1").unwrap();
+        let log = Log::open(path.clone()).unwrap();
+        log.append(b"two\n", |length| assert_eq!(length, 11)).unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), b"send 1\ntwo\n");
     }
 }
