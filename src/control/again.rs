@@ -23,6 +23,9 @@ use crate::store::{Error, Result, Store};
 /// Where the requests stand in the dropped folder.
 const REQUESTS: &str = "requests.jsonl";
 
+/// What the folder's name adds to the job's, which may be one that intake passes over: `inputs`, `a.part`.
+const SUFFIX: &str = "again";
+
 /// A batch line.
 #[derive(Serialize)]
 struct BatchLine<'a> {
@@ -136,8 +139,9 @@ fn settings(job: &Job) -> String {
 
 /// Gives the folder a name that nothing has in the jobs folder: that is the drop.
 fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
-    let numbered = (2..=u32::MAX).map(|n| format!("{}-{n}", job.name));
-    for name in std::iter::once(job.name.to_string()).chain(numbered) {
+    let name = format!("{}-{SUFFIX}", job.name);
+    let numbered = (2..=u32::MAX).map(|n| format!("{name}-{n}"));
+    for name in std::iter::once(name.clone()).chain(numbered) {
         let target = jobs.join(&name);
         match renameat_with(CWD, hidden, CWD, &target, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(name),
@@ -186,10 +190,10 @@ mod tests {
         }
         store.set_status(job.id, JobStatus::Cancelling, NOW).await.unwrap();
         let state = store.set_status(job.id, JobStatus::Cancelled, NOW).await.unwrap();
-        fs::create_dir(dir.path().join("job-1")).unwrap();
+        fs::create_dir(dir.path().join("job-1-again")).unwrap();
 
-        assert_eq!(drop_failed(&store, &state, dir.path()).await.unwrap(), "job-1-2");
-        let folder = dir.path().join("job-1-2");
+        assert_eq!(drop_failed(&store, &state, dir.path()).await.unwrap(), "job-1-again-2");
+        let folder = dir.path().join("job-1-again-2");
         let lines = fs::read_to_string(folder.join(REQUESTS)).unwrap();
         let kept: String = [1, 3].map(|n| String::from_utf8(line(n).1.to_vec()).unwrap() + "\n").concat();
         assert_eq!(lines, kept);
@@ -202,7 +206,7 @@ mod tests {
         let source = spec::Source {
             form: spec::Form::Toml,
             file: File::open(folder.join("job.toml")).unwrap(),
-            display: "job-1-2/job.toml".to_owned(),
+            display: "job-1-again-2/job.toml".to_owned(),
             folder,
         };
         let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink() };
