@@ -36,6 +36,7 @@ struct BatchLine<'a> {
 }
 
 /// Drops the failed requests of `state`'s job into `jobs`; durable when it returns. The name of the folder.
+/// Blocks, for as long as the journal takes to read. At most one at a time for a job.
 pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path) -> Result<String> {
     let job = &state.job;
     let hidden = jobs.join(format!(".again-{}.tmp", job.id));
@@ -154,15 +155,19 @@ fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use bytes::Bytes;
 
     use super::*;
+    use crate::clock::Clock;
+    use crate::control::{Board, Control};
     use crate::domain::job::RetryOverride;
     use crate::domain::{JobSettings, JobStatus, OnUncertain, Order};
     use crate::store::Input;
     use crate::store::conformance::{self, NOW, answer, failure, lease, queue};
+    use crate::store::embedded::EmbeddedStore;
     use crate::store::memory::MemoryStore;
 
     #[tokio::test]
@@ -214,5 +219,34 @@ mod tests {
         assert_eq!((checked.name, checked.total), (job.name, 2));
         assert_eq!(checked.settings, job.settings);
         assert_eq!(checked.queues, [queue("m")]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn commands_given_at_once_each_drop_a_whole_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, jobs) = (dir.path().join("state"), dir.path().join("jobs"));
+        fs::create_dir(&jobs).unwrap();
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&state).unwrap());
+        let job = conformance::job(1, 9, &["m"], 2);
+        // Such long lines are read by another thread: each command would meet the other in the middle.
+        let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(100_000));
+        let line =
+            |n| format!(r#"{{"custom_id":"c{n}","method":"POST","url":"/v1/embeddings","body":{body}}}"#);
+        let lines = [line(0), line(1)];
+        let input = lines.iter().map(|line| (0, Bytes::from(line.clone()))).collect();
+        store.put_job(job.clone(), Input::Inline(input)).await.unwrap();
+        for status in [JobStatus::Cancelling, JobStatus::Cancelled] {
+            store.set_status(job.id, status, NOW).await.unwrap();
+        }
+        let control = Control::new(store, Board::default(), Clock::simulated(NOW), jobs.clone());
+        let (one, two) = tokio::join!(control.retry("job-1"), control.retry("job-1"));
+        one.unwrap();
+        two.unwrap();
+        for folder in ["job-1-again", "job-1-again-2"].map(|name| jobs.join(name)) {
+            let written = fs::read_to_string(folder.join(REQUESTS)).unwrap();
+            assert!(written.lines().eq(&lines));
+            assert!(folder.join("job.toml").is_file());
+        }
+        assert_eq!(fs::read_dir(jobs).unwrap().count(), 2);
     }
 }

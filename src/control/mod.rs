@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -128,12 +129,14 @@ pub struct Control {
     clock: Clock,
     /// The watched folder.
     jobs: PathBuf,
+    /// Held while failed requests are dropped into it.
+    again: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Control {
     /// `jobs` is the watched folder.
     pub fn new(store: Arc<dyn Store>, board: Board, clock: Clock, jobs: PathBuf) -> Self {
-        Self { store, board, clock, jobs }
+        Self { store, board, clock, jobs, again: Arc::default() }
     }
 
     /// Every job, in the order of acceptance.
@@ -176,8 +179,8 @@ impl Control {
     pub async fn retry(&self, job: &str) -> Result<JobReport, Error> {
         let state = self.find(job).await?;
         if state.status.is_final() && state.counts.failed > 0 {
-            let dropped = again::drop_failed(&*self.store, &state, &self.jobs).await?;
             let mut report = report(&state, &self.board.pauses());
+            let dropped = self.ask_again(state).await?;
             report.message = Some(format!("its failed requests are asked again: see `jobs/{dropped}`"));
             return Ok(report);
         }
@@ -188,6 +191,20 @@ impl Control {
         self.store.retry_now(retried.id).await?;
         self.board.resume();
         self.show(&retried.id.to_string()).await
+    }
+
+    /// One at a time, and to its end even if whoever gave the command is gone: a half written folder must
+    /// neither be dropped by another nor lie about.
+    async fn ask_again(&self, state: JobState) -> Result<String, Error> {
+        let turn = Arc::clone(&self.again).lock_owned().await;
+        let (store, jobs) = (Arc::clone(&self.store), self.jobs.clone());
+        let runtime = Handle::current();
+        let dropped = tokio::task::spawn_blocking(move || {
+            let dropped = runtime.block_on(again::drop_failed(&*store, &state, &jobs));
+            drop(turn);
+            dropped
+        });
+        Ok(dropped.await.map_err(|error| store::Error::Closed(error.to_string()))??)
     }
 
     async fn change(
