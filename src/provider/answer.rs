@@ -43,6 +43,9 @@ fn missing(endpoint: Endpoint, members: &Members<'_>) -> Option<&'static str> {
     let every = |name: &str, holds: &dyn Fn(&Members<'_>) -> bool| {
         members.objects(name).is_some_and(|items| !items.is_empty() && items.iter().all(holds))
     };
+    let holds_text = |item: &Members<'_>, name| {
+        item.begins(name, &['"']) && item.get(name).is_some_and(|text| text != "\"\"")
+    };
     let (found, otherwise) = match endpoint {
         Endpoint::ChatCompletions => (
             every("choices", &|choice| choice.begins("message", &['{'])),
@@ -57,7 +60,7 @@ fn missing(endpoint: Endpoint, members: &Members<'_>) -> Option<&'static str> {
             "it lacks `data`, each with an `embedding`",
         ),
         Endpoint::Images => (
-            every("data", &|item| item.begins("b64_json", &['"']) || item.begins("url", &['"'])),
+            every("data", &|item| holds_text(item, "b64_json") || holds_text(item, "url")),
             "it lacks `data`, each with a `b64_json` or a `url`",
         ),
         Endpoint::Moderations => (every("results", &|_| true), "it lacks `results`"),
@@ -157,6 +160,7 @@ mod tests {
             (Endpoint::Moderations, r#"{"results":[]}"#),
             (Endpoint::Images, r#"{"data":[{"revised_prompt":"x"}]}"#),
             (Endpoint::Images, r#"{"data":[{"url":"https://x"},{"b64_json":null}]}"#),
+            (Endpoint::Images, r#"{"data":[{"url":"","b64_json":""}]}"#),
             (Endpoint::Images, r#"{"created":1}"#),
         ] {
             assert!(matches!(read(endpoint, body), Body::Invalid(_)), "{endpoint}: {body}");
