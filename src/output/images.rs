@@ -123,9 +123,12 @@ impl<'a> Picture<'a> {
             serde_json::from_str::<Text<'a>>(member.value).ok().map(|Text(text)| text)
         };
         let (key, source) = match (text("b64_json"), text("url")) {
-            (Some(base64), _) => ("b64_json", Source::Inline(base64)),
-            (None, Some(url)) => ("url", inline_data(&url).unwrap_or(Source::Url(url))),
-            (None, None) => return None,
+            // Some servers write the member that they don't use as an empty string.
+            (Some(base64), url) if !base64.is_empty() || url.is_none() => {
+                ("b64_json", Source::Inline(base64))
+            }
+            (_, Some(url)) => ("url", inline_data(&url).unwrap_or(Source::Url(url))),
+            (_, None) => return None,
         };
         Some(Self { number, source, place: start..start + element.len(), members, key })
     }
@@ -347,6 +350,13 @@ mod tests {
             line("a", "[{\"url\":\"http://x/1\"},{\"b64_json\":null,\"file\":\"images/a-2.jpg\"},{}]");
         assert_eq!(String::from_utf8(after).unwrap(), expected);
         assert_eq!(counts, ImageCounts { written: 1, failed_downloads: 1 });
+    }
+
+    #[test]
+    fn a_url_beside_an_empty_b64_json_is_the_image() {
+        let line = line("a", "[{\"b64_json\":\"\",\"url\":\"http://x/1\"}]");
+        let answer = Answer::read(&line).unwrap();
+        assert_eq!(answer.pictures[0].source, Source::Url("http://x/1".into()));
     }
 
     #[test]
