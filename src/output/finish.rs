@@ -99,17 +99,22 @@ impl Publication {
         Ok(names.into_iter().flatten().map(str::to_owned).collect())
     }
 
-    /// The line of a request that was not run. A completed job has none.
-    fn unanswered(&self, index: u32) -> Result<Record, Error> {
+    /// The line of a request that has no record, in a journal with so many damaged lines. A completed job
+    /// has none.
+    fn unanswered(&self, index: u32, damaged: u64) -> Result<Record, Error> {
         let end = end_of(&self.state.status);
-        let (code, message) = if end == JobStatus::Cancelled {
-            ("cancelled", "the job was cancelled before this request was answered")
-        } else if end == JobStatus::Expired {
-            ("expired", "the job's deadline passed before this request was answered")
-        } else {
+        let (code, message) = if !matches!(end, JobStatus::Cancelled | JobStatus::Expired) {
             return Err(Error::Unpublishable(format!(
-                "request {index} counts as settled and has no record in the journal"
+                "request {index} counts as settled and has no record; damaged lines of the journal: {damaged}"
             )));
+        } else if damaged > 0 {
+            // Its answer may be what is damaged: it was paid for, and must not be called cancelled. The job
+            // ends all the same, since it can be held no more.
+            ("uncertain", "its answer may be lost: the job's journal is damaged")
+        } else if end == JobStatus::Cancelled {
+            ("cancelled", "the job was cancelled before this request was answered")
+        } else {
+            ("expired", "the job's deadline passed before this request was answered")
         };
         let request = RequestId { job: self.state.job.id, index };
         let error = RecordError { code: code.to_owned(), message: message.to_owned() };
@@ -179,12 +184,7 @@ impl<'p> Lines<'p> {
             self.tally.duplicates += index.duplicates;
             journal.in_order(&index, |request, record| match record {
                 Some(record) => self.put(record, wanted),
-                // Its answer may be what is damaged: it was paid for, and must not be called cancelled.
-                None if index.damaged > 0 => Err(Error::Unpublishable(format!(
-                    "request {request} has no record, and {} lines of the journal are damaged",
-                    index.damaged
-                ))),
-                None => self.put_unanswered(request),
+                None => self.put_unanswered(request, index.damaged),
             })?;
         }
         Ok(())
@@ -229,8 +229,8 @@ impl<'p> Lines<'p> {
         self.output.write(&line)
     }
 
-    fn put_unanswered(&mut self, index: u32) -> Result<(), Error> {
-        let record = self.publication.unanswered(index)?;
+    fn put_unanswered(&mut self, index: u32, damaged: u64) -> Result<(), Error> {
+        let record = self.publication.unanswered(index, damaged)?;
         self.put_failure(&record.to_line())
     }
 
@@ -498,10 +498,18 @@ mod tests {
         let mut line = answer(1, "paid for").to_journal_line(1);
         line[9] ^= 1;
         store.append_bytes(&line);
-        store.change(|state| state.status = JobStatus::Cancelling);
         let world = World::new(store);
         let error = world.publish().await.unwrap_err();
-        assert!(matches!(&error, Error::Unpublishable(why) if why.contains("damaged")), "{error}");
+        assert!(
+            matches!(&error, Error::Unpublishable(why) if why.ends_with("damaged lines of the journal: 1")),
+            "{error}"
+        );
+        // On its way to its end a job can't be held, so it has to get there.
+        world.store.change(|state| state.status = JobStatus::Cancelling);
+        let summary = world.publish().await.unwrap();
+        assert_eq!((summary.status.as_str(), summary.counts.failed), ("cancelled", 1));
+        let errors = world.lines("errors.jsonl");
+        assert!(errors[0].contains(r#""code":"uncertain""#), "{errors:?}");
     }
 
     #[tokio::test]

@@ -360,7 +360,8 @@ mod tests {
         store.append(&answer(0, "a"));
         store.change(|state| state.counts.failed = 1);
         with_worker(&store, async |_| {
-            let why = "request 1 counts as settled and has no record in the journal".to_owned();
+            let why =
+                "request 1 counts as settled and has no record; damaged lines of the journal: 0".to_owned();
             store.becomes(JobStatus::Held { why }).await;
         })
         .await;
