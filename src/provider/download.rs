@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! - The url is data from outside. It leads to public addresses, or to the very host and port of
-//!   `base_url`, which the operator chose (a local server hands out urls of its own).
+//! - The url is data from outside. It leads to public addresses, or to the host of `base_url`, which the
+//!   operator chose (a local server hands out urls of its own, perhaps from another port).
 //! - No key is sent, not even there: such urls carry their own permission.
-//! - A redirect stays on its host, never falls from https to http, and is checked like the first url.
+//! - A redirect stays on its host and port, never falls from https to http, and is checked like the first url.
 
 use bytes::Bytes;
 use reqwest::header::LOCATION;
