@@ -90,9 +90,12 @@ fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mu
     let mut open = settle_again(index, job, &mut row, &scanned.records)?;
     let mut said = read_intents(folder, &open)?;
     let mut status = status;
-    if status.may_send() || matches!(status, JobStatus::Paused { .. }) {
+    let is_held = matches!(status, JobStatus::Held { .. });
+    // A held job may be sent from again, so what it had in flight counts. Nothing is written behind fresh damage.
+    let may_go_on = status.may_send() || is_held || matches!(status, JobStatus::Paused { .. });
+    if may_go_on && scanned.damaged_at.is_none() {
         // Held before the decision is written down: the next start would find nothing to decide about, and send.
-        if let Some(why) = uncertain::why_held(job, &said.last) {
+        if !is_held && let Some(why) = uncertain::why_held(job, &said.last) {
             tracing::error!(job = %job.id, why, "a job is held");
             status = hold(folder, job, why)?;
         }

@@ -440,3 +440,23 @@ async fn uncertain_requests_may_fail_at_once() {
     assert_eq!((counts.failed, counts.maybe_paid_twice), (2, 0));
     assert_eq!(uncertain_records(&store, id).len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_held_job_had_in_flight_is_sent_once_more_at_most_too() {
+    let world = World::new();
+    let id = put_uncertain(&world, None).await;
+    let store = world.open();
+    for lease in lease(&store, "m", 9, NOW).await {
+        store.begin(&lease).unwrap();
+    }
+    store.set_status(id, JobStatus::Held { why: "x".to_owned() }, NOW).await.unwrap();
+    crash(store).await;
+
+    let store = world.open();
+    let state = store.job(id).await.unwrap();
+    assert_eq!((state.status, state.counts.maybe_paid_twice), (JobStatus::Held { why: "x".to_owned() }, 2));
+    store.set_status(id, JobStatus::InProgress, NOW).await.unwrap();
+    crash(store).await;
+    assert_eq!(crash_in_flight(&world).await, [(0, 2), (1, 2)]);
+    assert_eq!(world.open().job(id).await.unwrap().counts.failed, 2);
+}
