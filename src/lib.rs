@@ -28,7 +28,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`] |
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`disk`] |
 //! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
 //! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
 //! | assembly | [`http`], [`simulate`], [`daemon`] |
@@ -65,6 +65,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod diag;
+pub mod disk;
 pub mod dispatch;
 pub mod domain;
 pub mod intake;

@@ -5,7 +5,6 @@
 //! requests as batch lines. Intake takes it in like any other: the name is the job's, and so its results
 //! lie in `results/<name>-2`.
 
-use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::disk::{self, Act, File, carry_out};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Endpoint, Job, JobId, JobState, RequestId};
@@ -41,9 +41,9 @@ pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path
     let job = &state.job;
     let hidden = jobs.join(format!(".again-{}.tmp", job.id));
     if hidden.exists() {
-        fs::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
+        disk::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
     }
-    fs::create_dir(&hidden).map_err(failed("create folder", &hidden))?;
+    disk::make_shared_dir(&hidden).map_err(failed("create folder", &hidden))?;
     let answered = answered(store, job)?;
     let requests = hidden.join(REQUESTS);
     let mut file = BufWriter::new(create_private(&requests)?);
@@ -144,10 +144,11 @@ fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
     let numbered = (2..=u32::MAX).map(|n| format!("{name}-{n}"));
     for name in std::iter::once(name.clone()).chain(numbered) {
         let target = jobs.join(&name);
-        match renameat_with(CWD, hidden, CWD, &target, RenameFlags::NOREPLACE) {
+        let rename = || Ok(renameat_with(CWD, hidden, CWD, &target, RenameFlags::NOREPLACE)?);
+        match carry_out(Act::Rename { from: hidden, to: &target }, rename) {
             Ok(()) => return Ok(name),
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(failed("rename", &target)(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("rename", &target)(error)),
         }
     }
     Err(Error::Closed("no name is free in the jobs folder".to_owned()))
@@ -155,6 +156,7 @@ fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -210,7 +212,7 @@ mod tests {
         };
         let source = spec::Source {
             form: spec::Form::Toml,
-            file: File::open(folder.join("job.toml")).unwrap(),
+            file: fs::File::open(folder.join("job.toml")).unwrap(),
             display: "job-1-again-2/job.toml".to_owned(),
             folder,
         };

@@ -3,7 +3,6 @@
 //! Everything here blocks, and runs on a blocking thread. What is only ever half done is undone before it
 //! returns: an error of ours puts the spec back, it never rejects it.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use super::name::safe_name;
 use super::scan::{Candidate, Find, NOT_UTF8};
 use super::{Error, failed, reject};
 use crate::diag::{Diagnostic, Report};
+use crate::disk::File;
 use crate::domain::JobId;
 use crate::spec::{self, Checked, Form, Sinks, Source};
 use crate::store::folder::{self, JobFolder};
@@ -107,6 +107,7 @@ impl Examiner {
         let display = claim.display();
         let file = claim.open_spec().map_err(|error| unreadable(&display, claim, error))?;
         let dropped = file.try_clone().map_err(failed("open", claim.job.path()))?;
+        let dropped = File::adopt(claim.job.input(), dropped);
         let form = claim.note.dropped.form();
         let folder = claim.source_folder();
         let source = Source { form, file, display, folder };
@@ -321,7 +322,7 @@ mod tests {
         let root = Root::new();
         let path = root.drop_file("a.jsonl", "one");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-        if File::open(&path).is_ok() {
+        if fs::File::open(&path).is_ok() {
             return; // root may read everything
         }
         assert!(matches!(examine(&root, "a.jsonl").unwrap(), Verdict::Rejected { .. }));

@@ -26,6 +26,7 @@ use super::name::{NUMBERS_MAX, numbered};
 use super::scan::{Candidate, stamp_of};
 use super::{Error, FOLDER_SPEC, failed, reject};
 use crate::diag::Report;
+use crate::disk;
 use crate::spec::Form;
 use crate::store::folder::{self, JobFolder};
 
@@ -183,7 +184,7 @@ impl Claim {
             self.remove_original()?;
         }
         let claim = self.job.claim();
-        fs::remove_file(&claim).map_err(failed("remove", &claim))
+        disk::remove_file(&claim).map_err(failed("remove", &claim))
     }
 
     /// The spec goes aside with its report. Answers its name in `rejected/`.
@@ -316,7 +317,7 @@ impl Claim {
             Dropped::Folder => copy_tree(&from, &kept, &temporary)?,
             Dropped::Jsonl | Dropped::Toml => copy_file(&from, &kept, &temporary)?,
         }
-        fs::rename(&temporary, &target)
+        disk::rename(&temporary, &target)
     }
 
     /// Removes the dropped file after it was copied.
@@ -334,15 +335,15 @@ impl Claim {
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {
-    absent_is_fine(fs::remove_file(path)).map_err(failed("remove", path))
+    absent_is_fine(disk::remove_file(path)).map_err(failed("remove", path))
 }
 
 fn remove_empty(path: &Path) -> Result<(), Error> {
-    absent_is_fine(fs::remove_dir(path)).map_err(failed("remove", path))
+    absent_is_fine(disk::remove_dir(path)).map_err(failed("remove", path))
 }
 
 fn remove_tree(path: &Path) -> Result<(), Error> {
-    absent_is_fine(fs::remove_dir_all(path)).map_err(failed("remove", path))
+    absent_is_fine(disk::remove_dir_all(path)).map_err(failed("remove", path))
 }
 
 fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {

@@ -1,9 +1,7 @@
 //! Copying a spec to where a rename can't bring it: another file system, or a file that has other names.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::FileType;
@@ -11,11 +9,12 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::scan::FOLDER_DEPTH_MAX;
+use crate::disk;
 
 /// Copies a regular file into a new private one, synced. Links are not followed.
 pub(super) fn copy_file(from: &Dir, name: &OsStr, to: &Path) -> io::Result<()> {
     let (mut source, _) = from.open_file(name)?;
-    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+    let mut target = disk::File::create_private(to)?;
     io::copy(&mut source, &mut target)?;
     target.sync_all()
 }
@@ -29,7 +28,7 @@ fn copy_level(from: &Dir, to: &Path, depth: usize) -> io::Result<()> {
     if depth > FOLDER_DEPTH_MAX {
         return Err(Errno::LOOP.into());
     }
-    DirBuilder::new().mode(0o700).create(to)?;
+    disk::make_private_dir(to)?;
     for name in from.names()? {
         let name = name?;
         let Some(entry) = from.stat(&name)? else { continue };
@@ -39,7 +38,7 @@ fn copy_level(from: &Dir, to: &Path, depth: usize) -> io::Result<()> {
             copy_file(from, &name, &to.join(&name))?;
         }
     }
-    fs::File::open(to)?.sync_all()
+    disk::sync_dir(to)
 }
 
 /// Whether an error means that the source is no longer what the scan saw.

@@ -13,6 +13,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{self, Act, carry_out};
+
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// `NONBLOCK` so that a FIFO put in a file's place doesn't hang, `NOCTTY` so that a terminal is not ours.
@@ -45,9 +47,11 @@ impl Dir {
 
     /// As [`Dir::below`]; a folder that is not there is made.
     pub(super) fn make_below(&self, name: &OsStr) -> io::Result<Self> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => self.below(name),
-            Err(error) => Err(error.into()),
+        let path = self.path.join(name);
+        let make = || Ok(rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?);
+        match carry_out(Act::MakeDir { path: &path }, make) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => self.below(name),
         }
     }
 
@@ -92,38 +96,50 @@ impl Dir {
     }
 
     /// Makes a new file for writing.
-    pub(super) fn create_file(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+    pub(super) fn create_file(&self, name: &OsStr, mode: u32) -> io::Result<disk::File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?))
+        let path = self.path.join(name);
+        let create = || Ok(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?);
+        let file = File::from(carry_out(Act::Create { path: &path }, create)?);
+        Ok(disk::File::adopt(path, file))
     }
 
     /// Moves `name` to `new_name` in `to`, where nothing of that name may be.
     pub(super) fn move_new(&self, name: &OsStr, to: &Self, new_name: &OsStr) -> io::Result<()> {
-        match rustix::fs::renameat_with(&self.fd, name, &to.fd, new_name, RenameFlags::NOREPLACE) {
-            // Some network file systems know no such flag. What is moved there meets only batchd's own
-            // names or one that a person makes in the same instant.
-            Err(Errno::INVAL | Errno::NOSYS) if to.stat(new_name)?.is_some() => Err(Errno::EXIST.into()),
-            Err(Errno::INVAL | Errno::NOSYS) => Ok(rustix::fs::renameat(&self.fd, name, &to.fd, new_name)?),
-            moved => Ok(moved?),
-        }
+        let (old_path, new_path) = (self.path.join(name), to.path.join(new_name));
+        carry_out(Act::Rename { from: &old_path, to: &new_path }, || {
+            match rustix::fs::renameat_with(&self.fd, name, &to.fd, new_name, RenameFlags::NOREPLACE) {
+                // Some network file systems know no such flag. What is moved there meets only batchd's own
+                // names or one that a person makes in the same instant.
+                Err(Errno::INVAL | Errno::NOSYS) if to.stat(new_name)?.is_some() => Err(Errno::EXIST.into()),
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    Ok(rustix::fs::renameat(&self.fd, name, &to.fd, new_name)?)
+                }
+                moved => Ok(moved?),
+            }
+        })
     }
 
     /// Moves `name` to `new_name` in the same folder, in place of what was there.
     pub(super) fn replace(&self, name: &OsStr, new_name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::renameat(&self.fd, name, &self.fd, new_name)?)
+        let (old_path, new_path) = (self.path.join(name), self.path.join(new_name));
+        let rename = || Ok(rustix::fs::renameat(&self.fd, name, &self.fd, new_name)?);
+        carry_out(Act::Rename { from: &old_path, to: &new_path }, rename)
     }
 
     /// Removes a file; that it is not there is fine.
     pub(super) fn remove_file(&self, name: &OsStr) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
+        let path = self.path.join(name);
+        let remove = || Ok(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?);
+        match carry_out(Act::Remove { path: &path }, remove) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         }
     }
 
     /// Makes the names in the folder durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fsync(&self.fd)?)
+        carry_out(Act::SyncDir { path: &self.path }, || Ok(rustix::fs::fsync(&self.fd)?))
     }
 }
 

@@ -14,6 +14,7 @@ use super::claim::{Claim, Note};
 use super::dir::Dir;
 use super::{Error, failed, reject};
 use crate::diag::printable;
+use crate::disk;
 use crate::domain::JobId;
 use crate::store::folder::{self, JobFolder};
 
@@ -62,13 +63,13 @@ fn mend(jobs: &Arc<Dir>, job: JobFolder) -> Result<(), Error> {
 /// A folder from before its claim was written holds nothing but, perhaps, the unfinished note.
 fn remove_unused(job: &JobFolder) -> Result<(), Error> {
     let temporary = folder::temporary_name(&job.claim());
-    match fs::remove_file(&temporary) {
+    match disk::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &temporary)(error));
         }
         _ => {}
     }
-    fs::remove_dir(job.path()).map_err(failed("remove", job.path()))
+    disk::remove_dir(job.path()).map_err(failed("remove", job.path()))
 }
 
 fn exists(path: &Path) -> Result<bool, Error> {

@@ -5,7 +5,6 @@
 //! mended by [`publish_reports`].
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{self, Write};
 
 use super::dir::Dir;
@@ -80,7 +79,7 @@ pub(super) fn publish_reports(jobs: &Dir) -> io::Result<()> {
 
 fn write_report(rejected: &Dir, name: &OsStr, report: &Report) -> io::Result<()> {
     rejected.remove_file(name)?;
-    let mut file: File = rejected.create_file(name, 0o644)?;
+    let mut file = rejected.create_file(name, 0o644)?;
     file.write_all(report.to_string().as_bytes())?;
     file.sync_all()
 }

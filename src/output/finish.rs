@@ -7,7 +7,6 @@
 //! name when it is whole and synced; `summary.json` is the last, so its presence means that all of them
 //! are there. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -22,6 +21,7 @@ use super::images::{Gallery, may_hold_images};
 use super::input::Input;
 use super::journal::Reader;
 use super::summary::{Summary, Tally};
+use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};

@@ -2,7 +2,7 @@
 //!
 //! Everything here may be done again after a crash, at any point, with the same result.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 use super::{Error, Summary};
+use crate::disk::{self, File};
 use crate::domain::{JobId, JobName};
 use crate::store::folder::{JobFolder, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic};
 
@@ -46,7 +47,7 @@ impl ResultsFolder {
     pub(super) fn create(&self, job: JobId) -> Result<(), Error> {
         self.own_summary(job)?;
         if !self.0.is_dir() {
-            fs::create_dir_all(&self.0).map_err(failed("create folder", &self.0)).map_err(Error::Files)?;
+            disk::make_shared_dir(&self.0).map_err(failed("create folder", &self.0)).map_err(Error::Files)?;
             sync_parent(&self.0).map_err(Error::Files)?;
         }
         Ok(())
@@ -56,7 +57,7 @@ impl ResultsFolder {
     /// there yet. Where the file system can't link, there will be no partial file.
     pub(super) fn link(&self, journal: &Path) -> Result<bool, Error> {
         let partial = self.partial();
-        match fs::hard_link(journal, &partial) {
+        match disk::hard_link(journal, &partial) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -65,8 +66,8 @@ impl ResultsFolder {
                 }
                 // A link to a journal that was since replaced, from a backup for example. Links to
                 // journals are all that ever has this name.
-                fs::remove_file(&partial).map_err(failed("remove", &partial)).map_err(Error::Files)?;
-                Ok(fs::hard_link(journal, &partial).is_ok())
+                disk::remove_file(&partial).map_err(failed("remove", &partial)).map_err(Error::Files)?;
+                Ok(disk::hard_link(journal, &partial).is_ok())
             }
             Err(error) => {
                 info!(path = %partial.display(), %error, "no partial results: the journal can't be linked");
@@ -124,7 +125,7 @@ impl ResultsFolder {
 
     /// Takes away a file that an earlier publish may have left.
     pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
-        match fs::remove_file(path) {
+        match disk::remove_file(path) {
             Ok(()) => sync_dir(&self.0).map_err(Error::Files),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Error::Files(failed("remove", path)(error))),
@@ -146,7 +147,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 /// Copies by temporary name, fsync, rename. [`io::copy`] leaves the work to the kernel.
 fn copy(source: &Path, target: &Path) -> Result<(), crate::store::Error> {
     let temporary = temporary_name(target);
-    let mut from = File::open(source).map_err(failed("open", source))?;
+    let mut from = fs::File::open(source).map_err(failed("open", source))?;
     let mut to = File::create(&temporary).map_err(failed("create", &temporary))?;
     io::copy(&mut from, &mut to).map_err(failed("write", &temporary))?;
     publish(&to, &temporary, target)

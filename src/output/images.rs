@@ -26,6 +26,7 @@ use tracing::warn;
 use super::Error;
 use super::folder::ResultsFolder;
 use super::summary::ImageCounts;
+use crate::disk;
 use crate::spec::json::{Member, members};
 use crate::store::folder::{failed, sync_parent, write_atomic};
 
@@ -181,7 +182,7 @@ impl Gallery {
     /// Writes an image and says under which name.
     pub(super) fn save(&self, custom_id: &str, number: usize, bytes: &[u8]) -> Result<String, Error> {
         if !self.0.is_dir() {
-            fs::create_dir_all(&self.0).map_err(failed("create folder", &self.0)).map_err(Error::Files)?;
+            disk::make_shared_dir(&self.0).map_err(failed("create folder", &self.0)).map_err(Error::Files)?;
             sync_parent(&self.0).map_err(Error::Files)?;
         }
         let name = format!("{}-{number}.{}", stem(custom_id), ending(bytes));
@@ -249,7 +250,7 @@ impl Gallery {
             let path = entry.map_err(failed("read folder", &self.0)).map_err(Error::Files)?.path();
             let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes).unwrap_or_default();
             if name.starts_with(b".") && name.ends_with(b".tmp") {
-                fs::remove_file(&path).map_err(failed("remove", &path)).map_err(Error::Files)?;
+                disk::remove_file(&path).map_err(failed("remove", &path)).map_err(Error::Files)?;
             }
         }
         Ok(())

@@ -12,11 +12,10 @@
 //! | `intents.log` | what was about to be sent, and attempts that ended without a record |
 //! | `results.log` | the journal |
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::disk::{self, File};
 use crate::domain::JobId;
 use crate::store::{Error, Result};
 
@@ -80,17 +79,17 @@ pub fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
 
 /// Makes a folder with mode 0700, and those above it; one that is there stays as it is.
 pub fn make_private_dir(path: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create folder", path))
+    disk::make_private_dir(path).map_err(failed("create folder", path))
 }
 
 /// Opens a new private file (0600) for writing; it must not be there yet.
 pub fn create_private(path: &Path) -> Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed("create", path))
+    File::create_private(path).map_err(failed("create", path))
 }
 
 /// Syncs a folder, which makes the names in it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync folder", path))
+    disk::sync_dir(path).map_err(failed("sync folder", path))
 }
 
 /// Syncs the folder that `path` is in.
@@ -110,7 +109,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Gives a fully written `file` at `temporary` its name `path`: fsync, rename, fsync of the folder.
 pub fn publish(file: &File, temporary: &Path, path: &Path) -> Result<()> {
     file.sync_all().map_err(failed("sync", temporary))?;
-    fs::rename(temporary, path).map_err(failed("rename into place", path))?;
+    disk::rename(temporary, path).map_err(failed("rename into place", path))?;
     sync_parent(path)
 }
 
@@ -124,6 +123,8 @@ pub fn temporary_name(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -13,8 +13,8 @@
 //! what is given back behind it waits in `returned`. So no lease looks at what was leased before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::File;
 
+use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::{Counts, Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::store::embedded::claim::{self, Claim, QueuePlace};

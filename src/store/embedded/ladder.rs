@@ -12,11 +12,12 @@
 //!
 //! After creation its files and folders are synced, which sled itself does not do.
 
-use std::fs::{self, File};
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::disk::{self, File};
 use crate::store::folder::{failed, make_private_dir, sync_dir, sync_parent};
 use crate::store::{Error, Result};
 
@@ -89,7 +90,7 @@ fn is_still_closing(error: &sled::Error) -> bool {
 fn finish(db: sled::Db, path: &Path, fresh: bool) -> Result<Opened> {
     for name in ["conf", "db"] {
         let file = path.join(name);
-        File::open(&file).and_then(|f| f.sync_all()).map_err(failed("sync", &file))?;
+        opened(&file)?.sync_all().map_err(failed("sync", &file))?;
     }
     let blobs = path.join("blobs");
     if blobs.is_dir() {
@@ -97,16 +98,20 @@ fn finish(db: sled::Db, path: &Path, fresh: bool) -> Result<Opened> {
     }
     sync_dir(path)?;
     sync_parent(path)?;
-    let file = path.join("db");
-    let file = File::open(&file).map_err(failed("open", &file))?;
+    let file = opened(&path.join("db"))?;
     Ok(Opened { db, file, fresh })
+}
+
+fn opened(path: &Path) -> Result<File> {
+    let file = fs::File::open(path).map_err(failed("open", path))?;
+    Ok(File::adopt(path.to_owned(), file))
 }
 
 fn remove_half_written_snapshots(path: &Path) -> Result<()> {
     for name in names(path)? {
         if name.starts_with("snap.") && name.ends_with(".generating") {
             let file = path.join(name);
-            fs::remove_file(&file).map_err(failed("remove", &file))?;
+            disk::remove_file(&file).map_err(failed("remove", &file))?;
         }
     }
     sync_dir(path)
@@ -119,7 +124,7 @@ fn set_aside(path: &Path, corrupt: &Path, matches: impl Fn(&str) -> bool) -> Res
     make_private_dir(&aside)?;
     for name in names(path)?.into_iter().filter(|name| matches(name)) {
         let (from, to) = (path.join(&name), aside.join(&name));
-        fs::rename(&from, &to).map_err(failed("set aside", &from))?;
+        disk::rename(&from, &to).map_err(failed("set aside", &from))?;
     }
     sync_dir(&aside)?;
     sync_dir(corrupt)?;

@@ -5,13 +5,14 @@
 //! - Appends are whole lines, in one order. A failed append leaves no half line behind.
 //! - What is below [`Log::durable`] has been `fdatasync`ed. Readers of a journal end there.
 
-use std::fs::{File, OpenOptions};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::disk::File;
 use crate::store::Result;
 use crate::store::folder::failed;
 
@@ -28,13 +29,11 @@ impl Log {
     /// Opens the log, empty if it is not there yet. Its whole content counts as durable: whoever recovers
     /// it has synced it. A torn last line is ended, so that the next one is not glued to it.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
-        let mut options = OpenOptions::new();
-        let options = options.read(true).append(true).create(true).mode(0o600);
-        let file = options.open(&path).map_err(failed("open", &path))?;
-        let mut length = file.metadata().map_err(failed("look at", &path))?.len();
+        let file = File::append_private(&path).map_err(failed("open", &path))?;
+        let mut length = file.inner().metadata().map_err(failed("look at", &path))?.len();
         let mut last = *b"\n";
         if let Some(at) = length.checked_sub(1) {
-            file.read_exact_at(&mut last, at).map_err(failed("read", &path))?;
+            file.inner().read_exact_at(&mut last, at).map_err(failed("read", &path))?;
         }
         if last != *b"\n" {
             // What a crash tore must not take the next line with it.
@@ -49,7 +48,7 @@ impl Log {
         let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = (&self.file).write_all(line) {
             // A disk that fills up takes a part of the line; the next one must not be glued to it.
-            self.file.set_len(*length).map_err(failed("cut a half line off", &self.path))?;
+            self.file.cut(*length).map_err(failed("cut a half line off", &self.path))?;
             return Err(failed("append to", &self.path)(error));
         }
         *length += line.len() as u64;
@@ -71,7 +70,7 @@ impl Log {
 
     /// A reader over what is durable now.
     pub(super) fn reader(&self) -> Result<Reader> {
-        let file = File::open(&self.path).map_err(failed("open", &self.path))?;
+        let file = fs::File::open(&self.path).map_err(failed("open", &self.path))?;
         Ok(Reader { file, position: 0, end: self.durable() })
     }
 }
@@ -79,7 +78,7 @@ impl Log {
 /// Reads a log up to a fixed end.
 #[derive(Debug)]
 pub(super) struct Reader {
-    file: File,
+    file: fs::File,
     position: u64,
     end: u64,
 }
@@ -137,16 +136,16 @@ mod tests {
         let log = Log::open(path.clone()).unwrap();
         assert_eq!(log.durable(), 4);
         log.append(b"two\n", |length| assert_eq!(length, 8)).unwrap();
-        assert_eq!(std::fs::read(path).unwrap(), b"one\ntwo\n");
+        assert_eq!(fs::read(path).unwrap(), b"one\ntwo\n");
     }
 
     #[test]
     fn a_line_behind_a_torn_one_stands_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        std::fs::write(&path, "send 1").unwrap();
+        fs::write(&path, "send 1").unwrap();
         let log = Log::open(path.clone()).unwrap();
         log.append(b"two\n", |length| assert_eq!(length, 11)).unwrap();
-        assert_eq!(std::fs::read(path).unwrap(), b"send 1\ntwo\n");
+        assert_eq!(fs::read(path).unwrap(), b"send 1\ntwo\n");
     }
 }

@@ -11,10 +11,11 @@
 //! 4. What is open and what is settled must be all there is; else the job is indexed anew from its files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry, Timestamp};
@@ -124,7 +125,7 @@ fn journal_length(folder: &JobFolder) -> Result<u64> {
 
 fn read_intents(folder: &JobFolder, open: &Open) -> Result<Said> {
     let path = folder.intents();
-    let Ok(file) = File::open(&path) else { return Ok(Said::default()) };
+    let Ok(file) = fs::File::open(&path) else { return Ok(Said::default()) };
     intents::read(file, |number| open.contains(number)).map_err(failed("read", &path))
 }
 
@@ -141,7 +142,7 @@ fn known(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<Option<Row>
 pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Row> {
     index.clear(job.id)?;
     let path = folder.index();
-    let mut lines = BufReader::new(File::open(&path).map_err(failed("open", &path))?);
+    let mut lines = BufReader::new(fs::File::open(&path).map_err(failed("open", &path))?);
     let mut entry = [0; LineEntry::SIZE];
     let mut block: BTreeMap<u16, Bits> = BTreeMap::new();
     for number in 0..job.total {
@@ -169,9 +170,8 @@ struct Scanned {
 
 /// Reads the journal from `start`, cuts a torn end off and syncs what is left.
 fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(failed("open", path))?;
-    let mut reader = BufReader::new(&file);
+    let file = File::append_private(path).map_err(failed("open", path))?;
+    let mut reader = BufReader::new(file.inner());
     reader.seek(SeekFrom::Start(start)).map_err(failed("read", path))?;
     let mut scanned = Scanned { records: BTreeMap::new(), end: start, damaged_at: None };
     let mut line = Vec::new();
@@ -196,7 +196,7 @@ fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
     // Also behind damage: the next record must not be glued to half a line.
     if scanned.end < offset {
         keep_aside(path, scanned.end)?;
-        file.set_len(scanned.end).map_err(failed("cut", path))?;
+        file.cut(scanned.end).map_err(failed("cut", path))?;
     }
     file.sync_data().map_err(failed("sync", path))?;
     Ok(scanned)
@@ -206,7 +206,7 @@ fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
 fn keep_aside(path: &Path, from: u64) -> Result<()> {
     let mut names = (1..=u32::MAX).map(|n| path.with_file_name(format!("results.torn.{n}")));
     let aside: PathBuf = names.find(|aside| !aside.exists()).unwrap_or_else(|| path.with_extension("torn"));
-    let mut source = File::open(path).map_err(failed("open", path))?;
+    let mut source = fs::File::open(path).map_err(failed("open", path))?;
     source.seek(SeekFrom::Start(from)).map_err(failed("read", path))?;
     let mut copy = File::create(&aside).map_err(failed("create", &aside))?;
     std::io::copy(&mut source, &mut copy).map_err(failed("write", &aside))?;
