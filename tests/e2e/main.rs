@@ -22,3 +22,4 @@ mod pauses;
 mod placing;
 mod results;
 mod secrets;
+mod soak;
