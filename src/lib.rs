@@ -28,7 +28,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`disk`] |
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`disk`] |
 //! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
 //! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
 //! | assembly | [`http`], [`simulate`], [`daemon`] |
@@ -61,6 +61,7 @@
 //! The job's files are the truth and sled is an index beside them: it may lag the journal and never leads it. What
 //! a start makes of both after a crash stands in [`store::embedded`].
 
+pub mod bell;
 pub mod clock;
 pub mod config;
 pub mod control;

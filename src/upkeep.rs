@@ -26,7 +26,7 @@ impl Upkeep {
     pub async fn run(self, stop: CancellationToken) -> store::Result<()> {
         let mut news = self.store.changes();
         while !stop.is_cancelled() {
-            news.mark_unchanged();
+            news.mark_seen();
             let next = self.expire().await?;
             let due = async {
                 match next {
@@ -37,7 +37,7 @@ impl Upkeep {
             // Stopping first; news may bring an earlier deadline, so it goes before the timer.
             tokio::select! { biased;
                 () = stop.cancelled() => {}
-                _ = news.changed() => {}
+                () = news.changed() => {}
                 () = due => {}
             }
         }
@@ -94,7 +94,7 @@ mod tests {
             tokio::time::sleep(Duration::from_hours(6) - Duration::from_secs(1)).await;
             assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::InProgress);
             let mut news = store.changes();
-            news.changed().await.unwrap();
+            news.changed().await;
             assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::Expiring);
             stop.cancel();
         };

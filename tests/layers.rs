@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module of `src/`, from the words that all speak to the shell that uses all.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "domain",
     "diag",
     "clock",
     "telemetry",
+    "bell",
     "disk",
     // Edges: one module per outside thing.
     "config",

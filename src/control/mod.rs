@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
+use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
 use crate::domain::{Counts, JobId, JobState, JobStatus, PauseReason, QueueName, Timestamp};
 use crate::store::{self, Store};
@@ -28,37 +28,30 @@ pub struct QueuePause {
 }
 
 /// Which queues are paused, and the bell that ends their pauses early. Shared by all workers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Board {
     pauses: Arc<Mutex<BTreeMap<QueueName, QueuePause>>>,
-    changed: Arc<watch::Sender<u64>>,
-    resumed: Arc<watch::Sender<u64>>,
-}
-
-impl Default for Board {
-    fn default() -> Self {
-        let bell = || Arc::new(watch::Sender::new(0));
-        Self { pauses: Arc::default(), changed: bell(), resumed: bell() }
-    }
+    changed: Bell,
+    resumed: Bell,
 }
 
 impl Board {
     pub fn pause(&self, queue: &QueueName, pause: QueuePause) {
         let before = self.lock().insert(queue.clone(), pause.clone());
         if before != Some(pause) {
-            self.changed.send_modify(|count| *count += 1);
+            self.changed.ring();
         }
     }
 
     pub fn clear(&self, queue: &QueueName) {
         if self.lock().remove(queue).is_some() {
-            self.changed.send_modify(|count| *count += 1);
+            self.changed.ring();
         }
     }
 
     /// Ticks whenever a pause begins or ends.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    pub fn changes(&self) -> Listener {
+        self.changed.listen()
     }
 
     pub fn pauses(&self) -> BTreeMap<QueueName, QueuePause> {
@@ -69,13 +62,13 @@ impl Board {
     pub fn resume(&self) {
         // Before the bell: a pause that a queue writes after it heard the bell has to stay.
         self.lock().clear();
-        self.changed.send_modify(|count| *count += 1);
-        self.resumed.send_modify(|count| *count += 1);
+        self.changed.ring();
+        self.resumed.ring();
     }
 
     /// Ticks at every [`Board::resume`].
-    pub fn resumed(&self) -> watch::Receiver<u64> {
-        self.resumed.subscribe()
+    pub fn resumed(&self) -> Listener {
+        self.resumed.listen()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<QueueName, QueuePause>> {
@@ -393,11 +386,11 @@ pub(crate) mod tests {
             None
         }
 
-        fn changes(&self) -> watch::Receiver<u64> {
-            watch::Sender::new(0).subscribe()
+        fn changes(&self) -> Listener {
+            Bell::default().listen()
         }
 
-        fn progress(&self) -> watch::Receiver<u64> {
+        fn progress(&self) -> Listener {
             self.changes()
         }
 
@@ -487,10 +480,10 @@ pub(crate) mod tests {
         let mut bell = control.board.resumed();
         let shown = control.resume("a").await.unwrap();
         assert_eq!((shown.status.as_str(), shown.reason), ("in_progress", None));
-        assert!(bell.has_changed().unwrap());
-        bell.mark_unchanged();
+        assert!(bell.has_changed());
+        bell.mark_seen();
         control.retry("a").await.unwrap();
-        assert!(bell.has_changed().unwrap());
+        assert!(bell.has_changed());
         assert_eq!(jobs.retried.lock().unwrap().len(), 1);
     }
 
@@ -502,6 +495,6 @@ pub(crate) mod tests {
         let bell = control.board.resumed();
         control.resume("a").await.unwrap_err();
         control.retry("a").await.unwrap_err();
-        assert!(!bell.has_changed().unwrap());
+        assert!(!bell.has_changed());
     }
 }

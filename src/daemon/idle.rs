@@ -42,13 +42,13 @@ impl Watch {
     pub(super) async fn idle(&self) -> store::Result<Ending> {
         let mut news = self.store.changes();
         let mut pauses = self.board.changes();
-        let mut intake = self.intake.status();
+        let mut intake = self.intake.changes();
         loop {
-            news.mark_unchanged();
-            pauses.mark_unchanged();
-            intake.mark_unchanged();
+            news.mark_seen();
+            pauses.mark_seen();
+            intake.mark_seen();
             // A spec dropped after the last look, and before the last job ended, still counts.
-            if self.intake.status().borrow().is_idle()
+            if self.intake.status().is_idle()
                 && self.is_quiet().await?
                 && self.intake.look().await.is_idle()
                 && self.is_quiet().await?
@@ -56,9 +56,9 @@ impl Watch {
                 return self.ending().await;
             }
             tokio::select! { biased; // the order does not matter: each only makes us look again
-                _ = news.changed() => {}
-                _ = pauses.changed() => {}
-                _ = intake.changed() => {}
+                () = news.changed() => {}
+                () = pauses.changed() => {}
+                () = intake.changed() => {}
             }
         }
     }
@@ -84,7 +84,7 @@ impl Watch {
     }
 
     async fn ending(&self) -> store::Result<Ending> {
-        let status = self.intake.status().borrow().clone();
+        let status = self.intake.status();
         let jobs: Vec<JobReport> = self.control.list().await.unwrap_or_default();
         let stuck = jobs.into_iter().filter(|job| matches!(job.status.as_str(), "paused" | "held"));
         let stuck = Stuck { jobs: stuck.collect(), intake: status.trouble.filter(|_| status.blocked > 0) };

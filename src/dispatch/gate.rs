@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::bell::{Bell, Listener};
 use crate::control::QueuePause;
 
 /// The first wait before a try, and the longest. A person who tops up or changes a key need not wait for
@@ -25,7 +26,7 @@ pub(super) struct Gate {
     state: Mutex<State>,
     /// Somebody found it full, and waits for the bell. Changed under the lock of `state`.
     is_wanted: AtomicBool,
-    changed: watch::Sender<u64>,
+    changed: Bell,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Gate {
             slots,
             state: Mutex::new(State::Open),
             is_wanted: AtomicBool::new(false),
-            changed: watch::Sender::new(0),
+            changed: Bell::default(),
         })
     }
 
@@ -94,8 +95,8 @@ impl Gate {
     }
 
     /// Ticks when a place is free again and when the gate opens or closes.
-    pub(super) fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    pub(super) fn changed(&self) -> Listener {
+        self.changed.listen()
     }
 
     /// Why the gate is closed, if it is.
@@ -142,7 +143,7 @@ impl Gate {
     }
 
     fn tick(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.ring();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -214,8 +215,8 @@ mod tests {
         assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Full);
         let mut changed = gate.changed();
         drop(first);
-        assert!(changed.has_changed().unwrap());
-        changed.mark_unchanged();
+        assert!(changed.has_changed());
+        changed.mark_seen();
         gate.enter(Instant::now()).unwrap();
     }
 

@@ -85,7 +85,7 @@ impl Fleet {
         let mut resumed = self.board.resumed();
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {
-            news.mark_unchanged();
+            news.mark_seen();
             let wake = match self.look(&stop).await {
                 Ok(wake) => wake,
                 Err(error) => {
@@ -98,8 +98,8 @@ impl Fleet {
                 () = stop.work.cancelled() => {}
                 Some(ended) = self.running.join_next() => result = self.on_ended(ended),
                 () = sleep_until(wake) => {}
-                _ = news.changed() => {}
-                _ = resumed.changed() => {}
+                () = news.changed() => {}
+                () = resumed.changed() => {}
             }
         }
         // One queue's failure is the store's, and stops all.

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -142,7 +141,7 @@ impl Dispatcher {
         loop {
             // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
             for seen in [&mut provider_gate, &mut model_gate] {
-                seen.mark_unchanged();
+                seen.mark_seen();
             }
             let blocked = self.advance().await?;
             self.show_pause();
@@ -157,11 +156,11 @@ impl Dispatcher {
             // without a pause; then what frees slots. Timers can wait for it.
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
-                ticked = news.changed() => self.on_news(ticked).await?,
+                () = news.changed() => self.on_news().await?,
                 Some(ended) = self.running.join_next() => self.on_ended(ended)?,
-                _ = resumed.changed() => self.on_resume(),
-                _ = provider_gate.changed() => {}
-                _ = model_gate.changed() => {}
+                () = resumed.changed() => self.on_resume(),
+                () = provider_gate.changed() => {}
+                () = model_gate.changed() => {}
                 () = sleep_until(wake) => self.dry = false,
             }
             while let Some(ended) = self.running.try_join_next() {
@@ -287,10 +286,7 @@ impl Dispatcher {
     }
 
     /// Jobs may have come, gone or changed: what must not be sent any more goes back.
-    async fn on_news(&mut self, ticked: Result<(), watch::error::RecvError>) -> store::Result<()> {
-        if ticked.is_err() {
-            return Err(store::Error::Closed("the store has gone".to_owned()));
-        }
+    async fn on_news(&mut self) -> store::Result<()> {
         self.dry = false;
         let leased = self.next.iter().map(|next| &next.lease).chain(&self.ready);
         let ids: BTreeSet<JobId> = leased.map(|lease| lease.request.job).collect();

@@ -9,7 +9,6 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -17,6 +16,7 @@ use super::accept::Examiner;
 use super::claim::Dropped;
 use super::dir::Dir;
 use super::scan::{Candidate, Find, Scanner, stamp_of};
+use crate::bell::{Bell, Listener};
 use crate::clock::{Clock, Seed, job_id};
 use crate::diag::Diagnostic;
 use crate::domain::{
@@ -178,18 +178,13 @@ pub(super) struct FakeStore {
     jobs: Mutex<Vec<JobState>>,
     /// The next job is refused.
     pub(super) broken: Mutex<bool>,
-    pub(super) changes: watch::Sender<u64>,
+    pub(super) changes: Bell,
 }
 
 impl FakeStore {
     pub(super) fn new(root: &Root) -> Arc<Self> {
         let state = root.settings.state.clone();
-        Arc::new(Self {
-            state,
-            jobs: Mutex::default(),
-            broken: Mutex::new(false),
-            changes: watch::Sender::new(0),
-        })
+        Arc::new(Self { state, jobs: Mutex::default(), broken: Mutex::new(false), changes: Bell::default() })
     }
 
     pub(super) fn accepted(&self) -> Vec<Job> {
@@ -222,7 +217,7 @@ impl Store for FakeStore {
         let state =
             JobState { job, status: JobStatus::InProgress, counts, leased: 0, waiting: 0, finished_at: None };
         self.jobs.lock().unwrap().push(state);
-        self.changes.send_modify(|changes| *changes += 1);
+        self.changes.ring();
         futures_util::future::ready(Ok(())).boxed()
     }
 
@@ -274,11 +269,11 @@ impl Store for FakeStore {
         None
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn changes(&self) -> Listener {
+        self.changes.listen()
     }
 
-    fn progress(&self) -> watch::Receiver<u64> {
+    fn progress(&self) -> Listener {
         self.changes()
     }
 

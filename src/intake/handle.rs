@@ -1,8 +1,8 @@
 //! What others hold of a running intake: they see what it sees, and can ask it to look.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch::{Receiver, Sender};
+use crate::bell::{Bell, Listener};
 
 /// What the last look at the jobs folder left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,33 +28,72 @@ impl Status {
 }
 
 /// What others hold of a running intake. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Handle {
-    pub(super) calls: Arc<Sender<u64>>,
-    pub(super) status: Receiver<Status>,
+    pub(super) calls: Bell,
+    seen: Arc<Mutex<Seen>>,
+    /// Rings whenever `seen` has changed.
+    changed: Bell,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    status: Status,
+    /// No look will follow.
+    has_ended: bool,
 }
 
 impl Handle {
     /// Asks for a look at the folder now.
     pub fn wake(&self) {
-        self.calls.send_modify(|calls| *calls += 1);
+        self.calls.ring();
     }
 
-    /// The outcome of every look.
-    pub fn status(&self) -> Receiver<Status> {
-        self.status.clone()
+    /// The outcome of the last look.
+    pub fn status(&self) -> Status {
+        self.lock().status.clone()
+    }
+
+    /// Ticks after every look.
+    pub fn changes(&self) -> Listener {
+        self.changed.listen()
     }
 
     /// The outcome of a look that began after this call: what was dropped before it is in it. The last one
     /// known, if intake has ended.
     pub async fn look(&self) -> Status {
-        let mut call = 0;
-        self.calls.send_modify(|calls| {
-            *calls += 1;
-            call = *calls;
-        });
-        let mut status = self.status.clone();
-        let heard = status.wait_for(|status| status.heard >= call).await.map(|status| status.clone());
-        heard.unwrap_or_else(|_| self.status.borrow().clone())
+        let call = self.calls.ring();
+        self.until(|status| status.heard >= call).await
+    }
+
+    /// The outcome of the first look that `fits`, the last one included; the last one known, if intake has ended.
+    pub(super) async fn until(&self, fits: impl Fn(&Status) -> bool) -> Status {
+        let mut changes = self.changes();
+        loop {
+            let (status, has_ended) = {
+                let seen = self.lock();
+                (seen.status.clone(), seen.has_ended)
+            };
+            if has_ended || fits(&status) {
+                return status;
+            }
+            changes.changed().await;
+        }
+    }
+
+    /// Tells everyone what a look left.
+    pub(super) fn publish(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock().status);
+        self.changed.ring();
+    }
+
+    /// Nobody need wait for another look.
+    pub(super) fn end(&self) {
+        self.lock().has_ended = true;
+        self.changed.ring();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::select;
 use tokio::sync::Notify;
-use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -21,7 +20,8 @@ use super::name::safe_name;
 use super::round::{Failures, Round};
 use super::scan::{Candidate, Scan, Scanner};
 use super::watch::Watch;
-use super::{Error, Handle, Settings, Status, failed};
+use super::{Error, Handle, Settings, failed};
+use crate::bell::Listener;
 use crate::clock::{self, Clock, Seed};
 use crate::diag::printable;
 use crate::domain::{Job, JobId};
@@ -45,8 +45,8 @@ pub struct Intake {
     hints: Arc<Notify>,
     /// Locked by one blocking thread at a time, while it looks.
     lookout: Arc<Mutex<Lookout>>,
-    calls: Receiver<u64>,
-    status: Sender<Status>,
+    /// Hears who asks for a look.
+    calls: Listener,
     handle: Handle,
     failures: Failures,
     /// Something half done may lie in the state folder.
@@ -61,8 +61,7 @@ impl Intake {
             scanner: Scanner::new(settings.settle),
             watch: settings.watch.then(|| Watch::new(settings.jobs.clone(), Arc::clone(&hints))),
         };
-        let (calls_sender, calls) = channel(0);
-        let (status, status_receiver) = channel(Status::default());
+        let handle = Handle::default();
         Self {
             settings,
             store,
@@ -71,9 +70,8 @@ impl Intake {
             validate: spec::read,
             hints,
             lookout: Arc::new(Mutex::new(lookout)),
-            calls,
-            status,
-            handle: Handle { calls: Arc::new(calls_sender), status: status_receiver },
+            calls: handle.calls.listen(),
+            handle,
             failures: Failures::default(),
             recover_due: true,
         }
@@ -103,7 +101,7 @@ impl Intake {
             select! {
                 biased;
                 () = stop.cancelled() => return false,
-                called = self.calls.changed() => return called.is_ok(),
+                () = self.calls.changed() => return true,
                 () = self.hints.notified() => due = due.min(Instant::now() + DEBOUNCE),
                 () = sleep_until(due) => return true,
             }
@@ -112,7 +110,7 @@ impl Intake {
 
     /// Looks once and takes in what is ready. Answers how long the next look may wait.
     async fn step(&mut self, stop: &CancellationToken) -> Result<Duration, Error> {
-        let heard = *self.calls.borrow_and_update();
+        let heard = self.calls.mark_seen();
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
         match self.look().await {
             Ok((jobs, scan)) => self.take_in(jobs, scan, &mut round, stop).await?,
@@ -251,7 +249,7 @@ impl Intake {
     /// Tells everyone what the look left, and the log when trouble begins and ends. It lasts while there are
     /// specs that it blocks, also over looks at which they were not tried.
     fn publish(&self, round: &Round, heard: u64) {
-        let before = self.status.borrow().trouble.clone();
+        let before = self.handle.status().trouble;
         let now = round.trouble.as_ref().map(|error| printable(&error.to_string()));
         let now = now.or_else(|| before.clone().filter(|_| round.blocked > 0));
         match (&before, &now) {
@@ -261,13 +259,19 @@ impl Intake {
             (Some(_), None) => info!("job specs can be taken in again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        self.status.send_modify(|status| {
+        self.handle.publish(|status| {
             status.looks += 1;
             status.pending = round.pending;
             status.blocked = round.blocked;
             status.trouble = now;
             status.heard = heard;
         });
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.handle.end();
     }
 }
 
@@ -289,6 +293,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::intake::Status;
     use crate::intake::fixture::{FakeStore, Root, names, read};
 
     /// An intake that runs.
@@ -316,7 +321,7 @@ mod tests {
         /// Until all that was dropped before is taken in.
         async fn idle(&self) {
             self.handle.look().await;
-            self.handle.status().wait_for(Status::is_idle).await.unwrap();
+            self.handle.until(Status::is_idle).await;
         }
 
         async fn end(mut self) -> (Root, Result<(), Error>) {
@@ -372,7 +377,7 @@ mod tests {
         let mut changes = intake.store.changes();
         let before = Instant::now();
         intake.root.drop_file("a.jsonl", "one");
-        changes.changed().await.unwrap();
+        changes.changed().await;
         assert!(before.elapsed() <= Duration::from_secs(7), "{:?}", before.elapsed());
     }
 
@@ -397,15 +402,12 @@ mod tests {
         let path = root.drop_file("a.jsonl", "full");
         root.drop_file("b.jsonl", "one");
         let intake = Running::over(root);
-        let mut status = intake.handle.status();
-        let status_then = status.wait_for(|status| status.blocked == 1).await.unwrap().clone();
-        assert!(status_then.trouble.unwrap().contains("write the job's files"), "told in words");
+        let status = intake.handle.until(|status| status.blocked == 1).await;
+        assert!(status.trouble.unwrap().contains("write the job's files"), "told in words");
         assert_eq!(intake.store.job_names(), ["b"]);
         fs::write(&path, "one").unwrap();
-        status
-            .wait_for(|status| status.blocked == 0 && status.trouble.is_none() && status.pending == 0)
-            .await
-            .unwrap();
+        let is_well = |s: &Status| s.blocked == 0 && s.trouble.is_none() && s.pending == 0;
+        intake.handle.until(is_well).await;
         assert_eq!(intake.store.job_names(), ["a", "b"]);
     }
 
@@ -452,7 +454,7 @@ mod tests {
         intake.handle.look().await;
         let mut changes = intake.store.changes();
         intake.root.drop_file("a.jsonl", "one");
-        tokio::time::timeout(Duration::from_mins(1), changes.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_mins(1), changes.changed()).await.unwrap();
         assert_eq!(intake.store.job_names(), ["a"]);
     }
 
@@ -461,8 +463,7 @@ mod tests {
         let root = Root::new();
         let path = root.drop_file("a.jsonl", "full");
         let intake = Running::over(root);
-        let mut status = intake.handle.status();
-        status.wait_for(|status| status.blocked == 1).await.unwrap();
+        intake.handle.until(|status| status.blocked == 1).await;
         let failed = Instant::now();
         let changed = || fs::metadata(&path).map(|file| (file.ctime(), file.ctime_nsec())).unwrap();
         let after_first = changed();

@@ -9,8 +9,8 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
-use tokio::sync::watch;
 
+use crate::bell::{Bell, Listener};
 use crate::domain::record::JournalLine;
 use crate::domain::{
     Counts, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, Record, RecordError,
@@ -65,8 +65,8 @@ pub(super) fn unanswered(index: u32, code: &str) -> Record {
 pub(super) struct FakeStore {
     jobs: Mutex<BTreeMap<JobId, Kept>>,
     folder: Option<PathBuf>,
-    changes: watch::Sender<u64>,
-    progress: watch::Sender<u64>,
+    changes: Bell,
+    progress: Bell,
 }
 
 #[derive(Debug)]
@@ -82,7 +82,7 @@ struct Kept {
 impl FakeStore {
     /// With one job; what names no job below means that one.
     pub(super) fn new(job: Job) -> Self {
-        let (changes, progress) = (watch::Sender::new(0), watch::Sender::new(0));
+        let (changes, progress) = (Bell::default(), Bell::default());
         let store = Self { jobs: Mutex::default(), folder: None, changes, progress };
         store.add(job);
         store
@@ -95,7 +95,7 @@ impl FakeStore {
         let state = JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None };
         let kept = Kept { state, journal: Vec::new(), settled: BTreeMap::new(), statuses: Vec::new() };
         self.jobs.lock().unwrap().insert(id, kept);
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.ring();
     }
 
     /// With a folder below `state/jobs/`, in which the journal lies, too.
@@ -134,15 +134,15 @@ impl FakeStore {
         state.counts.failed = u32::try_from(count(false)).unwrap();
         let has_ended = state.counts.open() == 0;
         drop(jobs);
-        self.progress.send_modify(|count| *count += 1);
+        self.progress.ring();
         if has_ended {
-            self.changes.send_modify(|count| *count += 1);
+            self.changes.ring();
         }
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut JobState)) {
         change(&mut self.jobs.lock().unwrap().get_mut(&JOB).unwrap().state);
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.ring();
     }
 
     pub(super) fn state(&self) -> JobState {
@@ -163,9 +163,9 @@ impl FakeStore {
     }
 
     pub(super) async fn job_becomes(&self, id: JobId, status: JobStatus) {
-        let mut changes = self.changes.subscribe();
+        let mut changes = self.changes.listen();
         while self.state_of(id).status != status {
-            changes.changed().await.unwrap();
+            changes.changed().await;
         }
     }
 }
@@ -227,7 +227,7 @@ impl Store for FakeStore {
         state.status = status;
         let state = state.clone();
         drop(jobs);
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.ring();
         ready(Ok(state)).boxed()
     }
 
@@ -247,12 +247,12 @@ impl Store for FakeStore {
         self.folder.clone()
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn changes(&self) -> Listener {
+        self.changes.listen()
     }
 
-    fn progress(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
+    fn progress(&self) -> Listener {
+        self.progress.listen()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +10,7 @@ use tracing::{error, warn};
 
 use super::input::Input;
 use super::{Error, Parts};
+use crate::bell::Listener;
 use crate::domain::{JobId, JobState, JobStatus};
 use crate::store;
 
@@ -53,9 +53,9 @@ enum Step {
 /// What makes another look worth while.
 #[derive(Debug)]
 struct Ticks {
-    changes: watch::Receiver<u64>,
+    changes: Listener,
     /// New records may name images, which can't wait for the job's end.
-    progress: watch::Receiver<u64>,
+    progress: Listener,
 }
 
 #[derive(Debug)]
@@ -73,8 +73,8 @@ impl Worker {
         let stop = self.stop.clone();
         loop {
             // Before the look, so that what changes during it makes another.
-            ticks.changes.mark_unchanged();
-            ticks.progress.mark_unchanged();
+            ticks.changes.mark_seen();
+            ticks.progress.mark_seen();
             self.look().await?;
             let next_look = Instant::now() + self.parts.settings.look_every;
             let retry_at = self.jobs.values().filter_map(|progress| progress.not_before).min();
@@ -233,11 +233,11 @@ impl Ticks {
                 None => pending().await,
             }
         };
-        // All lead to the same look. A store that is gone ticks no more.
+        // All lead to the same look.
         tokio::select! {
             biased;
-            Ok(()) = self.changes.changed() => {}
-            Ok(()) = self.progress.changed() => {}
+            () = self.changes.changed() => {}
+            () = self.progress.changed() => {}
             () = retry => {}
         }
         tokio::time::sleep_until(next_look).await;

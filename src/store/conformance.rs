@@ -78,7 +78,7 @@ fn later(seconds: u64, attempts: u32) -> Settlement {
 pub(crate) async fn until_settled(store: &dyn Store, id: JobId, settled: u32) {
     let mut progress = store.progress();
     while store.job(id).await.unwrap().counts.settled() < settled {
-        progress.changed().await.unwrap();
+        progress.changed().await;
     }
 }
 

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use tokio::sync::watch;
 
+use crate::bell::{Bell, Listener};
 use crate::domain::{
     Counts, Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
@@ -20,10 +20,10 @@ use crate::store::share::{Candidate, Turns};
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// See the module's words.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
+    changed: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -56,12 +56,6 @@ enum Place {
     Settled,
 }
 
-impl Default for MemoryStore {
-    fn default() -> Self {
-        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
-    }
-}
-
 impl MemoryStore {
     fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +63,7 @@ impl MemoryStore {
     }
 
     fn tick(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.ring();
     }
 
     fn put(&self, job: Job, input: Input) -> Result<()> {
@@ -343,12 +337,12 @@ impl Store for MemoryStore {
         None
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    fn changes(&self) -> Listener {
+        self.changed.listen()
     }
 
-    fn progress(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    fn progress(&self) -> Listener {
+        self.changed.listen()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

@@ -28,8 +28,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use thiserror::Error;
-use tokio::sync::watch;
 
+use crate::bell::Listener;
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
@@ -164,12 +164,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The job's folder below `state/jobs/`, where the store keeps one.
     fn folder(&self, job: JobId) -> Option<PathBuf>;
 
-    /// Ticks whenever something may have become leasable or a job settled. Subscribe before you look,
+    /// Ticks whenever something may have become leasable or a job settled. Listen before you look,
     /// so that no tick is lost.
-    fn changes(&self) -> watch::Receiver<u64>;
+    fn changes(&self) -> Listener;
 
     /// Ticks whenever records became durable.
-    fn progress(&self) -> watch::Receiver<u64>;
+    fn progress(&self) -> Listener;
 
     /// Waits until everything settled so far is durable, and closes the store.
     fn close(&self) -> BoxFuture<'_, Result<()>>;

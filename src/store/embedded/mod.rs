@@ -39,7 +39,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use self::files::{JobFiles, prepare};
 use self::index::{Index, Settled};
@@ -47,6 +47,7 @@ use self::intents::Intent;
 use self::leases::{Held, Leases};
 use self::state::State;
 use self::threads::{Command, IndexThread, Note, Shared};
+use crate::bell::{Bell, Listener};
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
@@ -97,8 +98,8 @@ impl EmbeddedStore {
         let shared = Arc::new(Shared {
             state: state.to_owned(),
             leases: Leases::default(),
-            changed: watch::Sender::new(0),
-            progress: watch::Sender::new(0),
+            changed: Bell::default(),
+            progress: Bell::default(),
             closed: OnceLock::new(),
         });
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
@@ -342,12 +343,12 @@ impl Store for EmbeddedStore {
         Some(self.job_folder(job).path().to_owned())
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.changed.subscribe()
+    fn changes(&self) -> Listener {
+        self.shared.changed.listen()
     }
 
-    fn progress(&self) -> watch::Receiver<u64> {
-        self.shared.progress.subscribe()
+    fn progress(&self) -> Listener {
+        self.shared.progress.listen()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

@@ -13,9 +13,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use crate::bell::Bell;
 use crate::domain::{Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::store::embedded::index::{Entry, Index, Settled};
 use crate::store::embedded::leases::{Held, Leases};
@@ -40,15 +41,15 @@ const GATHER: Duration = Duration::from_millis(10);
 pub(super) struct Shared {
     pub(super) state: PathBuf,
     pub(super) leases: Leases,
-    pub(super) changed: watch::Sender<u64>,
-    pub(super) progress: watch::Sender<u64>,
+    pub(super) changed: Bell,
+    pub(super) progress: Bell,
     /// Why the store is closed, once it is.
     pub(super) closed: OnceLock<String>,
 }
 
 impl Shared {
     pub(super) fn tick(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.ring();
     }
 
     /// Closes the store; the first reason stays.
@@ -57,7 +58,7 @@ impl Shared {
             tracing::debug!(why, "the store is closed");
         }
         self.tick();
-        self.progress.send_modify(|count| *count += 1);
+        self.progress.ring();
     }
 
     pub(super) fn refusal(&self) -> Error {
@@ -195,7 +196,7 @@ impl IndexThread {
                 if self.index.settled(&batch)? {
                     self.shared.tick();
                 }
-                self.shared.progress.send_modify(|count| *count += 1);
+                self.shared.progress.ring();
                 Ok(())
             }
             Command::Wait { request, held, due, attempts, maybe_paid, reply } => {
