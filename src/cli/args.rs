@@ -48,6 +48,8 @@ pub(super) enum Command {
     Resume(JobArgs),
     /// Try a job's waiting requests again now, and go on with a job that is paused or held
     Retry(JobArgs),
+    /// Rebuild the queue from the job folders, while no daemon runs
+    Rebuild(RebuildArgs),
     /// Be a stand-in OpenAI-compatible server, to rehearse a job without paying
     Simulate(Box<SimulateArgs>),
     /// Run an example of every kind of job against a stand-in server: no key, no network
@@ -100,6 +102,13 @@ pub(super) struct JobArgs {
     #[arg(value_name = "JOB")]
     pub(super) job: String,
 
+    /// Print the data as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct RebuildArgs {
     /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,

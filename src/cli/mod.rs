@@ -10,6 +10,7 @@ mod data_files;
 mod demo;
 mod list;
 mod progress;
+mod rebuild;
 mod report;
 mod run;
 mod show;
@@ -133,6 +134,7 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Pause(args) => steer::run(steer::Verb::Pause, &args, config, printer),
         Command::Resume(args) => steer::run(steer::Verb::Resume, &args, config, printer),
         Command::Retry(args) => steer::run(steer::Verb::Retry, &args, config, printer),
+        Command::Rebuild(args) => rebuild::run(args, config, printer),
         Command::Simulate(args) => simulate::run(*args, printer),
         Command::Demo(args) => demo::run(args, printer),
     }

@@ -231,6 +231,7 @@ pub(super) mod tests {
           pause     Send nothing more for a job until it is resumed
           resume    End a job's pause, and try again now what a refused key or a used-up quota stopped
           retry     Try a job's waiting requests again now, and go on with a job that is paused or held
+          rebuild   Rebuild the queue from the job folders, while no daemon runs
           simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
           demo      Run an example of every kind of job against a stand-in server: no key, no network
           help      Print this message or the help of the given subcommand(s)

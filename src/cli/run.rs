@@ -27,13 +27,22 @@ pub(super) fn exit_of(ended: Result<Ending, daemon::Error>) -> Done {
         Ok(Ending::SomeFailed) => Ok(Exit::SomeFailed),
         Ok(Ending::Stuck(stuck)) => Err(waits_for_a_person(&stuck)),
         Ok(Ending::Interrupted) => Ok(Exit::Interrupted),
-        Err(error @ daemon::Error::AlreadyRunning { .. }) => {
-            let hint = "one daemon serves a root: stop that one, or set another `root`";
-            Err(Failure::new(Exit::AlreadyRunning, error.to_string()).hint(hint))
-        }
-        Err(error @ daemon::Error::State(_)) => Err(Failure::new(Exit::StateIo, error.to_string())),
-        Err(error @ daemon::Error::Internal(_)) => Err(Failure::new(Exit::Internal, error.to_string())),
+        Err(error) => Err(failure_of(error)),
     }
+}
+
+/// Why nothing could be done with the root.
+#[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
+pub(super) fn failure_of(error: daemon::Error) -> Failure {
+    let exit = match error {
+        daemon::Error::AlreadyRunning { .. } => {
+            let hint = "one daemon serves a root: stop that one, or set another `root`";
+            return Failure::new(Exit::AlreadyRunning, error.to_string()).hint(hint);
+        }
+        daemon::Error::State(_) => Exit::StateIo,
+        daemon::Error::Internal(_) => Exit::Internal,
+    };
+    Failure::new(exit, error.to_string())
 }
 
 /// Names what waits, and says what to do.

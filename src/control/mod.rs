@@ -103,6 +103,13 @@ pub struct JobReport {
     pub finished_at: Option<String>,
 }
 
+impl JobReport {
+    /// The report on a job that no running daemon has.
+    pub fn of(state: &JobState) -> Self {
+        report(state, &BTreeMap::new())
+    }
+}
+
 /// Why a command was not carried out.
 #[derive(Debug, Error)]
 pub enum Error {

@@ -94,13 +94,21 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
     let state = config.state_dir();
     let opened = tokio::task::spawn_blocking(move || open_embedded(&state)).await;
-    match opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))? {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(store::Error::Locked { pid, .. }) => {
-            Err(Error::AlreadyRunning { pid, root: config.root.clone() })
-        }
-        Err(error) => Err(Error::State(error)),
+    let opened = opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))?;
+    opened.map(|store| -> Arc<dyn Store> { Arc::new(store) }).map_err(|error| not_opened(error, config))
+}
+
+fn not_opened(error: store::Error, config: &Config) -> Error {
+    if let store::Error::Locked { pid, .. } = error {
+        return Error::AlreadyRunning { pid, root: config.root.clone() };
     }
+    Error::State(error)
+}
+
+/// Rebuilds the queue from the job folders, while no daemon runs. The jobs as they came back.
+pub fn rebuild(config: &Config) -> Result<Vec<JobReport>, Error> {
+    let states = store::embedded::rebuild(&config.state_dir()).map_err(|error| not_opened(error, config))?;
+    Ok(states.iter().map(JobReport::of).collect())
 }
 
 fn open_embedded(state: &Path) -> store::Result<EmbeddedStore> {

@@ -20,6 +20,7 @@ mod faults;
 mod lifecycle;
 mod pauses;
 mod placing;
+mod rebuild;
 mod results;
 mod secrets;
 mod soak;

@@ -378,8 +378,8 @@ pub(super) fn broken(error: sled::Error) -> Error {
     Error::Closed(format!("the index (sled) failed: {error}"))
 }
 
+/// The index holds what can't be read. Closes the store; the next start builds what is needed of it anew.
 pub(super) fn damaged(what: &str) -> Error {
-    Error::Closed(format!(
-        "the index (sled) holds {what} that can't be read; stop batchd and remove the folder `state/sled`: it is rebuilt at the next start"
-    ))
+    let what = format!("{what} can't be read; stop batchd and run `batchd rebuild`");
+    Error::Damaged { path: "state/sled".into(), what }
 }

@@ -7,8 +7,11 @@
 //! 1. Half-written snapshots (`snap.*.generating`) are removed: sled would take one for the newest and
 //!    refuse to open for ever.
 //! 2. All snapshots are set aside; sled then reads its whole log again.
-//! 3. The database is set aside under `state/corrupt/` and a new one begun. The index is then rebuilt from
-//!    the jobs' folders, which hold everything that cost money.
+//! 3. The database is set aside and a new one begun. The index is then rebuilt from the jobs' folders, which
+//!    hold everything that cost money.
+//!
+//! What is set aside lies in `state/corrupt/sled`, for a person to look at. It replaces what lay there before, so
+//! that copies never pile up.
 //!
 //! After creation its files and folders are synced, which sled itself does not do.
 
@@ -48,7 +51,8 @@ pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
         Err(why) => why,
     };
     tracing::warn!(error = first, "sled did not open; setting its snapshots aside");
-    set_aside(path, corrupt, |name| name.starts_with("snap."))?;
+    let aside = make_room(corrupt)?;
+    move_aside(path, &aside, |name| name.starts_with("snap."))?;
     let second = match guarded_open(path) {
         Ok(db) => return finish(db, path, false),
         Err(why) => why,
@@ -57,7 +61,7 @@ pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
         error = second,
         "sled can't be opened; setting it aside and rebuilding the index from the job folders"
     );
-    set_aside(path, corrupt, |_| true)?;
+    move_aside(path, &aside, |_| true)?;
     let db = guarded_open(path).map_err(|why| Error::Damaged { path: path.to_owned(), what: why })?;
     finish(db, path, true)
 }
@@ -117,29 +121,34 @@ fn remove_half_written_snapshots(path: &Path) -> Result<()> {
     sync_dir(path)
 }
 
-/// Moves what `matches` out of the database's folder into a new one below `corrupt`.
-fn set_aside(path: &Path, corrupt: &Path, matches: impl Fn(&str) -> bool) -> Result<()> {
-    make_private_dir(corrupt)?;
-    let aside = free_name(corrupt);
+/// Sets the whole database aside, so that the next opening begins a new one. Nobody may have it open.
+pub(super) fn set_aside(path: &Path, corrupt: &Path) -> Result<()> {
+    if path.is_dir() {
+        let aside = make_room(corrupt)?;
+        move_aside(path, &aside, |_| true)?;
+    }
+    Ok(())
+}
+
+/// The folder for what is set aside, empty.
+fn make_room(corrupt: &Path) -> Result<PathBuf> {
+    let aside = corrupt.join("sled");
+    if aside.is_dir() {
+        fs::remove_dir_all(&aside).map_err(failed("remove", &aside))?;
+    }
     make_private_dir(&aside)?;
+    sync_dir(corrupt)?;
+    Ok(aside)
+}
+
+/// Moves what `matches` out of the database's folder into `aside`.
+fn move_aside(path: &Path, aside: &Path, matches: impl Fn(&str) -> bool) -> Result<()> {
     for name in names(path)?.into_iter().filter(|name| matches(name)) {
         let (from, to) = (path.join(&name), aside.join(&name));
         disk::rename(&from, &to).map_err(failed("set aside", &from))?;
     }
-    sync_dir(&aside)?;
-    sync_dir(corrupt)?;
+    sync_dir(aside)?;
     sync_dir(path)
-}
-
-fn free_name(corrupt: &Path) -> PathBuf {
-    let mut number = 1u64;
-    loop {
-        let candidate = corrupt.join(format!("sled-{number}"));
-        if !candidate.exists() {
-            return candidate;
-        }
-        number += 1;
-    }
 }
 
 fn names(path: &Path) -> Result<Vec<String>> {
@@ -188,18 +197,21 @@ mod tests {
             fs::write(path.join(name), b"damaged").unwrap();
         }
         assert_eq!(kept(&path), (1000, false));
-        assert!(dir.path().join("sled.corrupt/sled-1").is_dir());
+        assert_eq!(fs::read_dir(dir.path().join("sled.corrupt")).unwrap().count(), 1);
     }
 
     #[test]
     fn what_will_not_open_is_set_aside_and_a_new_database_begun() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sled");
-        filled(&path);
-        fs::remove_file(path.join("db")).unwrap();
-        fs::create_dir(path.join("db")).unwrap();
-        assert_eq!(kept(&path), (0, true));
-        assert!(dir.path().join("sled.corrupt/sled-2/db").is_dir());
+        for _ in 0..2 {
+            filled(&path);
+            fs::remove_file(path.join("db")).unwrap();
+            fs::create_dir(path.join("db")).unwrap();
+            assert_eq!(kept(&path), (0, true));
+            assert!(dir.path().join("sled.corrupt/sled/db").is_dir());
+            assert_eq!(fs::read_dir(dir.path().join("sled.corrupt")).unwrap().count(), 1, "one is kept");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod ladder;
 mod leases;
 mod log;
 mod recover;
+mod start;
 mod state;
 mod threads;
 mod uncertain;
@@ -42,9 +43,10 @@ use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
 use self::files::{JobFiles, prepare};
-use self::index::{Index, Settled};
+use self::index::Settled;
 use self::intents::Intent;
 use self::leases::{Held, Leases};
+pub use self::start::rebuild;
 use self::state::State;
 use self::threads::{Command, IndexThread, Note, Shared};
 use crate::bell::{Bell, Listener};
@@ -88,13 +90,7 @@ impl EmbeddedStore {
     pub fn open(state: &Path) -> Result<Self> {
         make_private_dir(&state.join("jobs"))?;
         let lock = Lock::take(state)?;
-        let opened = ladder::open(&state.join("sled"), &state.join("corrupt"))?;
-        if opened.fresh {
-            tracing::debug!("the index is new and is built from the job folders");
-        }
-        let tree = opened.db.open_tree("queue").map_err(index::broken)?;
-        let mut index = Index::new(tree, opened.file);
-        recover::all(&mut index, state)?;
+        let index = start::index(state)?;
         let shared = Arc::new(Shared {
             state: state.to_owned(),
             leases: Leases::default(),
