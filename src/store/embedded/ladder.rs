@@ -134,7 +134,7 @@ pub(super) fn set_aside(path: &Path, corrupt: &Path) -> Result<()> {
 fn make_room(corrupt: &Path) -> Result<PathBuf> {
     let aside = corrupt.join("sled");
     if aside.is_dir() {
-        fs::remove_dir_all(&aside).map_err(failed("remove", &aside))?;
+        disk::remove_dir_all(&aside).map_err(failed("remove", &aside))?;
     }
     make_private_dir(&aside)?;
     sync_dir(corrupt)?;
