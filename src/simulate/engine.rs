@@ -10,7 +10,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,10 +24,10 @@ use super::admin;
 use super::answer::{self, CREATED, Context};
 use super::call::{Call, Request};
 use super::fault::Fault;
-use super::ledger::{Arrival, Entry, Ledger, Outcome, Payments, Summary};
+use super::ledger::{Arrival, Entry, Ledger, Outcome, Payments, Summary, Verdict};
 use super::limits::Limits;
 use super::refusal::Refusal;
-use super::reply::{Delivery, InFlight, Reply};
+use super::reply::{Delivery, Departure, InFlight, Reply, Traffic, request_id, whole_millis};
 use super::settings::{Auth, Change, Changes, ImageForm, Settings};
 use crate::clock::Seed;
 use crate::domain::Endpoint;
@@ -48,12 +47,13 @@ pub struct Engine {
     started: Instant,
     /// Tells this server's request ids from another's.
     instance: u32,
-    in_flight: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
     state: Mutex<State>,
 }
 
 /// What changes from request to request.
 struct State {
+    instance: u32,
     settings: Settings,
     limits: Limits,
     fault_dice: Rng,
@@ -67,8 +67,8 @@ struct State {
 struct Work {
     fault: Option<Fault>,
     delay: Duration,
-    /// By the dice: whether a fault 429 says when to come back.
-    gives_hint: bool,
+    /// What a fault 429 says about coming back, if by the dice it says it.
+    retry_after: Option<Duration>,
 }
 
 /// What becomes of a request.
@@ -86,14 +86,16 @@ impl Engine {
         limits.set_requests(settings.requests_per_minute, settings.burst, started);
         limits.set_tokens(settings.tokens_per_minute, settings.burst, started);
         limits.set_capacity(settings.capacity, settings.when_full);
+        let instance = seed.derive("simulate/instance").u32(..);
         Ok(Self {
             models: settings.models.clone(),
             images: settings.images,
             body_bytes_max: settings.body_bytes_max,
             started,
-            instance: seed.derive("simulate/instance").u32(..),
-            in_flight: Arc::default(),
+            instance,
+            traffic: Arc::default(),
             state: Mutex::new(State {
+                instance,
                 limits,
                 fault_dice: seed.derive("simulate/faults"),
                 latency_dice: seed.derive("simulate/latency"),
@@ -117,10 +119,16 @@ impl Engine {
             Ok(Call::Ask(question)) => question.custom_id.as_deref(),
             Ok(Call::ListModels | Call::Model(_)) | Err(_) => None,
         };
-        let (in_flight, count) = InFlight::enter(&self.in_flight);
+        let (mut in_flight, count) = InFlight::enter(&self.traffic);
         let arrival = self.arrival(request, custom_id, count, now);
         let fingerprint = arrival.fingerprint.unwrap_or_else(|| blake3::hash(b""));
-        let Decision { sequence, verdict, rate_headers } = self.lock().decide(request, &call, arrival, now);
+        let mut state = self.lock();
+        self.note_departures(&mut state);
+        let Decision { sequence, verdict, rate_headers } = state.decide(request, &call, arrival, now);
+        if state.ledger.is_on() {
+            in_flight.note(sequence);
+        }
+        drop(state);
         let mut reply = match (verdict, call) {
             (Err(refusal), _) | (Ok(_), Err(refusal)) => Reply::refused(&refusal),
             (Ok(work), Ok(call)) => self.fulfil(&call, &work, || Context {
@@ -138,10 +146,15 @@ impl Engine {
 
     /// Refuses a request whose body is too large to be read.
     pub(super) fn refuse_large(&self, request: &Request<'_>, now: Instant) -> Reply {
-        let (in_flight, count) = InFlight::enter(&self.in_flight);
+        let (mut in_flight, count) = InFlight::enter(&self.traffic);
         let arrival = self.arrival(request, None, count, now);
         let refusal = Refusal::body_too_large(self.body_bytes_max);
-        let sequence = self.lock().refuse(arrival, &refusal);
+        let mut state = self.lock();
+        let sequence = state.refuse(arrival, &refusal);
+        if state.ledger.is_on() {
+            in_flight.note(sequence);
+        }
+        drop(state);
         let mut reply = Reply::refused(&refusal);
         reply.sign(self.instance, sequence);
         reply.in_flight = Some(in_flight);
@@ -159,7 +172,14 @@ impl Engine {
 
     /// The ledger's entries, as far as they are kept.
     pub fn entries(&self) -> Vec<Entry> {
-        self.lock().ledger.entries().to_vec()
+        let mut state = self.lock();
+        self.note_departures(&mut state);
+        state.ledger.entries().to_vec()
+    }
+
+    /// `now` as the ledger writes it: microseconds since the start of the server.
+    pub fn at_us(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// How often the body with this BLAKE3 was sent and paid for.
@@ -193,9 +213,8 @@ impl Engine {
             Ok(endpoint) => Cow::Borrowed(endpoint.path()),
             Err(_) => Cow::Owned(Arrival::text(request.below_v1())),
         };
-        let at = now.saturating_duration_since(self.started);
         Arrival {
-            at_us: u64::try_from(at.as_micros()).unwrap_or(u64::MAX),
+            at_us: self.at_us(now),
             endpoint,
             fingerprint: (!request.body.is_empty()).then(|| blake3::hash(request.body)),
             custom_id: custom_id.map(Arrival::text),
@@ -217,9 +236,7 @@ impl Engine {
             Some(Fault::BadGateway) => Reply::page(502),
             Some(Fault::ServerError) => Reply::refused(&Refusal::server_error()),
             Some(Fault::Overloaded) => Reply::refused(&Refusal::overloaded()),
-            Some(Fault::RateLimit) => {
-                Reply::refused(&Refusal::rate_limit(work.gives_hint.then_some(FAULT_RETRY_AFTER)))
-            }
+            Some(Fault::RateLimit) => Reply::refused(&Refusal::rate_limit(work.retry_after)),
         };
         reply.delay = work.delay;
         reply.delivery = match work.fault {
@@ -237,6 +254,12 @@ impl Engine {
             self.models.iter().map(|id| model(id)).collect()
         };
         answer::to_json(&json!({ "object": "list", "data": data }))
+    }
+
+    fn note_departures(&self, state: &mut State) {
+        for Departure { sequence, at, answer } in self.traffic.departures() {
+            state.ledger.leave(sequence, self.at_us(at), answer);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -261,13 +284,15 @@ impl State {
         let sequence = self.ledger.arrive(&arrival);
         let verdict = self.judge(request, call, now);
         let is_question = matches!(call, Ok(Call::Ask(_)));
-        let (outcome, paid) = match &verdict {
-            Err(refusal) => (Outcome::Refused(refusal.name), false),
-            Ok(Work { fault: Some(fault), .. }) => (Outcome::Fault(*fault), fault.is_paid()),
-            Ok(Work { fault: None, .. }) => (Outcome::Ok, is_question),
+        let (outcome, paid, retry_after) = match &verdict {
+            Err(refusal) => (Outcome::Refused(refusal.name), false, refusal.retry_after),
+            Ok(Work { fault: Some(fault), retry_after, .. }) => {
+                (Outcome::Fault(*fault), fault.is_paid(), *retry_after)
+            }
+            Ok(Work { fault: None, .. }) => (Outcome::Ok, is_question, None),
         };
         self.answers += u64::from(paid);
-        self.ledger.settle(sequence, arrival, outcome, paid);
+        self.record(sequence, arrival, (outcome, paid), retry_after);
         let mut rate_headers = HeaderMap::new();
         if is_question {
             self.limits.write_headers(&mut rate_headers);
@@ -283,7 +308,7 @@ impl State {
     ) -> Result<Work, Refusal> {
         self.authorise(request.headers)?;
         let Call::Ask(question) = call.as_ref().map_err(Refusal::clone)? else {
-            return Ok(Work { fault: None, delay: Duration::ZERO, gives_hint: false });
+            return Ok(Work { fault: None, delay: Duration::ZERO, retry_after: None });
         };
         if self.settings.quota_after.is_some_and(|answers| self.answers >= answers) {
             return Err(Refusal::quota());
@@ -298,7 +323,8 @@ impl State {
             Some(Fault::Slow) => self.limits.occupy(latency.saturating_add(self.settings.slow), now) - now,
             _ => self.limits.occupy(latency, now) - now,
         };
-        Ok(Work { fault, delay, gives_hint })
+        let retry_after = (gives_hint && fault == Some(Fault::RateLimit)).then_some(FAULT_RETRY_AFTER);
+        Ok(Work { fault, delay, retry_after })
     }
 
     fn authorise(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -319,8 +345,20 @@ impl State {
 
     fn refuse(&mut self, arrival: Arrival, refusal: &Refusal) -> u64 {
         let sequence = self.ledger.arrive(&arrival);
-        self.ledger.settle(sequence, arrival, Outcome::Refused(refusal.name), false);
+        self.record(sequence, arrival, (Outcome::Refused(refusal.name), false), refusal.retry_after);
         sequence
+    }
+
+    fn record(
+        &mut self,
+        sequence: u64,
+        arrival: Arrival,
+        (outcome, paid): (Outcome, bool),
+        retry_after: Option<Duration>,
+    ) {
+        let request_id = request_id(self.instance, sequence);
+        let retry_after_ms = retry_after.map(whole_millis);
+        self.ledger.settle(sequence, arrival, Verdict { outcome, paid, request_id, retry_after_ms });
     }
 
     fn change(&mut self, changes: Changes, now: Instant) {
@@ -529,6 +567,23 @@ mod tests {
         assert_eq!(entries[3].custom_id.as_deref(), Some("row-1"));
         assert_eq!(entries[3].endpoint, "/chat/completions");
         assert_eq!(entries[3].fingerprint, Some(blake3::hash(body.to_string().as_bytes())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_ledger_knows_who_left_when_and_with_what() {
+        let engine = engine(Settings { faults: "429=1".parse().unwrap(), ..Settings::default() });
+        let mut taken = ask(&engine, "x");
+        let left_alone = ask(&engine, "y");
+        assert_eq!(engine.entries()[0].left_us, None, "it is in the server");
+        advance(Duration::from_secs(1)).await;
+        taken.begin();
+        let (answer, id) = (blake3::hash(&taken.body), header(&taken, "x-request-id").unwrap().to_owned());
+        let wait = header(&taken, "retry-after-ms").map(|text| text.parse::<u64>().unwrap());
+        drop((taken, left_alone));
+        let entries = engine.entries();
+        assert_eq!((entries[0].left_us, entries[0].answer), (Some(1_000_000), Some(answer)));
+        assert_eq!((&entries[0].request_id, entries[0].retry_after_ms), (&id, wait));
+        assert_eq!((entries[1].left_us, entries[1].answer), (Some(1_000_000), None), "its asker is gone");
     }
 
     #[tokio::test(start_paused = true)]

@@ -67,6 +67,18 @@ pub struct Entry {
     pub paid: bool,
     /// Requests in the server when this one had arrived, itself included.
     pub in_flight: u64,
+    /// The `x-request-id` of its reply.
+    pub request_id: String,
+    /// How long it was told to stay away, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// Microseconds since the start of the server when it left: when its reply began, or when its asker was
+    /// gone. None while it is in the server, and in the ledger's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_us: Option<u64>,
+    /// BLAKE3 of the reply's body, if a whole reply was sent. None as `left_us` is.
+    #[serde(serialize_with = "hex", skip_serializing_if = "Option::is_none")]
+    pub answer: Option<blake3::Hash>,
 }
 
 #[expect(clippy::ref_option, reason = "serde calls it with a reference to the member")]
@@ -119,6 +131,15 @@ pub(super) struct Arrival {
     pub(super) in_flight: u64,
 }
 
+/// What was decided about a request.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    pub(super) paid: bool,
+    pub(super) request_id: String,
+    pub(super) retry_after_ms: Option<u64>,
+}
+
 #[derive(Debug)]
 pub(super) struct Ledger {
     settings: LedgerSettings,
@@ -161,7 +182,8 @@ impl Ledger {
     }
 
     /// Records what became of it.
-    pub(super) fn settle(&mut self, sequence: u64, arrival: Arrival, outcome: Outcome, paid: bool) {
+    pub(super) fn settle(&mut self, sequence: u64, arrival: Arrival, verdict: Verdict) {
+        let Verdict { outcome, paid, request_id, retry_after_ms } = verdict;
         *self.by_outcome.entry(outcome).or_default() += 1;
         self.summary.paid += u64::from(paid);
         if !self.settings.on {
@@ -171,7 +193,20 @@ impl Ledger {
             self.track(fingerprint, paid);
         }
         let Arrival { at_us, endpoint, fingerprint, custom_id, in_flight } = arrival;
-        let entry = Entry { sequence, at_us, endpoint, fingerprint, custom_id, outcome, paid, in_flight };
+        let entry = Entry {
+            sequence,
+            at_us,
+            endpoint,
+            fingerprint,
+            custom_id,
+            outcome,
+            paid,
+            in_flight,
+            request_id,
+            retry_after_ms,
+            left_us: None,
+            answer: None,
+        };
         if let Some(file) = &mut self.file
             && let Err(error) = append(file, &entry)
         {
@@ -183,6 +218,20 @@ impl Ledger {
         } else {
             self.summary.dropped_entries += 1;
         }
+    }
+
+    /// Records that a request has left, with the hash of the reply it took along.
+    pub(super) fn leave(&mut self, sequence: u64, left_us: u64, answer: Option<blake3::Hash>) {
+        let found = self.entries.binary_search_by_key(&sequence, |entry| entry.sequence);
+        if let Some(entry) = found.ok().and_then(|place| self.entries.get_mut(place)) {
+            entry.left_us = Some(left_us);
+            entry.answer = answer;
+        }
+    }
+
+    /// Whether entries are kept.
+    pub(super) fn is_on(&self) -> bool {
+        self.settings.on
     }
 
     fn track(&mut self, fingerprint: blake3::Hash, paid: bool) {
@@ -258,7 +307,8 @@ mod tests {
     fn record(ledger: &mut Ledger, body: &str, outcome: Outcome, paid: bool) {
         let arrival = arrival(body);
         let sequence = ledger.arrive(&arrival);
-        ledger.settle(sequence, arrival, outcome, paid);
+        let request_id = format!("req_{sequence}");
+        ledger.settle(sequence, arrival, Verdict { outcome, paid, request_id, retry_after_ms: None });
     }
 
     #[test]

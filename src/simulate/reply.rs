@@ -1,12 +1,14 @@
 //! What goes back: status, head, body, when and how.
 
-use std::sync::Arc;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::refusal::Refusal;
 
@@ -38,22 +40,69 @@ pub enum Delivery {
     Cut,
 }
 
-/// Counts a request until it is dropped.
+/// Who is in the server, and who has left it since that was last asked.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    count: AtomicU64,
+    left: Mutex<Vec<Departure>>,
+}
+
+/// A request that has left.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<AtomicU64>);
+pub(super) struct Departure {
+    pub(super) sequence: u64,
+    pub(super) at: Instant,
+    /// Of the reply's body; none if no whole reply was sent.
+    pub(super) answer: Option<blake3::Hash>,
+}
+
+impl Traffic {
+    /// Those who have left since the last call.
+    pub(super) fn departures(&self) -> Vec<Departure> {
+        mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Counts a request until it is dropped, and then notes that it has left.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    traffic: Arc<Traffic>,
+    /// None for a request whose leaving interests nobody.
+    sequence: Option<u64>,
+    answer: Option<blake3::Hash>,
+}
 
 impl InFlight {
     /// Also says how many there are now, this one included.
-    pub(super) fn enter(count: &Arc<AtomicU64>) -> (Self, u64) {
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        (Self(Arc::clone(count)), before + 1)
+    pub(super) fn enter(traffic: &Arc<Traffic>) -> (Self, u64) {
+        let before = traffic.count.fetch_add(1, Ordering::Relaxed);
+        (Self { traffic: Arc::clone(traffic), sequence: None, answer: None }, before + 1)
+    }
+
+    /// From now on its leaving is noted under this number.
+    pub(super) fn note(&mut self, sequence: u64) {
+        self.sequence = Some(sequence);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.traffic.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(sequence) = self.sequence {
+            let departure = Departure { sequence, at: Instant::now(), answer: self.answer };
+            self.traffic.left.lock().unwrap_or_else(PoisonError::into_inner).push(departure);
+        }
     }
+}
+
+/// The id of the reply to the request with this number.
+pub(super) fn request_id(instance: u32, sequence: u64) -> String {
+    format!("req_{instance:08x}{sequence:012x}")
+}
+
+/// As the head says it: rounded up, so that who waits as told is let in.
+pub(super) fn whole_millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 impl Reply {
@@ -85,7 +134,7 @@ impl Reply {
     pub(super) fn refused(refusal: &Refusal) -> Self {
         let mut reply = Self::json(refusal.status, refusal.body());
         if let Some(wait) = refusal.retry_after {
-            let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+            let millis = whole_millis(wait);
             reply.headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
             reply.headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
         }
@@ -95,12 +144,22 @@ impl Reply {
         reply
     }
 
+    /// To be called when the reply begins: what its asker gets whole is known by its hash.
+    pub(super) fn begin(&mut self) {
+        if let Some(in_flight) = &mut self.in_flight
+            && in_flight.sequence.is_some()
+            && self.delivery == Delivery::Whole
+        {
+            in_flight.answer = Some(blake3::hash(&self.body));
+        }
+    }
+
     /// Adds what OpenAI puts on every reply.
     pub(super) fn sign(&mut self, instance: u32, sequence: u64) {
         const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
         const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
         const VERSION: HeaderName = HeaderName::from_static("openai-version");
-        let id = HeaderValue::from_str(&format!("req_{instance:08x}{sequence:012x}"));
+        let id = HeaderValue::from_str(&request_id(instance, sequence));
         self.headers.insert(REQUEST_ID, id.expect("hex digits are a valid header"));
         let millis = u64::try_from(self.delay.as_millis()).unwrap_or(u64::MAX);
         self.headers.insert(PROCESSING_MS, HeaderValue::from(millis));

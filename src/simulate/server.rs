@@ -126,7 +126,7 @@ async fn answer(
         body: body.as_deref().unwrap_or_default(),
         authority: head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(&shared.address),
     };
-    let reply = match &body {
+    let mut reply = match &body {
         Some(_) => shared.engine.take(&asked, Instant::now()),
         None => shared.engine.refuse_large(&asked, Instant::now()),
     };
@@ -138,6 +138,7 @@ async fn answer(
             () = sleep(reply.delay) => {}
         }
     }
+    reply.begin();
     deliver(reply, &breaker)
 }
 

@@ -44,7 +44,7 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
         authority: request.url.authority(),
     };
     // Held to the end, with its place among those in flight.
-    let reply = engine.take(&asked, Instant::now());
+    let mut reply = engine.take(&asked, Instant::now());
     if reply.delay > request.timeout {
         sleep(request.timeout).await;
         return Err(TransportError::Timeout(request.timeout));
@@ -60,6 +60,7 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
     if length(&reply.body) > request.max_reply {
         return Err(TransportError::TooLarge(request.max_reply));
     }
+    reply.begin();
     Ok(HttpReply { status: reply.status, headers: reply.headers, body: reply.body })
 }
 
