@@ -27,6 +27,7 @@ mod engine;
 mod fault;
 mod image;
 mod latency;
+pub mod laws;
 mod ledger;
 mod limits;
 mod member;
