@@ -5,6 +5,10 @@ use std::io::{self, BufRead, BufReader, Read};
 /// One read of the file; also what BLAKE3 hashes at once, which is fast only over large pieces.
 const CHUNK: usize = 128 * 1024;
 
+/// How much of a line over the bound is passed over to find its end. A file with holes may have no end at all: it
+/// takes no room, and hours to read.
+const PASSED_OVER_MAX: u64 = 16 * 1024 * 1024;
+
 /// Reads lines and keeps count of where it is.
 pub(super) struct Lines<R> {
     input: BufReader<R>,
@@ -13,6 +17,8 @@ pub(super) struct Lines<R> {
     max: u64,
     offset: u64,
     number: u32,
+    /// A line had no end within reach: nothing more is read.
+    endless: bool,
 }
 
 /// A line without its line end (`\n` or `\r\n`).
@@ -27,6 +33,8 @@ pub(super) struct Line<'a> {
     pub(super) ended: bool,
     /// Its length if that is over the bound: `bytes` then is only how it begins.
     pub(super) too_long: Option<u64>,
+    /// It is longer still than `too_long` says, and the last one that is looked at.
+    pub(super) endless: bool,
 }
 
 impl<R: Read> Lines<R> {
@@ -34,7 +42,7 @@ impl<R: Read> Lines<R> {
         let input = BufReader::with_capacity(CHUNK, input);
         // A line index keeps lengths in 32 bits.
         let max = max.min(u64::from(u32::MAX));
-        Self { input, line: Vec::new(), max, offset: 0, number: 0 }
+        Self { input, line: Vec::new(), max, offset: 0, number: 0, endless: false }
     }
 
     /// The next line; a UTF-8 byte order mark before the first one is left out.
@@ -43,7 +51,7 @@ impl<R: Read> Lines<R> {
         let start = self.offset;
         let mut length: u64 = 0;
         let mut ended = false;
-        while !ended {
+        while !ended && !self.endless {
             let chunk = self.input.fill_buf()?;
             if chunk.is_empty() {
                 break;
@@ -58,6 +66,7 @@ impl<R: Read> Lines<R> {
             ended = end.is_some();
             let taken = text.len() + usize::from(ended);
             self.input.consume(taken);
+            self.endless = !ended && length > self.max + PASSED_OVER_MAX;
         }
         if length == 0 && !ended {
             return Ok(None);
@@ -76,7 +85,7 @@ impl<R: Read> Lines<R> {
             length -= 3;
         }
         let too_long = (length > self.max).then_some(length);
-        Ok(Some(Line { bytes, offset, number: self.number, ended, too_long }))
+        Ok(Some(Line { bytes, offset, number: self.number, ended, too_long, endless: self.endless }))
     }
 }
 
@@ -129,6 +138,15 @@ mod tests {
         assert_eq!((seen[1].0.as_str(), seen[1].4), ("1234567890", None));
         assert_eq!(seen[2].4, Some(11));
         assert_eq!((seen[3].0.as_str(), seen[3].1), ("end", text.len() as u64 - 3));
+    }
+
+    #[test]
+    fn a_line_without_end_is_given_up() {
+        let endless = io::repeat(b'x').chain(&b"\nnext"[..]);
+        let mut lines = Lines::new(endless, 10);
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.endless && !line.ended && line.too_long > Some(PASSED_OVER_MAX), "{line:?}");
+        assert_eq!(lines.next().unwrap(), None);
     }
 
     #[test]

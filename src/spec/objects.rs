@@ -53,7 +53,14 @@ pub(super) fn unreadable(file: &str, error: &std::io::Error) -> Diagnostic {
 /// The text of a line, or what is wrong with its bytes.
 pub(super) fn text<'a>(line: &Line<'a>, max_hint: &str) -> Result<&'a str, Problem> {
     if let Some(length) = line.too_long {
-        let problem = Problem::error(0, format!("the line has {length} bytes, which is over the bound"));
+        let message = if line.endless {
+            format!(
+                "the line has more than {length} bytes, which is over the bound; what follows was not read"
+            )
+        } else {
+            format!("the line has {length} bytes, which is over the bound")
+        };
+        let problem = Problem::error(0, message);
         return Err(Problem { offset: None, ..problem }.hint(max_hint));
     }
     std::str::from_utf8(line.bytes).map_err(|error| {
