@@ -1,7 +1,8 @@
 //! The files of one job: making its folder whole, and keeping it open while it runs.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,6 +40,15 @@ impl JobFiles {
     }
 }
 
+/// The bytes of a line of the input. A damaged entry may name 4 GiB: memory is taken only for what is there.
+pub(super) fn line_at(input: &File, entry: LineEntry) -> io::Result<Bytes> {
+    if entry.offset + u64::from(entry.length) > input.metadata()?.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut bytes = vec![0; entry.length as usize];
+    input.read_exact_at(&mut bytes, entry.offset).map(|()| Bytes::from(bytes))
+}
+
 /// Makes a job's folder whole; `state.json` comes last and makes the job count.
 pub(super) fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result<()> {
     if let Input::Inline(lines) = input {
@@ -66,4 +76,22 @@ fn write_inline(folder: &JobFolder, lines: &[(u16, Bytes)]) -> Result<()> {
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_leads_out_of_the_input_is_an_error() {
+        let mut input = tempfile::tempfile().unwrap();
+        input.write_all(b"one\n\ntwo").unwrap();
+        let line = |offset, length| line_at(&input, LineEntry { offset, length, queue: 0, line: 1 });
+        assert_eq!(line(5, 3).unwrap(), "two");
+        assert_eq!(line(4, 0).unwrap(), "");
+        for (offset, length) in [(5, 4), (0, u32::MAX), (9, 0), ((1 << 48) - 1, 1)] {
+            let error = line(offset, length).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {length}");
+        }
+    }
 }

@@ -35,7 +35,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
@@ -233,10 +232,7 @@ impl EmbeddedStore {
         let entry = self.read_entry(&files, request)?;
         let read = {
             let input = Arc::clone(&files.input);
-            move || {
-                let mut bytes = vec![0; entry.length as usize];
-                input.read_exact_at(&mut bytes, entry.offset).map(|()| Bytes::from(bytes))
-            }
+            move || files::line_at(&input, entry)
         };
         let bytes = if entry.length <= INLINE_READ_MAX {
             read()
