@@ -69,6 +69,8 @@ pub mod diag;
 pub mod disk;
 pub mod dispatch;
 pub mod domain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod intake;
 pub mod output;
 pub mod provider;

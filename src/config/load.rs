@@ -121,7 +121,13 @@ impl Surroundings<'_> {
             .and_then(named)
     }
 
-    fn check(&self, display: &str, text: &str, path: Option<PathBuf>, keys: Keys) -> Result<Loaded, Report> {
+    pub(super) fn check(
+        &self,
+        display: &str,
+        text: &str,
+        path: Option<PathBuf>,
+        keys: Keys,
+    ) -> Result<Loaded, Report> {
         let document = Document::new(display, text);
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {

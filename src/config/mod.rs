@@ -2,6 +2,8 @@
 //!
 //! Workers never see [`Config`]: `daemon::build` fills each one's own small `Settings` from it.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod load;
 mod provider;
 mod schema;

@@ -66,7 +66,12 @@ impl Reader {
         let journal = store.journal(job).map_err(Error::Store)?;
         let path =
             store.folder(job).map_or_else(|| PathBuf::from("journal"), |at| JobFolder::at(at).journal());
-        Ok(Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path, stop })
+        Ok(Self::over(journal, path, stop))
+    }
+
+    /// `path` is what messages call the journal.
+    pub(super) fn over(journal: Box<dyn Journal>, path: PathBuf, stop: CancellationToken) -> Self {
+        Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path, stop }
     }
 
     /// Hands every sound record from `offset` on to `each`, with its place, until `each` says `false`.

@@ -18,6 +18,8 @@
 mod download;
 mod finish;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod images;
 mod input;
 mod journal;

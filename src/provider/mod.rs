@@ -10,6 +10,8 @@ mod answer;
 mod classify;
 mod download;
 mod error_body;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod json;
 mod openai;
 mod retry_after;

@@ -8,6 +8,8 @@ mod bare;
 mod cron;
 mod document;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod ids;
 mod index;
 pub mod json;

@@ -17,6 +17,8 @@
 
 mod claim;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod index;
 mod intents;
 mod keys;

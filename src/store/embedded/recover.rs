@@ -160,16 +160,17 @@ pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Ro
 }
 
 /// What a journal held beyond an offset.
-struct Scanned {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Scanned {
     /// Index and success of each record, the first of each index.
-    records: BTreeMap<u32, bool>,
+    pub(super) records: BTreeMap<u32, bool>,
     /// Where the valid part ends.
-    end: u64,
-    damaged_at: Option<u64>,
+    pub(super) end: u64,
+    pub(super) damaged_at: Option<u64>,
 }
 
 /// Reads the journal from `start`, cuts a torn end off and syncs what is left.
-fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
+pub(super) fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
     let file = File::append_private(path).map_err(failed("open", path))?;
     let mut reader = BufReader::new(file.inner());
     reader.seek(SeekFrom::Start(start)).map_err(failed("read", path))?;

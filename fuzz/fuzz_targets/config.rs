@@ -1,0 +1,4 @@
+//! See `batchd::fuzzing::config`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| batchd::fuzzing::config(data));
