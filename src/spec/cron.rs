@@ -8,27 +8,61 @@ use std::str::FromStr;
 use chrono::DateTime;
 use cron::Schedule;
 
+use crate::spec::problem::shown;
+
 const DAYS: [&str; 8] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+
+/// What each field is called, and what may stand in it beside `*`, lists, ranges and steps.
+const FIELDS: [(&str, &str); 6] = [
+    ("second", "0 to 59"),
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of the month", "1 to 31"),
+    ("month", "1 to 12 or Jan to Dec"),
+    ("day of the week", "0 to 7 or Sun to Sat"),
+];
 
 /// Checks an expression of five fields, six (seconds first), or a word like `@daily`.
 pub(super) fn check(expression: &str) -> Result<(), String> {
-    let fields: Vec<&str> = expression.split_whitespace().collect();
-    let rewritten = match fields.as_slice() {
-        [word] if word.starts_with('@') => (*word).to_owned(),
-        [minute, hour, day, month, weekday] => {
-            format!("0 {minute} {hour} {day} {month} {}", weekdays(weekday)?)
-        }
-        [second, minute, hour, day, month, weekday] => {
-            format!("{second} {minute} {hour} {day} {month} {}", weekdays(weekday)?)
-        }
-        _ => return Err(format!("{} fields, expected 5: minute hour day month weekday", fields.len())),
+    let mut fields: Vec<&str> = expression.split_whitespace().collect();
+    if let [word] = fields.as_slice()
+        && word.starts_with('@')
+    {
+        let unknown =
+            || format!("{} is none of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`", shown(word));
+        return Schedule::from_str(word).map(drop).map_err(|_| unknown());
+    }
+    match fields.len() {
+        5 => fields.insert(0, "0"),
+        6 => {}
+        count => return Err(format!("{count} fields, expected 5: minute hour day month weekday")),
+    }
+    let mut rewritten: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+    if let Some(weekday) = rewritten.last_mut() {
+        *weekday = weekdays(weekday)?;
+    }
+    let Ok(schedule) = Schedule::from_str(&rewritten.join(" ")) else {
+        return Err(wrong(&fields, &rewritten));
     };
-    let schedule = Schedule::from_str(&rewritten).map_err(|error| error.to_string())?;
     // Any day will do to see whether there is a next time: February 31 never comes.
     if schedule.after(&DateTime::UNIX_EPOCH).next().is_none() {
         return Err("it never comes".to_owned());
     }
     Ok(())
+}
+
+/// Which of the fields is wrong: the first that is no schedule by itself either.
+fn wrong(fields: &[&str], rewritten: &[String]) -> String {
+    let alone = |number: usize| {
+        let others = rewritten.iter().enumerate().map(|(at, field)| if at == number { field } else { "*" });
+        Schedule::from_str(&others.collect::<Vec<_>>().join(" "))
+    };
+    let mut named = fields.iter().zip(FIELDS).enumerate();
+    let found = named.find(|(number, _)| alone(*number).is_err());
+    found.map_or_else(
+        || "its fields do not go together".to_owned(),
+        |(_, (field, (name, expected)))| format!("{} is no {name}, expected {expected}", shown(field)),
+    )
 }
 
 /// The days of the week as names. 0 and 7 are Sunday; a range may go over the end of the week.
@@ -99,6 +133,24 @@ mod tests {
             "a b c d e",
         ] {
             assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_wrong_field_is_named_in_our_words() {
+        for (expression, expected) in [
+            ("60 * * * *", "`60` is no minute, expected 0 to 59"),
+            ("61 * * * * *", "`61` is no second, expected 0 to 59"),
+            ("0 25 * * 1-5", "`25` is no hour, expected 0 to 23"),
+            ("0 0 1-x * *", "`1-x` is no day of the month, expected 1 to 31"),
+            ("0 0 */0 * *", "`*/0` is no day of the month, expected 1 to 31"),
+            ("0 0 * Foo *", "`Foo` is no month, expected 1 to 12 or Jan to Dec"),
+            ("0 0 * * 8", "weekday `8`, expected 0 to 7"),
+            ("0 0 * * Mon-Xyz", "`Mon-Xyz` is no day of the week, expected 0 to 7 or Sun to Sat"),
+            ("@never", "`@never` is none of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`"),
+            ("0 0 31 2 *", "it never comes"),
+        ] {
+            assert_eq!(check(expression).unwrap_err(), expected, "{expression}");
         }
     }
 
