@@ -74,9 +74,15 @@ impl<'d> Document<'d> {
                 json.push_str(&number.to_string());
             }
             DeValue::Float(float) => {
-                let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+                let written = float.as_str();
+                // As it is written where JSON writes it so too: `1.10` may be a price.
+                if serde_json::from_str::<serde_json::Number>(written).is_ok() {
+                    json.push_str(written);
+                    return Some(());
+                }
+                let number = written.parse().ok().and_then(serde_json::Number::from_f64);
                 let Some(number) = number else {
-                    let message = format!("{} has no form in JSON", shown(float.as_str()));
+                    let message = format!("{} has no form in JSON", shown(written));
                     report.push(self.error(at, message));
                     return None;
                 };
@@ -309,14 +315,13 @@ mod tests {
 
     #[test]
     fn numbers_keep_what_toml_means_by_them() {
-        let text =
-            "a = [0, 1_000, 0x10, -5, 0.5, 1e3, 1.0]\nb = { \"c d\" = \"\\n\" }\nc = 99999999999999999999\n";
+        let text = "a = [0, 1_000, 0x10, -5, 0.5, 1e3, 1.10, +1_0.50, -0.0]\nb = { \"c d\" = \"\\n\" }\nc = 99999999999999999999\n";
         let document = Document::new("a.toml", text);
         let (table, errors) = DeTable::parse_recoverable(text);
         assert!(errors.is_empty(), "{errors:?}");
         let mut report = Report::default();
         let mut json = |key: &str| document.json(table.get_ref().get(key).unwrap(), &mut report);
-        assert_eq!(json("a").unwrap(), "[0,1000,16,-5,0.5,1000.0,1.0]");
+        assert_eq!(json("a").unwrap(), "[0,1000,16,-5,0.5,1e3,1.10,10.5,-0.0]");
         assert_eq!(json("b").unwrap(), r#"{"c d":"\n"}"#);
         assert_eq!(json("c"), None);
         assert!(

@@ -373,7 +373,7 @@ messages = []
                     "a",
                     r#"{"model":"m","seed":16,"user":"u","messages":[{"role":"user","content":"{{ as it is }}"}],"temperature":0.1}"#
                 ),
-                ("request-2", r#"{"model":"n","temperature":1.0,"seed":16,"user":"u","messages":[]}"#),
+                ("request-2", r#"{"model":"n","temperature":1e0,"seed":16,"user":"u","messages":[]}"#),
             ])
         );
     }
