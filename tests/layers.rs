@@ -225,7 +225,10 @@ fn misuses(source: &Source) -> Vec<String> {
 /// Whether the file is compiled for tests alone: somewhere in its module it is declared so.
 fn is_for_tests(source: &Source, all: &[Source]) -> bool {
     let name = source.path.file_stem().unwrap_or_default().to_string_lossy();
-    let heads = [format!("#[cfg(test)]\nmod {name};"), format!("#[cfg(test)]\npub(crate) mod {name};")];
+    let heads = ["#[cfg(test)]\n", "#[cfg(any(test, fuzzing))]\n"];
+    let heads =
+        heads.iter().flat_map(|cfg| ["mod", "pub(crate) mod"].map(|head| format!("{cfg}{head} {name};")));
+    let heads: Vec<String> = heads.collect();
     let declares = |other: &Source| heads.iter().any(|head| other.text.contains(head.as_str()));
     all.iter().any(|other| other.module() == source.module() && declares(other))
 }
