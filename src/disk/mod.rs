@@ -13,6 +13,8 @@
 mod file;
 #[cfg(test)]
 pub(crate) mod probe;
+#[cfg(test)]
+pub(crate) mod recorder;
 
 use std::fs;
 use std::io;

@@ -30,6 +30,11 @@ pub(crate) trait Probe: Send + Sync + fmt::Debug {
     /// After the act was carried out and succeeded; of a torn append, with the bytes that were written.
     fn after(&self, act: &Act<'_>);
 
+    /// Held from before an act until after it, by a probe that must see acts in the order in which they happen.
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        None
+    }
+
     /// What the file system is to have left; none leaves it to the real one.
     fn space(&self) -> Option<Space> {
         None
@@ -71,6 +76,7 @@ pub(super) fn space(path: &Path) -> Option<Space> {
 /// See [`super::carry_out`].
 pub(super) fn carry_out<T>(act: Act<'_>, perform: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(probe) = probe_of(act.path()) else { return perform() };
+    let _turn = probe.turn();
     match probe.before(&act) {
         Verdict::Go => {
             let done = perform()?;
