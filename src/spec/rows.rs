@@ -147,6 +147,9 @@ fn push_syntax(visited: Visited, file: &str, line: u32, report: &mut Report) {
     }
 }
 
+const QUOTE_HINT: &str =
+    "a field with a quote in it stands in double quotes, and the quote is written as `\"\"`";
+
 /// What is put behind the bytes of a CSV file: a record of its own, unless a quote before it was never closed.
 /// The `csv` crate takes such a quote to be closed by the file's end.
 const CSV_END: &[u8] = b"\n\0";
@@ -157,16 +160,20 @@ struct Bounded<R> {
     /// Bytes read since the last record began.
     since: u64,
     max: u64,
-    /// What the last read gave, and the byte in the file where it begins.
-    chunk: Vec<u8>,
-    chunk_offset: u64,
+    /// The byte in the file where the record that is being read begins.
+    begin: u64,
+    /// What was read from that byte on.
+    held: Vec<u8>,
+    /// The byte in the file where `held` begins.
+    held_offset: u64,
 }
 
 impl<R> Bounded<R> {
-    /// A byte of the last read.
-    fn byte(&self, offset: u64) -> Option<u8> {
-        let at = usize::try_from(offset.checked_sub(self.chunk_offset)?).ok()?;
-        self.chunk.get(at).copied()
+    /// What stands in the file from the begin of the record up to `end`.
+    fn raw(&self, end: u64) -> &[u8] {
+        let at = |offset: u64| usize::try_from(offset.checked_sub(self.held_offset)?).ok();
+        let range = at(self.begin).zip(at(end));
+        range.and_then(|(begin, end)| self.held.get(begin..end)).unwrap_or_default()
     }
 }
 
@@ -176,13 +183,59 @@ impl<R: Read> Read for Bounded<R> {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the record is over the bound"));
         }
         let count = self.input.read(buffer)?;
-        if count > 0 {
-            self.since += count as u64;
-            self.chunk_offset += self.chunk.len() as u64;
-            self.chunk.clear();
-            self.chunk.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        }
+        let gone = usize::try_from(self.begin.saturating_sub(self.held_offset)).unwrap_or(usize::MAX);
+        let gone = gone.min(self.held.len());
+        self.held.drain(..gone);
+        self.held_offset += gone as u64;
+        self.since += count as u64;
+        self.held.extend_from_slice(buffer.get(..count).unwrap_or_default());
         Ok(count)
+    }
+}
+
+/// What a record is made of, and the line on which its bytes begin.
+struct Raw<'r> {
+    bytes: &'r [u8],
+    line: u64,
+}
+
+impl Raw<'_> {
+    /// A problem with the byte `at`.
+    fn error(&self, at: usize, file: &str, message: String) -> Diagnostic {
+        let before = self.bytes.get(..at).unwrap_or(self.bytes);
+        let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
+        let line = self.line + memchr::memchr_iter(b'\n', before).count() as u64;
+        let text = before.get(start..).unwrap_or_default();
+        let text = if line == 1 { text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) } else { text };
+        let column = String::from_utf8_lossy(text).chars().count() + 1;
+        let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Diagnostic::error(file, number(line), number(column as u64), message)
+    }
+
+    /// What stands directly behind the double quote that ends a field, if that is not the field's end. The `csv`
+    /// crate would put it into the field, and a stray quote would so make one row of two.
+    fn behind_quote(&self) -> Option<usize> {
+        memchr::memchr(b'"', self.bytes)?;
+        let find = |byte, from| Some(from + memchr::memchr(byte, self.bytes.get(from..)?)?);
+        let is = |at, bytes: &[u8]| self.bytes.get(at).is_some_and(|byte| bytes.contains(byte));
+        let marked = self.bytes.starts_with(b"\xef\xbb\xbf");
+        let mut at = if marked { 3 } else { 0 };
+        // Of what ended the record before.
+        while is(at, b"\r\n") {
+            at += 1;
+        }
+        loop {
+            if is(at, b"\"") {
+                at = find(b'"', at + 1)? + 1;
+                while is(at, b"\"") {
+                    at = find(b'"', at + 1)? + 1;
+                }
+                if at < self.bytes.len() && !is(at, b",\r\n") {
+                    return Some(at);
+                }
+            }
+            at = find(b',', at)? + 1;
+        }
     }
 }
 
@@ -190,22 +243,23 @@ impl<R: Read> Read for Bounded<R> {
 /// record's end: blank lines, and the second half of `\r\n`, still lie between.
 fn begins_at<R: Read>(reader: &csv::Reader<Bounded<R>>, record: &csv::ByteRecord) -> u32 {
     let position = reader.position();
-    let last = position.byte().checked_sub(1).and_then(|offset| reader.get_ref().byte(offset));
+    let last = reader.get_ref().raw(position.byte()).last();
     let within = memchr::memchr_iter(b'\n', record.as_slice()).count() as u64;
-    let line = position.line().saturating_sub(within + u64::from(last == Some(b'\n')));
+    let line = position.line().saturating_sub(within + u64::from(last == Some(&b'\n')));
     u32::try_from(line).unwrap_or(u32::MAX)
 }
 
 fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visit: EachRow<'_>) {
-    let input = Bounded { input: input.chain(CSV_END), since: 0, max, chunk: Vec::new(), chunk_offset: 0 };
+    let input = input.chain(CSV_END);
+    let input = Bounded { input, since: 0, max, begin: 0, held: Vec::new(), held_offset: 0 };
     let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(input);
     let mut header: Option<csv::StringRecord> = None;
     let mut record = csv::ByteRecord::new();
     // The line of the last record if it holds a NUL byte, and whether it holds nothing else.
     let mut nul: Option<(u32, bool)> = None;
     loop {
-        reader.get_mut().since = 0;
-        let begin = reader.position().line();
+        let (begin, begin_byte) = (reader.position().line(), reader.position().byte());
+        (reader.get_mut().since, reader.get_mut().begin) = (0, begin_byte);
         match reader.read_byte_record(&mut record) {
             Ok(true) => {}
             Ok(false) => break,
@@ -215,6 +269,7 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
             }
         }
         let line = begins_at(&reader, &record);
+        let raw = Raw { bytes: reader.get_ref().raw(reader.position().byte()), line: begin };
         // Something follows it: it is not what we put at the end.
         if let Some((line, _)) = nul.take() {
             report.push(Diagnostic::error(file, line, 0, "a NUL byte: the file is no text"));
@@ -223,10 +278,16 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
             Ok(fields) => fields,
             Err(error) => {
                 let message = format!("invalid UTF-8 in field {}", error.utf8_error().field() + 1);
-                report.push(Diagnostic::error(file, line, 0, message).hint("save the file as UTF-8"));
+                let valid = std::str::from_utf8(raw.bytes).map_or_else(|error| error.valid_up_to(), str::len);
+                report.push(raw.error(valid, file, message).hint("save the file as UTF-8"));
                 continue;
             }
         };
+        if let Some(at) = raw.behind_quote() {
+            let message = "text behind the double quote that ends a field".to_owned();
+            report.push(raw.error(at, file, message).hint(QUOTE_HINT));
+            continue;
+        }
         if fields.iter().any(|field| field.contains('\0')) {
             nul = Some((line, fields == *["\0"].as_slice()));
         } else if let Some(header) = &header {
@@ -245,7 +306,7 @@ fn records(input: impl Read, (file, max): (&str, u64), report: &mut Report, visi
     }
     if let Some((line, false)) = nul {
         let message = "a double quote of this record is not closed: it goes on to the end of the file";
-        report.push(Diagnostic::error(file, line, 0, message).hint("write a quote within a field as `\"\"`"));
+        report.push(Diagnostic::error(file, line, 0, message).hint(QUOTE_HINT));
     }
 }
 
@@ -318,11 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn csv_quotes_within_a_field_that_begins_without_one_are_text() {
+        let text = "id,text\n1,a \"b\" c\n2, \"x\"y\n3,\"\"\n\"4\",\"\"\"\"\n";
+        assert_eq!(
+            seen("a.csv", text.as_bytes()),
+            [row("1=a \"b\" c", 2), row("2= \"x\"y", 3), row("3=", 4), row("4=\"", 5)]
+        );
+    }
+
+    #[test]
     fn what_is_wrong_in_a_csv_is_named_with_its_line() {
         for (text, expected) in [
             (&b"id,text\n1,a,b\n2,x\n3\n"[..], "a.csv:2: error: 3 fields, expected 2 as the header has"),
             (b"id,text\n1,a\n3\n", "a.csv:3: error: 1 fields, expected 2"),
-            (b"id,text\n1,\xff\n", "a.csv:2: error: invalid UTF-8 in field 2"),
+            (b"id,text\n1,\xff\n", "a.csv:2:3: error: invalid UTF-8 in field 2"),
+            (b"\xef\xbb\xbf\xff,text\n1,a\n", "a.csv:1:1: error: invalid UTF-8 in field 1"),
+            (
+                b"id,text\r\n\r\n1,\"\xc3\xa9\r\n\"\"\xc3\xa9\xe9\"\r\n",
+                "a.csv:4:4: error: invalid UTF-8 in field 2",
+            ),
+            (b"id,text\r\n1,\"a\" b\r\n", "a.csv:2:6: error: text behind the double quote that ends a field"),
+            (b"id,text\n1,\"a\n2,\"b\"\n3,c\n", "a.csv:3:4: error: text behind the double quote"),
+            (b"\xef\xbb\xbf\"id\"x,text\n", "a.csv:1:5: error: text behind the double quote"),
             (b"id,text\n1,a\0\n", "a.csv:2: error: a NUL byte"),
             (b"id,id\n1,a\n", "a.csv:1: error: the header names `id` twice"),
         ] {
