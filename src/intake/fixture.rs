@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::accept::Examiner;
+use super::accept::{Examiner, Validate};
 use super::claim::Dropped;
 use super::dir::Dir;
 use super::scan::{Candidate, Find, Scanner, stamp_of};
+use super::{Handle, Intake, Settings, Status};
 use crate::bell::{Bell, Listener};
 use crate::clock::{Clock, Seed, job_id};
 use crate::diag::Diagnostic;
@@ -169,6 +170,46 @@ pub(super) fn read(source: Source, _: &spec::Settings, sinks: Sinks<'_>) -> Resu
         content_hash: hasher.finalize().to_hex().to_string(),
         findings: crate::diag::Report::default(),
     })
+}
+
+/// An intake that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) root: Root,
+    pub(super) store: Arc<FakeStore>,
+    pub(super) handle: Handle,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: JoinSet<std::result::Result<(), super::Error>>,
+}
+
+impl Running {
+    /// With specs as [`read`] knows them.
+    pub(super) fn over(root: Root) -> Self {
+        Self::reading(root, read)
+    }
+
+    pub(super) fn reading(root: Root, validate: Validate) -> Self {
+        let store = FakeStore::new(&root);
+        let clock = Clock::simulated(Clock::System.now());
+        let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, Seed::fixed(1));
+        intake.validate = validate;
+        let (handle, stop) = (intake.handle(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(intake.run(stop.clone()));
+        Self { root, store, handle, stop, tasks }
+    }
+
+    /// Until all that was dropped before is taken in.
+    pub(super) async fn idle(&self) {
+        self.handle.look().await;
+        self.handle.until(Status::is_idle).await;
+    }
+
+    pub(super) async fn end(mut self) -> (Root, std::result::Result<(), super::Error>) {
+        self.stop.cancel();
+        let ended = self.tasks.join_next().await.unwrap().unwrap();
+        (self.root, ended)
+    }
 }
 
 /// Takes jobs, and writes `state.json` as a store would.

@@ -25,6 +25,8 @@ mod claim;
 mod copy;
 mod dir;
 #[cfg(test)]
+mod evil;
+#[cfg(test)]
 mod fixture;
 mod handle;
 mod known;

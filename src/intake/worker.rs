@@ -41,7 +41,7 @@ pub struct Intake {
     store: Arc<dyn Store>,
     clock: Clock,
     rng: Rng,
-    validate: Validate,
+    pub(super) validate: Validate,
     hints: Arc<Notify>,
     /// Locked by one blocking thread at a time, while it looks.
     lookout: Arc<Mutex<Lookout>>,
@@ -290,46 +290,9 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 
-    use tokio::task::JoinSet;
-
     use super::*;
     use crate::intake::Status;
-    use crate::intake::fixture::{FakeStore, Root, names, read};
-
-    /// An intake that runs.
-    struct Running {
-        root: Root,
-        store: Arc<FakeStore>,
-        handle: Handle,
-        stop: CancellationToken,
-        tasks: JoinSet<Result<(), Error>>,
-    }
-
-    impl Running {
-        fn over(root: Root) -> Self {
-            let store = FakeStore::new(&root);
-            let clock = Clock::simulated(Clock::System.now());
-            let mut intake =
-                Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, Seed::fixed(1));
-            intake.validate = read;
-            let (handle, stop) = (intake.handle(), CancellationToken::new());
-            let mut tasks = JoinSet::new();
-            tasks.spawn(intake.run(stop.clone()));
-            Self { root, store, handle, stop, tasks }
-        }
-
-        /// Until all that was dropped before is taken in.
-        async fn idle(&self) {
-            self.handle.look().await;
-            self.handle.until(Status::is_idle).await;
-        }
-
-        async fn end(mut self) -> (Root, Result<(), Error>) {
-            self.stop.cancel();
-            let ended = self.tasks.join_next().await.unwrap().unwrap();
-            (self.root, ended)
-        }
-    }
+    use crate::intake::fixture::{Root, Running, names};
 
     #[tokio::test(start_paused = true)]
     async fn what_is_dropped_becomes_jobs_with_names_of_their_own() {
