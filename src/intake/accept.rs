@@ -8,12 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::FileType;
 use tokio_util::sync::CancellationToken;
 
 use super::claim::{Claim, Taken};
 use super::copy::is_swapped;
-use super::dir::Dir;
+use super::dir::{Dir, Entry};
 use super::name::safe_name;
+use super::reject::Moved;
 use super::scan::{Candidate, Find, NOT_UTF8};
 use super::{Error, failed, reject};
 use crate::diag::{Diagnostic, Report};
@@ -77,8 +79,17 @@ impl Examiner {
                 .hint("drop regular files, or folders of them, under plain names"),
         );
         let from = (&*self.jobs, &*candidate.name);
-        let name = reject::move_aside(from, &self.jobs, &candidate.name, &report)?;
-        Ok(name.map_or(Verdict::Gone, |name| Verdict::Rejected { name, report }))
+        let is_meant = |entry: &Entry| {
+            // The times and the size of a folder are those of all that is in it.
+            let is_folder = entry.kind == FileType::Directory;
+            entry.stamp.is_same_file(&candidate.stamp)
+                && (is_folder || entry.stamp.same_content(&candidate.stamp))
+        };
+        Ok(match reject::move_aside(from, &self.jobs, &candidate.name, &report, is_meant)? {
+            Moved::Aside(name) => Verdict::Rejected { name, report },
+            Moved::Gone => Verdict::Gone,
+            Moved::Swapped => Verdict::Changed,
+        })
     }
 
     fn judge(&self, claim: Box<Claim>) -> Result<Verdict, Error> {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::copy::{copy_file, copy_tree, is_swapped};
 use super::dir::{Dir, Stamp};
 use super::name::{NUMBERS_MAX, numbered};
+use super::reject::Moved;
 use super::scan::{Candidate, stamp_of};
 use super::{Error, FOLDER_SPEC, failed, reject};
 use crate::diag::Report;
@@ -191,9 +192,13 @@ impl Claim {
     pub(super) fn reject(self, report: &Report) -> Result<String, Error> {
         let (from, kept) = self.kept().map_err(failed("open", self.job.path()))?;
         let name = OsStr::new(&self.note.name);
-        let aside = reject::move_aside((&from, &kept), &self.jobs, name, report)?;
+        // Nobody else knows where it is: it is the one.
+        let moved = reject::move_aside((&from, &kept), &self.jobs, name, report, |_| true)?;
         self.forget()?;
-        Ok(aside.unwrap_or_else(|| self.note.name.clone()))
+        Ok(match moved {
+            Moved::Aside(name) => name,
+            Moved::Gone | Moved::Swapped => self.note.name.clone(),
+        })
     }
 
     /// The spec goes back into the jobs folder, under its name or, if that was taken meanwhile, a numbered one.

@@ -184,6 +184,11 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// Whether it is the same file, whatever was written to it.
+    pub(super) const fn is_same_file(&self, other: &Self) -> bool {
+        self.device == other.device && self.inode == other.inode
+    }
+
     /// Whether it is the same file with the same content. A rename alone changes `changed_ns`.
     pub(super) fn same_content(&self, other: &Self) -> bool {
         Self { changed_ns: other.changed_ns, ..*self } == *other

@@ -7,21 +7,33 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 
-use super::dir::Dir;
+use super::dir::{Dir, Entry};
 use super::name::{NUMBERS_MAX, numbered, safe_name};
 use super::{Error, REJECTED, REPORT, failed};
 use crate::diag::Report;
 
 const TEMPORARY: &str = ".tmp";
 
-/// Moves `from` into `rejected/` below `jobs`, beside its report. `name` is what it was dropped as. Answers
-/// its name there; none if it was gone.
+/// What came of moving something aside.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// Its name in `rejected/`.
+    Aside(String),
+    /// It was gone.
+    Gone,
+    /// Something else had its name by then, and has it still.
+    Swapped,
+}
+
+/// Moves `from` into `rejected/` below `jobs`, beside its report, if it is what is meant. `name` is what it was
+/// dropped as.
 pub(super) fn move_aside(
     from: (&Dir, &OsStr),
     jobs: &Dir,
     name: &OsStr,
     report: &Report,
-) -> Result<Option<String>, Error> {
+    is_meant: impl Fn(&Entry) -> bool,
+) -> Result<Moved, Error> {
     let path = jobs.path().join(REJECTED);
     let rejected = jobs.make_below(OsStr::new(REJECTED)).map_err(failed("open folder", &path))?;
     let wanted = safe_name(name);
@@ -33,25 +45,41 @@ pub(super) fn move_aside(
         }
         let temporary = OsString::from(format!(".{name}{REPORT}{TEMPORARY}"));
         write_report(&rejected, &temporary, report).map_err(failed("write report for", &target))?;
-        match from.0.move_new(from.1, &rejected, OsStr::new(&name)) {
-            Ok(()) => {}
-            Err(error) => {
-                rejected.remove_file(&temporary).map_err(failed("remove report for", &target))?;
-                if error.kind() == io::ErrorKind::AlreadyExists {
-                    continue;
-                }
-                if error.kind() == io::ErrorKind::NotFound {
-                    return Ok(None);
-                }
-                return Err(failed("move aside to", &target)(error));
+        let moved = match from.0.move_new(from.1, &rejected, OsStr::new(&name)) {
+            Ok(()) if is_still(&rejected, &name, &is_meant).map_err(failed("look at", &target))? => {
+                let named = OsString::from(format!("{name}{REPORT}"));
+                let published = rejected.sync().and_then(|()| rejected.replace(&temporary, &named));
+                published.and_then(|()| rejected.sync()).map_err(failed("write report for", &target))?;
+                return Ok(Moved::Aside(name));
             }
+            Ok(()) => give_back((&rejected, &name), from).map(|()| Some(Moved::Swapped)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(Moved::Gone)),
+            Err(error) => Err(error),
+        };
+        rejected.remove_file(&temporary).map_err(failed("remove report for", &target))?;
+        if let Some(moved) = moved.map_err(failed("move aside to", &target))? {
+            return Ok(moved);
         }
-        let named = OsString::from(format!("{name}{REPORT}"));
-        let published = rejected.sync().and_then(|()| rejected.replace(&temporary, &named));
-        published.and_then(|()| rejected.sync()).map_err(failed("write report for", &target))?;
-        return Ok(Some(name));
     }
     Err(failed("move aside to", &path.join(wanted))(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// Whether what was moved is what is meant: names can be swapped up to the last moment.
+fn is_still(rejected: &Dir, name: &str, is_meant: &impl Fn(&Entry) -> bool) -> io::Result<bool> {
+    Ok(rejected.stat(OsStr::new(name))?.is_none_or(|entry| is_meant(&entry)))
+}
+
+/// Moves it back where it came from, under its name or, if that was taken meanwhile, a numbered one.
+fn give_back(moved: (&Dir, &str), to: (&Dir, &OsStr)) -> io::Result<()> {
+    let numbered = (2..NUMBERS_MAX).map(|number| OsString::from(numbered(moved.1, number)));
+    for name in std::iter::once(to.1.to_owned()).chain(numbered) {
+        match moved.0.move_new(OsStr::new(moved.1), to.0, &name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            moved => return moved,
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// After a crash: gives the reports of files that were moved their names, and removes the others.
@@ -98,7 +126,12 @@ mod tests {
 
     fn reject(jobs: &Path, name: &str) -> Option<String> {
         let dir = Dir::open(jobs).unwrap();
-        move_aside((&dir, OsStr::new(name)), &dir, OsStr::new(name), &report("bad")).unwrap()
+        let moved = move_aside((&dir, OsStr::new(name)), &dir, OsStr::new(name), &report("bad"), |_| true);
+        match moved.unwrap() {
+            Moved::Aside(name) => Some(name),
+            Moved::Gone => None,
+            Moved::Swapped => panic!("nothing was swapped"),
+        }
     }
 
     #[test]
@@ -123,6 +156,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_meant_goes_back() {
+        let jobs = tempfile::tempdir().unwrap();
+        fs::write(jobs.path().join("a.jsonl"), "good").unwrap();
+        let dir = Dir::open(jobs.path()).unwrap();
+        let name = OsStr::new("a.jsonl");
+        // Somebody takes the name before it can be given back.
+        let taken = |_: &Entry| fs::write(jobs.path().join("a.jsonl"), "new").is_err();
+        let moved = move_aside((&dir, name), &dir, name, &report("bad"), taken).unwrap();
+        assert_eq!(moved, Moved::Swapped);
+        assert_eq!(fs::read_to_string(jobs.path().join("a.jsonl")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(jobs.path().join("a-2.jsonl")).unwrap(), "good");
+        assert_eq!(fs::read_dir(jobs.path().join("rejected")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_rejected_folder_that_is_a_link_is_not_written_through() {
         let jobs = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
@@ -130,7 +178,7 @@ mod tests {
         fs::write(jobs.path().join("a.jsonl"), "a").unwrap();
         let dir = Dir::open(jobs.path()).unwrap();
         let name = OsStr::new("a.jsonl");
-        assert!(move_aside((&dir, name), &dir, name, &report("bad")).is_err());
+        assert!(move_aside((&dir, name), &dir, name, &report("bad"), |_| true).is_err());
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
         assert!(jobs.path().join("a.jsonl").exists());
     }

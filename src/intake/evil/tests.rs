@@ -30,7 +30,7 @@ fn without_privileges(test: impl FnOnce() + Send) {
 }
 
 /// All names in a folder, whatever they are made of.
-fn names_in(folder: &Path) -> BTreeSet<OsString> {
+pub(super) fn names_in(folder: &Path) -> BTreeSet<OsString> {
     fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
 }
 
@@ -77,7 +77,7 @@ fn census(intake: &Running, fates: &BTreeMap<OsString, Fate>) {
 }
 
 /// Nothing of what lies outside has come in.
-fn check_secrets(root: &Root) {
+pub(super) fn check_secrets(root: &Root) {
     let mut found = Vec::new();
     let jobs = &root.settings.jobs;
     let mut folders = vec![root.settings.state.clone(), root.settings.results.clone(), jobs.join("rejected")];
