@@ -28,7 +28,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`disk`] |
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`fault`], [`disk`] |
 //! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
 //! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
 //! | assembly | [`http`], [`simulate`], [`daemon`] |
@@ -69,6 +69,7 @@ pub mod diag;
 pub mod disk;
 pub mod dispatch;
 pub mod domain;
+pub mod fault;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod intake;

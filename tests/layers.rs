@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module of `src/`, from the words that all speak to the shell that uses all.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "domain",
     "diag",
     "clock",
     "telemetry",
     "bell",
+    "fault",
     "disk",
     // Edges: one module per outside thing.
     "config",

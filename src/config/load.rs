@@ -46,6 +46,12 @@ pub enum Keys {
 pub fn load(explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
     #[expect(clippy::disallowed_methods, reason = "this is the door for the environment")]
     let variable = |name: &str| std::env::var_os(name);
+    #[cfg(debug_assertions)]
+    if let Some(point) = variable("BATCHD_FAULT_POINT") {
+        let wrong =
+            |problem| Diagnostic::error("the environment variable `BATCHD_FAULT_POINT`", 0, 0, problem);
+        crate::fault::choose(&point.to_string_lossy()).map_err(wrong)?;
+    }
     let folder = std::env::current_dir()
         .map_err(|error| Diagnostic::error(".", 0, 0, format!("can't find the current folder: {error}")))?;
     Surroundings { variable: &variable, folder, etc: PathBuf::from("/etc/batchd/batchd.toml") }

@@ -15,6 +15,7 @@ use crate::dispatch::estimate::Estimate;
 use crate::dispatch::gate::{Gate, Inside};
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
+use crate::fault;
 use crate::provider::{Provider, Reply, Usage};
 use crate::store::{self, Lease, Store};
 
@@ -73,9 +74,13 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<
     let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
     parts.store.begin(&lease)?;
     let given_up = parts.endings.of(lease.request.job);
+    let call = async {
+        fault::point("dispatch-calling");
+        parts.provider.call(&request).await
+    };
     // An answer that is there counts, however late.
     let called = tokio::select! { biased;
-        called = AssertUnwindSafe(parts.provider.call(&request)).catch_unwind() => called,
+        called = AssertUnwindSafe(call).catch_unwind() => called,
         () = given_up.cancelled() => {
             tracing::warn!(request = %lease.request, "given up in flight: its job ends, and the grace is over");
             // The job records it at its end, with all the others that were not answered.
@@ -83,6 +88,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<
             return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None });
         }
     };
+    fault::point("dispatch-answered");
     let now = parts.clock.now();
     let Ok(Reply { outcome, usage, .. }) = called else {
         let request_id = lease.request;
@@ -103,6 +109,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<
     };
     let settlement = decide(outcome, history, &policy, now, dice);
     parts.store.settle(lease, settlement).await?;
+    fault::point("dispatch-settled");
     drop(inside);
     Ok(Ended { kind, estimate, usage })
 }

@@ -23,6 +23,7 @@ use crate::dispatch::estimate::{self, Estimate};
 use crate::dispatch::gate::{Inside, Refused};
 use crate::dispatch::limits::Limits;
 use crate::domain::{JobId, JobState, QueueName, Record, RecordError, RetryPolicy, Settlement, Timestamp};
+use crate::fault;
 use crate::spec;
 use crate::store::{self, Lease};
 
@@ -214,6 +215,7 @@ impl Dispatcher {
         self.dry = leased.leases.len() < want.max(1);
         self.next_due = leased.next_due;
         self.ready.extend(leased.leases);
+        fault::point("dispatch-leased");
         Ok(())
     }
 
@@ -269,6 +271,7 @@ impl Dispatcher {
 
     fn send(&mut self, inside: [Inside; 2], now: Instant) {
         let Some(Next { lease, request, policy, estimate }) = self.next.take() else { return };
+        fault::point("dispatch-sending");
         self.limits.spend(estimate.total(), now);
         let prepared = Prepared { lease, request, policy, estimate, dice: self.rng.f64(), inside };
         self.running.spawn(attempt::run(Arc::clone(&self.parts), prepared));

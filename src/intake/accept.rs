@@ -21,6 +21,7 @@ use super::{Error, failed, reject};
 use crate::diag::{Diagnostic, Report};
 use crate::disk::File;
 use crate::domain::JobId;
+use crate::fault;
 use crate::spec::{self, Checked, Form, Sinks, Source};
 use crate::store::folder::{self, JobFolder};
 
@@ -136,6 +137,7 @@ impl Examiner {
         dropped.sync_all().map_err(failed("sync the spec in", claim.job.path()))?;
         finish(index, &claim.job.index())?;
         claim.sync()?;
+        fault::point("intake-validated");
         Ok(checked)
     }
 

@@ -28,6 +28,7 @@ use super::scan::{Candidate, stamp_of};
 use super::{Error, FOLDER_SPEC, failed, reject};
 use crate::diag::Report;
 use crate::disk;
+use crate::fault;
 use crate::spec::Form;
 use crate::store::folder::{self, JobFolder};
 
@@ -183,6 +184,7 @@ impl Claim {
     pub(super) fn settle(self) -> Result<(), Error> {
         if self.note.how == How::Copied {
             self.remove_original()?;
+            fault::point("intake-original-removed");
         }
         let claim = self.job.claim();
         disk::remove_file(&claim).map_err(failed("remove", &claim))
@@ -280,6 +282,7 @@ impl Claim {
         let text = serde_json::to_vec(&self.note).map_err(io::Error::from);
         let text = text.map_err(failed("write", &self.job.claim()))?;
         folder::write_atomic(&self.job.claim(), &text)?;
+        fault::point("intake-noted");
         if self.note.dropped == Dropped::Toml {
             folder::make_private_dir(&self.job.spec())?;
         }
@@ -305,10 +308,13 @@ impl Claim {
         let stamp = self.kept_stamp()?.filter(|stamp| stamp.same_content(&candidate.stamp));
         let Some(stamp) = stamp else { return Ok(false) };
         self.stamp = stamp;
+        fault::point("intake-claimed");
         self.jobs.sync()?;
         if self.note.how == How::Copied {
             self.copy()?;
+            fault::point("intake-copied");
         }
+        fault::point("intake-secured");
         Ok(true)
     }
 

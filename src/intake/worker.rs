@@ -25,6 +25,7 @@ use crate::bell::Listener;
 use crate::clock::{self, Clock, Seed};
 use crate::diag::printable;
 use crate::domain::{Job, JobId};
+use crate::fault;
 use crate::spec::{self, Checked};
 use crate::store::{Input, Store};
 
@@ -234,7 +235,9 @@ impl Intake {
             settings: checked.settings,
         };
         // A failed store says nothing certain about what is on disk: the claim stays for the next start to judge.
+        fault::point("intake-putting");
         self.store.put_job(job.clone(), Input::Spooled).await.map_err(Error::Store)?;
+        fault::point("intake-put");
         if let Some(earlier) = known.same_content(&job.content_hash) {
             info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");
         }

@@ -25,6 +25,7 @@ use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};
+use crate::fault;
 use crate::provider::{Usage, usage_of};
 use crate::store::folder::{failed, publish, temporary_name};
 
@@ -128,13 +129,16 @@ impl Prepared {
         let Self { publication, output, errors, tally } = self;
         let Publication { state, folder, now, .. } = &publication;
         output.publish()?;
+        fault::point("output-lines-published");
         match errors {
             Some(errors) => errors.publish()?,
             None => folder.remove(&folder.errors())?,
         }
+        fault::point("output-errors-published");
         Gallery::new(folder).sweep()?;
         let mut summary = Summary::new(state, &end_of(&state.status), &tally, *now);
         summary.files = publication.place_files(&summary)?;
+        fault::point("output-spec-placed");
         // A try before a crash may have told all of it, and the job did not finish twice.
         let told = folder.own_summary(state.job.id)?.filter(|told| told.tells_the_same(&summary));
         let summary = if let Some(told) = told {
@@ -143,6 +147,7 @@ impl Prepared {
             folder.write_summary(&summary)?;
             summary
         };
+        fault::point("output-summary-published");
         folder.remove_partial()?;
         Ok(summary)
     }

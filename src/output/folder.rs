@@ -12,6 +12,7 @@ use tracing::info;
 use super::{Error, Summary};
 use crate::disk::{self, File};
 use crate::domain::{JobId, JobName};
+use crate::fault;
 use crate::store::folder::{JobFolder, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic};
 
 /// `results/<job name>/`
@@ -58,7 +59,10 @@ impl ResultsFolder {
     pub(super) fn link(&self, journal: &Path) -> Result<bool, Error> {
         let partial = self.partial();
         match disk::hard_link(journal, &partial) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                fault::point("output-linked");
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if same_file(journal, &partial) {

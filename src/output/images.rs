@@ -27,6 +27,7 @@ use super::Error;
 use super::folder::ResultsFolder;
 use super::summary::ImageCounts;
 use crate::disk;
+use crate::fault;
 use crate::spec::json::{Member, members};
 use crate::store::folder::{failed, sync_parent, write_atomic};
 
@@ -187,6 +188,7 @@ impl Gallery {
         }
         let name = format!("{}-{number}.{}", stem(custom_id), ending(bytes));
         write_atomic(&self.0.join(&name), bytes).map_err(Error::Files)?;
+        fault::point("output-image-written");
         Ok(name)
     }
 

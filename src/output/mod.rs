@@ -40,6 +40,7 @@ use tracing::info;
 
 use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus};
+use crate::fault;
 use crate::store::folder::JobFolder;
 use crate::store::{self, Store};
 
@@ -172,11 +173,13 @@ impl Parts {
             now,
         };
         let prepared = blocking(move || publication.prepare()).await?;
+        fault::point("output-prepared");
         if end == JobStatus::Completed {
             self.store.set_status(id, JobStatus::Finalizing, now).await.map_err(Error::Store)?;
         }
         let summary = blocking(move || prepared.finish()).await?;
         self.store.set_status(id, end, now).await.map_err(Error::Store)?;
+        fault::point("output-status-set");
         let Summary { name, status, counts, .. } = summary;
         info!(job = %id, name, status, completed = counts.completed, failed = counts.failed, "results are published");
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::domain::LineEntry;
+use crate::fault;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::state::State;
 use crate::store::folder::{JobFolder, create_private, failed, sync_dir};
@@ -59,6 +60,7 @@ pub(super) fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result
         create_private(&path)?;
     }
     sync_dir(folder.path())?;
+    fault::point("store-job-prepared");
     state.write(folder)
 }
 

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::{Counts, Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
+use crate::fault;
 use crate::store::embedded::claim::{self, Claim, QueuePlace};
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::leases::{Held, Leases};
@@ -310,6 +311,7 @@ impl Index {
                 }
             }
             self.tree.apply_batch(batch).map_err(broken)?;
+            fault::point("store-index-applied");
             self.dirty = true;
         }
         Ok(())
@@ -318,9 +320,11 @@ impl Index {
     /// Makes the index durable: sled's flush, and the fdatasync that it leaves out.
     pub(super) fn flush(&mut self) -> Result<()> {
         if self.dirty {
+            fault::point("store-index-flushing");
             self.tree.flush().map_err(broken)?;
             self.file.sync_data().map_err(|error| broken(sled::Error::Io(error)))?;
             self.dirty = false;
+            fault::point("store-index-flushed");
         }
         Ok(())
     }

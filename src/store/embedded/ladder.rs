@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::disk::{self, File};
+use crate::fault;
 use crate::store::folder::{failed, make_private_dir, sync_dir, sync_parent};
 use crate::store::{Error, Result};
 
@@ -46,6 +47,7 @@ pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
     let existed = path.join("db").exists();
     make_private_dir(path)?;
     remove_half_written_snapshots(path)?;
+    fault::point("recover-index-opening");
     let first = match guarded_open(path) {
         Ok(db) => return finish(db, path, !existed),
         Err(why) => why,
@@ -62,6 +64,7 @@ pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
         "sled can't be opened; setting it aside and rebuilding the index from the job folders"
     );
     move_aside(path, &aside, |_| true)?;
+    fault::point("recover-index-set-aside");
     let db = guarded_open(path).map_err(|why| Error::Damaged { path: path.to_owned(), what: why })?;
     finish(db, path, true)
 }
@@ -103,6 +106,7 @@ fn finish(db: sled::Db, path: &Path, fresh: bool) -> Result<Opened> {
     sync_dir(path)?;
     sync_parent(path)?;
     let file = opened(&path.join("db"))?;
+    fault::point("recover-index-opened");
     Ok(Opened { db, file, fresh })
 }
 

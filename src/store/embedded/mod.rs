@@ -54,6 +54,7 @@ use crate::bell::{Bell, Listener};
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
+use crate::fault;
 use crate::store::folder::{JobFolder, failed, make_private_dir};
 use crate::store::lock::Lock;
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
@@ -178,6 +179,7 @@ impl EmbeddedStore {
                 drop(room);
                 let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
                 files.intents.append(&intent.to_line(), |_| ())?;
+                fault::point("store-ended-written");
                 self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
             }
             Settlement::Release => {
@@ -213,6 +215,7 @@ impl EmbeddedStore {
         let noted = files.journal.append(&record.to_journal_line(held.attempt), |journal_end| {
             room.send(Note::Appended { journal, settled: Settled { request, held, success, journal_end } });
         });
+        fault::point("store-journal-appended");
         noted.inspect_err(|error| {
             tracing::error!(request = %request, error = %error, "a record can't be written; nothing more is sent");
             self.shared.close(&error.to_string());
@@ -302,7 +305,9 @@ impl Store for EmbeddedStore {
         let files = self.files(lease.request.job)?;
         self.shared.leases.begin(lease)?;
         let intent = Intent::Send { index: lease.request.index, attempt: lease.attempt };
-        files.intents.append(&intent.to_line(), |_| ())
+        files.intents.append(&intent.to_line(), |_| ())?;
+        fault::point("store-intent-written");
+        Ok(())
     }
 
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {

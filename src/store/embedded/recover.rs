@@ -19,6 +19,7 @@ use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry, Timestamp};
+use crate::fault;
 use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
 use crate::store::embedded::intents::{self, Last, Said};
 use crate::store::embedded::keys::{self, Row};
@@ -89,6 +90,7 @@ fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mu
     };
     row.acknowledged = scanned.end;
     let mut open = settle_again(index, job, &mut row, &scanned.records)?;
+    fault::point("recover-settled-again");
     let mut said = read_intents(folder, &open)?;
     let mut status = status;
     let is_held = matches!(status, JobStatus::Held { .. });
@@ -108,6 +110,7 @@ fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mu
     row.maybe_paid_twice = row.maybe_paid_twice.max(said.maybe_paid);
     apply_intents(index, job, open, said.last)?;
     index.apply(vec![(keys::job(job.id), Some(row.encode()))])?;
+    fault::point("recover-job-done");
     index.load(job.clone(), status, row)
 }
 
@@ -153,6 +156,7 @@ pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Ro
             let changes =
                 changes.map(|(queue, bits)| range_change((keys::range(job.id, queue, number / BLOCK), bits)));
             index.apply(changes.collect())?;
+            fault::point("store-job-half-indexed");
         }
     }
     index.apply(vec![(keys::job(job.id), Some(Row::default().encode()))])?;
@@ -198,6 +202,7 @@ pub(super) fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanne
     if scanned.end < offset {
         keep_aside(path, scanned.end)?;
         file.cut(scanned.end).map_err(failed("cut", path))?;
+        fault::point("recover-torn-cut");
     }
     file.sync_data().map_err(failed("sync", path))?;
     Ok(scanned)
@@ -212,6 +217,7 @@ fn keep_aside(path: &Path, from: u64) -> Result<()> {
     let mut copy = File::create(&aside).map_err(failed("create", &aside))?;
     std::io::copy(&mut source, &mut copy).map_err(failed("write", &aside))?;
     copy.sync_all().map_err(failed("sync", &aside))?;
+    fault::point("recover-torn-kept");
     tracing::warn!(path = %aside.display(), "the torn end of a journal is kept aside");
     sync_parent(&aside)
 }

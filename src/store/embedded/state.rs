@@ -5,6 +5,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Counts, Job, JobStatus, Timestamp};
+use crate::fault;
 use crate::store::folder::{JobFolder, failed, write_atomic};
 use crate::store::{Error, Result};
 
@@ -36,7 +37,9 @@ impl State {
     pub(super) fn write(&self, folder: &JobFolder) -> Result<()> {
         let bytes =
             serde_json::to_vec_pretty(self).expect("a job's state has only strings, numbers and lists");
-        write_atomic(&folder.state(), &bytes)
+        write_atomic(&folder.state(), &bytes)?;
+        fault::point("store-state-written");
+        Ok(())
     }
 }
 

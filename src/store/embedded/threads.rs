@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::bell::Bell;
 use crate::domain::{Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
+use crate::fault;
 use crate::store::embedded::index::{Entry, Index, Settled};
 use crate::store::embedded::leases::{Held, Leases};
 use crate::store::embedded::log::Log;
@@ -109,12 +110,14 @@ pub(super) fn sync(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: 
             }
             next = if batch.len() < SYNC_MAX && closing.is_none() { notes.try_recv().ok() } else { None };
         }
+        fault::point("store-journal-syncing");
         if let Some(error) = journals.values().find_map(|journal| journal.sync().err()) {
             // Pages that failed to sync may be gone: what they held does not count, and nothing goes on.
             tracing::error!(error = %error, "a journal can't be made durable; nothing more is sent");
             shared.close(&error.to_string());
             return;
         }
+        fault::point("store-journal-synced");
         let sent = commands.blocking_send(Command::Settled(std::mem::take(&mut batch)));
         let closed = closing.map(|reply| commands.blocking_send(Command::Close { reply }));
         if sent.is_err() || closed.is_some() {
@@ -226,6 +229,7 @@ impl IndexThread {
         let folder = JobFolder::new(&self.shared.state, job.id);
         let row = recover::put(&mut self.index, &folder, &job)?;
         self.index.flush()?;
+        fault::point("store-job-indexed");
         self.index.load(job, JobStatus::InProgress, row)?;
         self.shared.tick();
         Ok(())

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::domain::{Job, LineEntry, OnUncertain, Record, RecordError, RequestId};
+use crate::fault;
 use crate::spec;
 use crate::store::Result;
 use crate::store::embedded::intents::{Intent, Last};
@@ -53,6 +54,7 @@ pub(super) fn resolve(folder: &JobFolder, job: &Job, last: &mut BTreeMap<u32, La
         if fails {
             let record = uncertain(folder, job, index, attempt)?;
             journal.append(&record.to_journal_line(attempt), |_| ())?;
+            fault::point("recover-uncertain-failed");
             resolved.failed.insert(index, false);
         } else {
             lost.extend(Intent::Lost { index, attempt }.to_line());
@@ -68,6 +70,7 @@ pub(super) fn resolve(folder: &JobFolder, job: &Job, last: &mut BTreeMap<u32, La
         intents.append(&lost, |_| ())?;
         intents.sync()?;
     }
+    fault::point("recover-uncertain-resolved");
     Ok(resolved)
 }
 
