@@ -223,15 +223,17 @@ fn misuses(source: &Source) -> Vec<String> {
     source.uses().into_iter().filter_map(misuse).collect()
 }
 
-/// Whether the file is compiled for tests alone: somewhere in its module it is declared so.
+/// Whether the file is compiled for tests alone: it, or a folder that it is in, is declared so somewhere in its module.
 fn is_for_tests(source: &Source, all: &[Source]) -> bool {
-    let name = source.path.file_stem().unwrap_or_default().to_string_lossy();
-    let heads = ["#[cfg(test)]\n", "#[cfg(any(test, fuzzing))]\n"];
-    let heads =
-        heads.iter().flat_map(|cfg| ["mod", "pub(crate) mod"].map(|head| format!("{cfg}{head} {name};")));
-    let heads: Vec<String> = heads.collect();
-    let declares = |other: &Source| heads.iter().any(|head| other.text.contains(head.as_str()));
-    all.iter().any(|other| other.module() == source.module() && declares(other))
+    let path = source.path.with_extension("");
+    let mut names = path.iter().skip(1).map(|name| name.to_string_lossy());
+    let declared = |name: &str| {
+        let heads = ["#[cfg(test)]\n", "#[cfg(any(test, fuzzing))]\n"];
+        let heads = heads.map(|cfg| ["mod", "pub(crate) mod"].map(|head| format!("{cfg}{head} {name};")));
+        let mut module = all.iter().filter(|other| other.module() == source.module());
+        module.any(|other| heads.iter().flatten().any(|head| other.text.contains(head.as_str())))
+    };
+    names.any(|name| declared(&name))
 }
 
 /// Where one file writes around the seam to the disk.
