@@ -238,6 +238,12 @@ impl Claim {
             remove_file(&folder::temporary_name(&path))?;
         }
         remove_file(&job.index())?;
+        // The store makes them before the job counts; something in one means that it did count.
+        for log in [job.journal(), job.intents()] {
+            if fs::metadata(&log).is_ok_and(|metadata| metadata.len() == 0) {
+                remove_file(&log)?;
+            }
+        }
         if copied || dropped != Dropped::Jsonl {
             remove_file(&job.input())?;
         }

@@ -42,6 +42,10 @@ pub(super) fn recover(jobs: &Arc<Dir>, state: &Path) -> Result<(), Error> {
 
 fn mend(jobs: &Arc<Dir>, job: JobFolder) -> Result<(), Error> {
     let accepted = exists(&job.state())?;
+    if !accepted && job.was_accepted()? {
+        // The store shows it as held. Put back, it would run, and be paid for, anew.
+        return Ok(());
+    }
     let claim = job.claim();
     let note = match fs::read(&claim) {
         Ok(text) => serde_json::from_slice::<Note>(&text).map_err(io::Error::from),
@@ -132,9 +136,10 @@ mod tests {
 
     #[test]
     fn a_death_between_claim_and_acceptance_puts_the_spec_back() {
-        let steps: [fn(&JobFolder); 4] = [
+        let steps: [fn(&JobFolder); 5] = [
             |_| {},
             |job| fs::write(job.index(), "half an ind").unwrap(),
+            |job| [job.journal(), job.intents()].map(|log| fs::write(log, "").unwrap()).into_iter().collect(),
             |job| fs::write(folder::temporary_name(&job.state()), "{").unwrap(),
             |job| fs::write(folder::temporary_name(&job.claim()), "{").unwrap(),
         ];
@@ -210,6 +215,17 @@ mod tests {
             assert_eq!(claim.job.input().exists(), accepted);
             assert!(!claim.job.claim().exists());
         }
+    }
+
+    #[test]
+    fn a_spec_of_which_something_was_sent_is_not_put_back_without_its_state() {
+        let root = Root::new();
+        root.drop_file("a.jsonl", "one");
+        let claim = claim(&root, "a.jsonl", Dropped::Jsonl);
+        fs::write(claim.job.intents(), "send 0 1 ").unwrap();
+        recover_twice(&root);
+        assert!(root.waiting().is_empty());
+        assert_eq!(names(claim.job.path()), ["claim.json", "input.jsonl", "intents.log"]);
     }
 
     #[test]

@@ -65,6 +65,21 @@ impl JobFolder {
         self.0.join("results.log")
     }
 
+    /// Whether the job was accepted once, although its `state.json` is missing: then its requests may have been sent
+    /// and paid for, and its spec must not run anew as if they had not.
+    ///
+    /// While a spec is being accepted its claim is there, and nothing is in the two logs.
+    pub fn was_accepted(&self) -> Result<bool> {
+        let length = |path: &Path| match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("look at", path)(error)),
+        };
+        let wrote = length(&self.journal())? > Some(0) || length(&self.intents())? > Some(0);
+        let has_requests = length(&self.input())?.is_some() || length(&self.index())?.is_some();
+        Ok(wrote || (has_requests && length(&self.claim())?.is_none()))
+    }
+
     /// Makes the folder, only for us (0700), and syncs the folder it is in.
     pub fn create(&self) -> Result<()> {
         make_private_dir(&self.0)?;
@@ -141,5 +156,26 @@ mod tests {
     fn errors_name_the_act_and_the_path() {
         let error = write_atomic(Path::new("/proc/none/x"), b"").unwrap_err();
         assert!(error.to_string().starts_with("create /proc/none/.x.tmp: "), "{error}");
+    }
+
+    #[test]
+    fn a_job_without_its_state_was_accepted_if_anything_was_sent_or_its_claim_is_over() {
+        let table: [(&[(&str, &str)], bool); 8] = [
+            (&[], false),
+            (&[("claim.json", "{}"), ("input.jsonl", "x"), ("lines.idx", "x")], false),
+            (&[("claim.json", "{}"), ("input.jsonl", "x"), ("intents.log", ""), ("results.log", "")], false),
+            (&[("claim.json", "{}"), ("intents.log", "send"), ("results.log", "")], true),
+            (&[("claim.json", "{}"), ("results.log", "{")], true),
+            (&[("input.jsonl", "x"), ("lines.idx", "x"), ("intents.log", ""), ("results.log", "")], true),
+            (&[("lines.idx", "x")], true),
+            (&[(".claim.json.tmp", "{")], false),
+        ];
+        for (files, accepted) in table {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                fs::write(dir.path().join(name), text).unwrap();
+            }
+            assert_eq!(JobFolder::at(dir.path().to_owned()).was_accepted().unwrap(), accepted, "{files:?}");
+        }
     }
 }
