@@ -1,6 +1,7 @@
 //! The queue is built anew from the job folders: by `batchd rebuild`, and by itself.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use batchd::simulate::{Latency, Settings};
@@ -71,12 +72,48 @@ fn a_root_without_jobs_has_nothing_to_rebuild() {
     assert!(!world.path("root/state").exists(), "nothing is made");
 }
 
+/// The folder of the one job below `state/jobs`.
+fn job_folder(world: &World) -> PathBuf {
+    fs::read_dir(world.path("root/state/jobs")).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn a_job_whose_state_is_lost_is_shown_and_never_begun_anew() {
+    let (world, daemon) = underway();
+    daemon.kill();
+    let state = job_folder(&world).join("state.json");
+    let sound = fs::read(&state).unwrap();
+    let before = world.ledger().requests;
+    for lost in [Some(vec![0; 600]), None] {
+        match lost {
+            Some(bytes) => fs::write(&state, bytes).unwrap(),
+            None => fs::remove_file(&state).unwrap(),
+        }
+        let output = world.run_until_idle();
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert!(output.stderr.contains("is held (state.json "), "{output:?}");
+    }
+    let daemon = world.start();
+    let listed = &world.json(&["list"])[0];
+    let id = listed["id"].as_str().unwrap();
+    assert_eq!((&listed["status"], &listed["counts"]["total"]), (&"held".into(), &60.into()));
+    assert!(listed["counts"]["completed"].as_u64().unwrap() >= 12, "{listed}");
+    let shown = world.batchd(&["show", id]).stdout;
+    assert!(shown.contains("state.json is missing") && shown.contains(id), "{shown}");
+    assert_eq!(world.batchd(&["retry", id]).code, Some(1));
+    assert_eq!(world.batchd(&["cancel", id]).code, Some(1));
+    assert_eq!(daemon.stop().code, Some(0));
+    assert_eq!(world.ledger().requests, before, "nothing was sent");
+
+    fs::write(&state, sound).unwrap();
+    finish(&world);
+}
+
 #[test]
 fn jobs_that_wait_for_a_person_are_told_by_the_exit_code() {
     let (world, daemon) = underway();
     daemon.kill();
-    let journal = fs::read_dir(world.path("root/state/jobs")).unwrap().next().unwrap().unwrap();
-    let journal = journal.path().join("results.log");
+    let journal = job_folder(&world).join("results.log");
     let mut bytes = fs::read(&journal).unwrap();
     bytes[20] ^= 1;
     fs::write(&journal, bytes).unwrap();

@@ -18,10 +18,10 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobId, LineEntry, Record, RecordError, RequestId};
 use crate::store::embedded::files::line_at;
-use crate::store::embedded::intents::{self, Intent};
+use crate::store::embedded::intents::{Intent, Said};
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::log::Log;
-use crate::store::embedded::recover::{Scanned, scan_journal};
+use crate::store::embedded::recover::scan_journal;
 
 /// Requests of the job whose journal it is: few, so that some records name one that it does not have.
 pub(crate) const TOTAL: u32 = 8;
@@ -43,8 +43,8 @@ fn log_of(script: &[u8], seal: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
     log
 }
 
-/// Recovery reads the records that a journal holds and no others, and cuts it behind the last of them. Gives the
-/// journal as it is then, with the success of each record.
+/// Recovery reads the records that a journal holds and no others, keeps each of them, and cuts the journal behind the
+/// last. Gives the journal as it is then, with the success of each record.
 pub(crate) fn journal(script: &[u8]) -> (Vec<u8>, BTreeMap<u32, bool>) {
     let log = log_of(script, |text| {
         let tail = format!(",\"crc\":\"{:08x}\"}}\n", crc32c::crc32c(text));
@@ -54,25 +54,25 @@ pub(crate) fn journal(script: &[u8]) -> (Vec<u8>, BTreeMap<u32, bool>) {
     let path = folder.path().join("results.log");
     fs::write(&path, &log).expect("a temporary folder can be written");
     let expected = records_in(&log);
-    let found = scan_journal(&path, 0, TOTAL).expect("a file can be read");
-    assert_eq!(found, expected);
-    let end = usize::try_from(expected.end).expect("scripts are small");
-    let (kept, torn) = log.split_at_checked(end).expect("what is valid lies within");
-    assert_eq!(fs::read(&path).expect("it is there"), kept, "what is valid stays as it was");
+    let (found, scan) = scan_journal(&path, None, TOTAL).expect("a file can be read");
+    assert_eq!((&found, scan.damaged_at.is_some()), (&expected.records, expected.is_damaged));
+    scan.mend(&path).expect("a file can be mended");
+    let kept = fs::read(&path).expect("it is there");
+    assert_eq!(kept, expected.kept, "what is sound stays as it was");
     let aside = fs::read(folder.path().join("results.torn.1")).unwrap_or_default();
-    assert_eq!(aside, torn, "what is not is kept aside");
-    assert_eq!(
-        scan_journal(&path, 0, TOTAL).expect("a file can be read"),
-        expected,
-        "once more changes nothing"
-    );
-    assert_eq!(fs::read_dir(folder.path()).expect("it is there").count(), 1 + usize::from(!torn.is_empty()));
-    append_behind(&path, expected);
+    assert_eq!(kept.len() + aside.len(), log.len(), "what is not is kept aside");
+    let (again, scan) = scan_journal(&path, None, TOTAL).expect("a file can be read");
+    scan.mend(&path).expect("a file can be mended");
+    assert_eq!(again, found);
+    assert_eq!(fs::read(&path).expect("it is there"), kept, "once more changes nothing");
+    let files = 1 + usize::from(!aside.is_empty());
+    assert_eq!(fs::read_dir(folder.path()).expect("it is there").count(), files);
+    append_behind(&path, found);
     (fs::read(&path).expect("it is there"), records_of(&path))
 }
 
 fn records_of(path: &Path) -> BTreeMap<u32, bool> {
-    scan_journal(path, 0, TOTAL).expect("a file can be read").records
+    scan_journal(path, None, TOTAL).expect("a file can be read").0
 }
 
 /// Temporary files that are synced cost nothing where there is a file system in memory.
@@ -81,42 +81,66 @@ fn memory_if_any() -> PathBuf {
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
+/// What recovery must find and leave.
+struct Expected {
+    records: BTreeMap<u32, bool>,
+    kept: Vec<u8>,
+    is_damaged: bool,
+}
+
 /// What recovery must find, told in the plainest way.
-fn records_in(log: &[u8]) -> Scanned {
-    let mut expected = Scanned { records: BTreeMap::new(), end: 0, damaged_at: None };
-    let mut offset = 0;
-    let mut first_bad = None;
+fn records_in(log: &[u8]) -> Expected {
+    let mut records = BTreeMap::new();
+    let (mut sound, mut is_damaged, mut end, mut offset) = (Vec::new(), false, 0, 0);
+    let mut gap: Vec<u8> = Vec::new();
     for line in log.split_inclusive(|byte| *byte == b'\n') {
-        let record = line.strip_suffix(b"\n").and_then(JournalLine::parse);
-        match record.filter(|record| record.index < TOTAL) {
-            Some(record) => {
-                expected.records.entry(record.index).or_insert_with(|| record.is_success());
-                expected.end = offset + line.len() as u64;
-                expected.damaged_at = expected.damaged_at.or(first_bad);
-            }
-            None => first_bad = first_bad.or(Some(offset)),
-        }
-        offset += line.len() as u64;
+        offset += line.len();
+        // Whole, or behind the NULs of a page that was lost.
+        let behind = line.iter().rposition(|byte| *byte == 0).map_or(0, |at| at + 1);
+        let found = [0, behind].into_iter().find_map(|at| {
+            let text = line.get(at..)?.strip_suffix(b"\n")?;
+            Some((at, JournalLine::parse(text).filter(|record| record.index < TOTAL)?))
+        });
+        let Some((at, record)) = found else {
+            gap.extend(line);
+            continue;
+        };
+        gap.extend(line.get(..at).unwrap_or_default());
+        let has_lost_page = memchr::memmem::find(&gap, &[0; 16]).is_some();
+        is_damaged |= !gap.is_empty() && !has_lost_page;
+        gap.clear();
+        records.entry(record.index).or_insert_with(|| record.is_success());
+        sound.extend(line.get(at..).unwrap_or_default());
+        end = offset;
     }
-    expected
+    let kept = if is_damaged { log.get(..end).unwrap_or_default().to_vec() } else { sound };
+    Expected { records, kept, is_damaged }
 }
 
 /// A record appended behind whatever was there is read back, and alone if reading begins behind the others.
-fn append_behind(path: &Path, before: Scanned) {
+fn append_behind(path: &Path, before: BTreeMap<u32, bool>) {
     let record = Record {
         request: RequestId { job: JobId::from_bytes([1; 16]), index: TOTAL - 1 },
         custom_id: "\u{e9}\n".to_owned(),
         response: None,
         error: Some(RecordError { code: "timeout".to_owned(), message: "x".to_owned() }),
     };
-    let mut end = 0;
+    let begin = fs::metadata(path).expect("it is there").len();
     let log = Log::open(path.to_owned()).expect("a file can be opened");
-    log.append(&record.to_journal_line(2), |length| end = length).expect("a file can be written");
-    let alone = Scanned { records: BTreeMap::from([(TOTAL - 1, false)]), end, damaged_at: None };
-    assert_eq!(scan_journal(path, before.end, TOTAL).expect("a file can be read"), alone);
-    let mut both = Scanned { end, ..before };
-    both.records.entry(TOTAL - 1).or_insert(false);
-    assert_eq!(scan_journal(path, 0, TOTAL).expect("a file can be read"), both);
+    log.append(&record.to_journal_line(2), |_| ()).expect("a file can be written");
+    let (alone, scan) = scan_journal(path, Some(begin), TOTAL).expect("a file can be read");
+    assert_eq!((alone, scan.is_whole()), (BTreeMap::from([(TOTAL - 1, false)]), true));
+    let mut both = before;
+    both.entry(TOTAL - 1).or_insert(false);
+    assert_eq!(records_of(path), both);
+}
+
+fn said_in(log: &[u8], is_open: impl Fn(u32) -> bool) -> Said {
+    let mut said = Said::default();
+    for line in log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
+        said.take(line, &is_open);
+    }
+    said
 }
 
 /// An intents log says of each open request what its lines say, and never more.
@@ -130,7 +154,7 @@ pub(crate) fn intents(script: &[u8]) {
         .into_bytes()
     });
     let is_open = |index: u32| index < TOTAL;
-    let said = intents::read(log.as_slice(), is_open).expect("memory can be read");
+    let said = said_in(&log, is_open);
     let lines = log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
     let found: Vec<Intent> = lines.filter_map(Intent::parse).collect();
     let count = |is: &dyn Fn(&Intent) -> bool| found.iter().filter(|intent| is(intent)).count();
@@ -162,7 +186,7 @@ pub(crate) fn intents(script: &[u8]) {
     let torn_was_whole = log.rsplit(|byte| *byte == b'\n').next().and_then(Intent::parse).is_some();
     if !torn_was_whole {
         expected.last.entry(1).or_default().sent = Some(9);
-        assert_eq!(intents::read(longer.as_slice(), is_open).expect("memory can be read"), expected);
+        assert_eq!(said_in(&longer, is_open), expected);
     }
 }
 

@@ -19,8 +19,10 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::{Counts, Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::fault;
 use crate::store::embedded::claim::{self, Claim, QueuePlace};
+use crate::store::embedded::entry::Entry;
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::leases::{Held, Leases};
+use crate::store::embedded::open::Open;
 use crate::store::share::{Candidate, Turns};
 use crate::store::{Error, Leased, QueueDepth, Result};
 
@@ -38,17 +40,6 @@ pub(super) struct Index {
     /// Waiting requests that are leased, or settled and not yet durable: their keys are still there.
     out: BTreeSet<RequestId>,
     dirty: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) job: Job,
-    pub(super) status: JobStatus,
-    pub(super) finished_at: Option<Timestamp>,
-    pub(super) row: Row,
-    /// One for each of the job's queues; empty once the job has ended.
-    pub(super) queues: Vec<QueuePlace>,
-    leased: u32,
 }
 
 /// A settled request whose record is durable in its journal.
@@ -82,21 +73,16 @@ impl Index {
 
     /// Adds a job whose keys are in the tree, and counts what is open.
     pub(super) fn load(&mut self, job: Job, status: JobStatus, row: Row) -> Result<()> {
+        let open = Open::read(self, job.id)?;
         let mut queues: Vec<QueuePlace> = job.queues.iter().map(|_| QueuePlace::default()).collect();
-        for item in self.tree.range(keys::all_ranges(job.id)) {
-            let (key, value) = item.map_err(broken)?;
-            let parsed = keys::parse_range(&key).zip(Bits::decode(&value));
-            let ((queue, _), bits) = parsed.ok_or_else(|| damaged("a range"))?;
-            let place = queues.get_mut(usize::from(queue)).ok_or_else(|| damaged("a range's queue"))?;
-            place.fresh += bits.len();
+        let fresh = open.fresh.iter().map(|((_, queue), bits)| (*queue, bits.len(), 0));
+        let waiting = open.waiting.values().map(|(queue, ..)| (*queue, 0, 1));
+        for (queue, fresh, waiting) in fresh.chain(waiting) {
+            let place = queues.get_mut(usize::from(queue)).ok_or_else(|| damaged("a queue's number"))?;
+            place.fresh += fresh;
+            place.waiting += waiting;
         }
-        for item in self.tree.range(keys::all_waiting(job.id)).keys() {
-            let (queue, ..) =
-                keys::parse_waiting(&item.map_err(broken)?).ok_or_else(|| damaged("a waiting key"))?;
-            let place = queues.get_mut(usize::from(queue)).ok_or_else(|| damaged("a waiting key's queue"))?;
-            place.waiting += 1;
-        }
-        let entry = Entry { status, finished_at: None, row, queues, leased: 0, job };
+        let entry = Entry { status, finished_at: None, row, queues, leased: 0, is_lost: false, job };
         self.jobs.insert(entry.job.id, entry);
         Ok(())
     }
@@ -115,8 +101,23 @@ impl Index {
             failed: counts.failed,
             maybe_paid_twice: counts.maybe_paid_twice,
         };
-        let entry = Entry { status, finished_at, row, queues: Vec::new(), leased: 0, job };
+        let entry = Entry { status, finished_at, row, queues: Vec::new(), leased: 0, is_lost: false, job };
         self.jobs.insert(entry.job.id, entry);
+    }
+
+    /// Adds a job that can't be read, held for good; its keys, if it has any, stay.
+    pub(super) fn load_lost(&mut self, job: Job, why: String, counts: Counts) {
+        let id = job.id;
+        self.load_ended(job, JobStatus::Held { why }, counts, None);
+        if let Some(entry) = self.jobs.get_mut(&id) {
+            entry.is_lost = true;
+        }
+    }
+
+    /// The jobs that have a row.
+    pub(super) fn rows(&self) -> Result<Vec<JobId>> {
+        let keys = self.tree.range(keys::all_jobs()).keys();
+        keys.filter_map(|key| key.map(|key| keys::parse_job(&key)).map_err(broken).transpose()).collect()
     }
 
     pub(super) fn entry(&self, id: JobId) -> Result<&Entry> {
@@ -125,6 +126,10 @@ impl Index {
 
     pub(super) fn entry_mut(&mut self, id: JobId) -> Result<&mut Entry> {
         self.jobs.get_mut(&id).ok_or(Error::NoSuchJob(id))
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.jobs.values()
     }
 
     pub(super) fn states(&self) -> Vec<JobState> {
@@ -260,6 +265,20 @@ impl Index {
         Ok(())
     }
 
+    /// Index and attempts used up of every request that waits for a time to come.
+    pub(super) fn waiting(&self, id: JobId) -> Result<Vec<(u32, u32)>> {
+        let mut waiting = Vec::new();
+        for item in self.tree.range(keys::all_waiting(id)) {
+            let (key, attempts) = item.map_err(broken)?;
+            let (_, due, index) = keys::parse_waiting(&key).ok_or_else(|| damaged("a waiting key"))?;
+            let attempts = keys::u32_at(&attempts, 0).ok_or_else(|| damaged("a waiting value"))?;
+            if due > Timestamp::default() && !self.out.contains(&RequestId { job: id, index }) {
+                waiting.push((index, attempts));
+            }
+        }
+        Ok(waiting)
+    }
+
     /// Makes every waiting request of a job due at once.
     pub(super) fn retry_now(&mut self, id: JobId) -> Result<()> {
         let mut changes = Vec::new();
@@ -281,7 +300,7 @@ impl Index {
         self.clear(id)?;
         self.turns.forget(id);
         let entry = self.entry_mut(id)?;
-        entry.row.failed = entry.job.total.saturating_sub(entry.row.completed);
+        entry.row.failed = entry.counts_at_end().failed;
         entry.finished_at = Some(now);
         entry.queues = Vec::new();
         Ok(())
@@ -327,40 +346,6 @@ impl Index {
             fault::point("store-index-flushed");
         }
         Ok(())
-    }
-}
-
-impl Entry {
-    /// Nothing is in flight.
-    pub(super) const fn is_still(&self) -> bool {
-        self.leased == 0
-    }
-
-    /// Whether every request is in one place, while none is leased.
-    pub(super) fn adds_up(&self) -> bool {
-        let open: u64 = self.queues.iter().map(|q| u64::from(q.fresh) + u64::from(q.waiting)).sum();
-        let settled = u64::from(self.row.completed) + u64::from(self.row.failed);
-        open + settled == u64::from(self.job.total)
-    }
-
-    pub(super) fn counts(&self) -> Counts {
-        Counts {
-            total: self.job.total,
-            completed: self.row.completed,
-            failed: self.row.failed,
-            maybe_paid_twice: self.row.maybe_paid_twice,
-        }
-    }
-
-    pub(super) fn state(&self) -> JobState {
-        JobState {
-            job: self.job.clone(),
-            status: self.status.clone(),
-            counts: self.counts(),
-            leased: self.leased,
-            waiting: self.queues.iter().map(|place| place.waiting).sum(),
-            finished_at: self.finished_at,
-        }
     }
 }
 

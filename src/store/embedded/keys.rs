@@ -70,6 +70,16 @@ pub(super) fn waiting(id: JobId, queue: u16, due: Timestamp, index: u32) -> Vec<
     key
 }
 
+/// The rows of all jobs.
+pub(super) fn all_jobs() -> Range<Vec<u8>> {
+    vec![JOB]..vec![JOB + 1]
+}
+
+/// The job of a row's key.
+pub(super) fn parse_job(key: &[u8]) -> Option<JobId> {
+    Some(JobId::from_bytes(key.get(1..JOB_END)?.try_into().ok()?))
+}
+
 /// The ranges of one queue of a job from `block` on.
 pub(super) fn ranges_from(id: JobId, queue: u16, block: u32) -> Range<Vec<u8>> {
     range(id, queue, block)..after(range(id, queue, u32::MAX))
@@ -135,6 +145,8 @@ mod tests {
         let key = waiting(ID, 7, Timestamp::from_millis(500), 9);
         assert_eq!(parse_waiting(&key), Some((7, Timestamp::from_millis(500), 9)));
         assert_eq!(parse_range(&range(ID, 2, 70_000)), Some((2, 70_000)));
+        assert_eq!(parse_job(&job(ID)), Some(ID));
+        assert!(all_jobs().contains(&job(ID)) && !all_jobs().contains(&range(ID, 0, 0)));
         assert!(waiting(ID, 7, Timestamp::from_millis(499), 10) < key);
         assert!(waiting_of(ID, 7).contains(&key) && !waiting_of(ID, 8).contains(&key));
         assert!(all_waiting(ID).contains(&key) && all_ranges(ID).contains(&range(ID, u16::MAX, u32::MAX)));

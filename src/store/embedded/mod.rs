@@ -16,6 +16,8 @@
 //! offset when its turn comes.
 
 mod claim;
+mod content;
+mod entry;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -25,6 +27,9 @@ mod keys;
 mod ladder;
 mod leases;
 mod log;
+mod lost;
+mod mend;
+mod open;
 mod recover;
 mod start;
 mod state;
@@ -43,11 +48,13 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::content::Content;
+pub use self::start::rebuild;
+
 use self::files::{JobFiles, prepare};
 use self::index::Settled;
 use self::intents::Intent;
 use self::leases::{Held, Leases};
-pub use self::start::rebuild;
 use self::state::State;
 use self::threads::{Command, IndexThread, Note, Shared};
 use crate::bell::{Bell, Listener};
@@ -327,7 +334,11 @@ impl Store for EmbeddedStore {
     }
 
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {
-        self.ask(move |reply| Command::RetryNow { id: job, reply }).boxed()
+        async move {
+            let files = self.files(job)?;
+            self.ask(move |reply| Command::RetryNow { id: job, files, reply }).await
+        }
+        .boxed()
     }
 
     fn journal(&self, job: JobId) -> Result<Box<dyn Journal>> {
@@ -355,6 +366,10 @@ impl Store for EmbeddedStore {
     }
 }
 
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod healing;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! restarts, crashes and losses of the index in between.
 //!
 //! The model of a restart: leases are void. What was begun counts as an attempt and is due, if it is for the first
-//! time that its end is not known, and has failed else. What was not begun is as it was.
+//! time that its end is not known, and has failed else, or if its job was being cancelled. What was not begun is as
+//! it was.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -13,8 +14,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 
-use super::EmbeddedStore;
-use super::tests::crash;
+use super::tests::{crash, files_alone};
+use super::{Content, EmbeddedStore};
 use crate::domain::{Job, JobStatus, PauseReason, RequestId, Settlement, Timestamp};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, put, queue, until_settled};
 use crate::store::memory::MemoryStore;
@@ -37,7 +38,7 @@ enum Verb {
 enum How {
     Complete,
     Discard,
-    Retry { seconds: u64, attempts: u32 },
+    Retry { seconds: u64, attempts: u32, maybe_paid: bool },
     Release,
 }
 
@@ -61,7 +62,7 @@ fn verb() -> impl Strategy<Value = Verb> {
     let how = prop_oneof![
         4 => Just(How::Complete),
         1 => Just(How::Discard),
-        3 => (0..90u64, 0..4u32).prop_map(|(seconds, attempts)| How::Retry { seconds, attempts }),
+        3 => (0..90u64, 0..4u32, any::<bool>()).prop_map(|(seconds, attempts, maybe_paid)| How::Retry { seconds, attempts, maybe_paid }),
         2 => Just(How::Release),
     ];
     let to = prop_oneof![
@@ -101,8 +102,6 @@ struct World {
     now: Timestamp,
     /// Requests of which a restart lost an attempt.
     lost: BTreeSet<RequestId>,
-    /// Dues were changed where only the index knows of it.
-    retried: bool,
 }
 
 impl World {
@@ -116,16 +115,7 @@ impl World {
             put(&real, job).await;
             put(&model, job).await;
         }
-        Self {
-            dir,
-            real: Some(real),
-            model,
-            jobs,
-            leases: Vec::new(),
-            now: NOW,
-            lost: BTreeSet::new(),
-            retried: false,
-        }
+        Self { dir, real: Some(real), model, jobs, leases: Vec::new(), now: NOW, lost: BTreeSet::new() }
     }
 
     fn real(&self) -> &EmbeddedStore {
@@ -149,10 +139,7 @@ impl World {
                 }
             }
             Verb::SetStatus { job, to } => self.set_status(job, to).await,
-            Verb::RetryNow { job } => {
-                self.retried = true;
-                self.retry_now(job).await;
-            }
+            Verb::RetryNow { job } => self.retry_now(job).await,
             Verb::Pass { seconds } => self.now = self.now + Duration::from_secs(seconds),
             Verb::Reopen { how } => self.reopen(how).await,
         }
@@ -174,9 +161,9 @@ impl World {
         let settlement = |lease: &Lease| match how {
             How::Complete => answer(lease),
             How::Discard => failure(lease),
-            How::Retry { seconds, attempts } => {
+            How::Retry { seconds, attempts, maybe_paid } => {
                 let due = self.now + Duration::from_secs(seconds);
-                Settlement::Retry { due, attempts, maybe_paid: false }
+                Settlement::Retry { due, attempts, maybe_paid }
             }
             How::Release => Settlement::Release,
         };
@@ -221,19 +208,18 @@ impl World {
             let settlement = self.ended_by_restart(&model, begun).await;
             self.model.settle(model, settlement).await.unwrap();
         }
+        // The files alone, and the files with the index beside them, say the same.
+        let rebuilt = files_alone(self.dir.path());
+        assert_eq!(Content::read(self.dir.path()).unwrap(), Content::read(rebuilt.path()).unwrap());
         self.real = Some(EmbeddedStore::open(self.dir.path()).unwrap());
-        if self.retried {
-            self.retry_now(0).await;
-            self.retry_now(1).await;
-        }
     }
 
     async fn ended_by_restart(&mut self, lease: &Lease, begun: bool) -> Settlement {
         let status = self.model.job(lease.request.job).await.unwrap().status;
-        if !begun || !(status.may_send() || matches!(status, JobStatus::Paused { .. })) {
+        if !begun {
             return Settlement::Release;
         }
-        if !self.lost.insert(lease.request) {
+        if matches!(status, JobStatus::Cancelling) || !self.lost.insert(lease.request) {
             return failure(lease);
         }
         Settlement::Retry { due: Timestamp::default(), attempts: lease.attempt, maybe_paid: true }

@@ -2,143 +2,311 @@
 //!
 //! # Operation, for each job that has not ended
 //!
-//! 1. The journal is read on from where the index had taken it in, or wholly if the index does not know the
-//!    job. A torn end is cut off and kept beside it as `results.torn.<n>`; damage in the middle is no trace of
-//!    a crash, so the job is held and sends nothing.
-//! 2. Records beyond what the index acknowledged are settled again: they were paid for.
-//! 3. Intents say how many attempts open requests have used up, and which may have been in flight: what becomes
-//!    of those is decided in [`uncertain`].
-//! 4. What is open and what is settled must be all there is; else the job is indexed anew from its files.
+//! 1. A job that can't be read is shown as held and otherwise left alone ([`lost`]).
+//! 2. The journal is read on from where the index had taken it in, or wholly if the index does not know the
+//!    job, and [mended](super::mend): what a kill or a power cut left in it is kept aside and taken out. Up to where
+//!    the index had taken it in, it had been synced: so a shorter one has lost answers. That, and damage that no crash
+//!    explains, holds the job, which then sends nothing.
+//! 3. Records beyond what the index acknowledged are settled again: they were paid for.
+//! 4. Intents say how many attempts open requests have used up, and which may have been in flight: what becomes
+//!    of those is decided in [`uncertain`]. They are mended as the journal is. Where damage may have made them forget an
+//!    attempt, the job is held: going on by itself it could pay more often than it may.
+//! 5. What is open and what is settled must be all there is; else, and where the index can't be understood, the
+//!    job is indexed anew from its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
-use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry, Timestamp};
+use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry};
 use crate::fault;
 use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
-use crate::store::embedded::intents::{self, Last, Said};
+use crate::store::embedded::intents::{Last, Said};
 use crate::store::embedded::keys::{self, Row};
+use crate::store::embedded::log::Log;
+use crate::store::embedded::mend::Scan;
+use crate::store::embedded::open::Open;
 use crate::store::embedded::state::State;
-use crate::store::embedded::uncertain;
-use crate::store::folder::{JobFolder, failed, sync_parent};
+use crate::store::embedded::{lost, uncertain};
+use crate::store::folder::{JobFolder, failed};
 use crate::store::{Error, Result};
 
-/// Brings every job below `state/jobs` into the index.
+/// Brings every job below `state/jobs` into the index, and drops from it what has no folder any more.
 pub(super) fn all(index: &mut Index, state: &Path) -> Result<()> {
     let jobs = state.join("jobs");
-    let mut ids: Vec<JobId> = Vec::new();
+    let mut ids: BTreeSet<JobId> = BTreeSet::new();
     for entry in fs::read_dir(&jobs).map_err(failed("read folder", &jobs))? {
         let entry = entry.map_err(failed("read folder", &jobs))?;
         ids.extend(entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok()));
     }
-    ids.sort_unstable();
-    for id in ids {
-        let folder = JobFolder::new(state, id);
-        match State::read(&folder) {
-            // Never accepted: intake puts the file back.
-            Ok(None) => {}
-            Ok(Some(state)) => one(index, &folder, state)?,
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::error!(job = %id, error = %error, "a job's state can't be read; it is left alone");
-            }
-            Err(error) => return Err(error),
+    for id in &ids {
+        one(index, &JobFolder::new(state, *id), *id)?;
+    }
+    for id in index.rows()? {
+        if !ids.contains(&id) {
+            tracing::warn!(job = %id, "the folder of a job is gone; the index forgets the job");
+            index.clear(id)?;
         }
     }
     index.flush()
 }
 
-fn one(index: &mut Index, folder: &JobFolder, state: State) -> Result<()> {
-    let State { job, status, finished_at, counts } = state;
+fn one(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
+    match attempt(index, folder, id) {
+        Err(Error::Damaged { path, what }) => {
+            tracing::warn!(job = %id, path = %path.display(), what, "the index of a job is built anew");
+        }
+        done => return done,
+    }
+    index.clear(id)?;
+    match attempt(index, folder, id) {
+        // Not the index's fault, then.
+        Err(Error::Damaged { path, what }) => {
+            let what = format!("{} is damaged: {what}", path.display());
+            show_lost(index, folder, lost::job_of(folder, id), &what);
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// [`Error::Damaged`] if the index does not fit the files.
+fn attempt(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
+    let State { job, status, finished_at, counts } = match State::read(folder) {
+        Ok(Some(state)) => state,
+        Ok(None) => {
+            // Else it was never accepted: intake puts the file back.
+            if folder.was_accepted()? {
+                show_lost(index, folder, lost::job_of(folder, id), "state.json is missing");
+            }
+            return Ok(());
+        }
+        Err(Error::Damaged { what, .. }) => {
+            let what = format!("state.json can't be read ({what})");
+            show_lost(index, folder, lost::job_of(folder, id), &what);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     if status.is_final() {
         let counts = counts.unwrap_or_else(|| Counts { total: job.total, ..Counts::default() });
-        if index.tree().contains_key(keys::job(job.id)).map_err(broken)? {
-            index.clear(job.id)?;
+        if index.tree().contains_key(keys::job(id)).map_err(broken)? {
+            index.clear(id)?;
         }
         index.load_ended(job, status, counts, finished_at);
         return Ok(());
     }
-    let row = match known(index, folder, job.id)? {
-        Some(row) => row,
-        None => put(index, folder, &job)?,
-    };
-    level(index, folder, &job, status.clone(), row)?;
-    if !index.entry(job.id)?.adds_up() {
-        tracing::warn!(job = %job.id, "the index of a job does not add up; it is built anew");
-        let row = put(index, folder, &job)?;
-        level(index, folder, &job, status, row)?;
+    if let Some(what) = lost::missing_input(folder, &job)? {
+        show_lost(index, folder, job, &what);
+        return Ok(());
     }
-    Ok(())
+    Recovery { index, folder, job: &job, status }.run()?;
+    if index.entry(id)?.adds_up() {
+        return Ok(());
+    }
+    Err(Error::Damaged { path: "state/sled".into(), what: "it does not add up".to_owned() })
 }
 
-/// Brings the index of one job from `row` on level with its journal and its intents.
-fn level(index: &mut Index, folder: &JobFolder, job: &Job, status: JobStatus, mut row: Row) -> Result<()> {
-    let scanned = scan_journal(&folder.journal(), row.acknowledged, job.total)?;
-    let status = match scanned.damaged_at {
-        // A job on its way to its end sends nothing as it is, and must not come back from it.
-        Some(offset) if status.may_send() || matches!(status, JobStatus::Paused { .. }) => {
-            let why = format!("the journal results.log is damaged at byte {offset}");
-            tracing::error!(job = %job.id, why, "a job is held");
-            // Before the index has taken in what lies behind the damage, and the next start sees none.
-            hold(folder, job, why)?
-        }
-        Some(_) | None => status,
-    };
-    row.acknowledged = scanned.end;
-    let mut open = settle_again(index, job, &mut row, &scanned.records)?;
-    fault::point("recover-settled-again");
-    let mut said = read_intents(folder, &open)?;
-    let mut status = status;
-    let is_held = matches!(status, JobStatus::Held { .. });
-    // A held job may be sent from again, so what it had in flight counts. Nothing is written behind fresh damage.
-    let may_go_on = status.may_send() || is_held || matches!(status, JobStatus::Paused { .. });
-    if may_go_on && scanned.damaged_at.is_none() {
+fn show_lost(index: &mut Index, folder: &JobFolder, job: Job, what: &str) {
+    let why = lost::why(folder, what);
+    tracing::error!(job = %job.id, why, "a job can't be read; it is shown as held");
+    let counts = lost::counts_of(folder, job.total);
+    index.load_lost(job, why, counts);
+}
+
+/// How far the index had taken a job's journal in.
+enum Known {
+    Not,
+    Row(Row),
+    /// And the journal is shorter now.
+    Shorter(Row),
+}
+
+/// The recovery of one job that has not ended.
+struct Recovery<'a> {
+    index: &'a mut Index,
+    folder: &'a JobFolder,
+    job: &'a Job,
+    status: JobStatus,
+}
+
+impl Recovery<'_> {
+    /// Brings the index level with the job's journal and its intents.
+    fn run(mut self) -> Result<()> {
+        let known = self.known()?;
+        let (mut row, synced) = match known {
+            // Nothing taken in says nothing: so begins a job, and so an index that is being built anew.
+            Known::Row(row) => (row, Some(row.acknowledged).filter(|synced| *synced > 0)),
+            Known::Not => (put(self.index, self.folder, self.job)?, None),
+            Known::Shorter(row) => {
+                let synced = row.acknowledged;
+                self.hold(&format!("the journal results.log has lost answers: it was {synced} bytes long"))?;
+                (put(self.index, self.folder, self.job)?, None)
+            }
+        };
+        let records = self.read_journal(synced)?;
+        let mut open = self.settle_again(&mut row, &records)?;
+        fault::point("recover-settled-again");
+        let mut said = self.read_intents(&open)?;
         // Held before the decision is written down: the next start would find nothing to decide about, and send.
-        if !is_held && let Some(why) = uncertain::why_held(job, &said.last) {
-            tracing::error!(job = %job.id, why, "a job is held");
-            status = hold(folder, job, why)?;
+        if let Some(why) = uncertain::why_held(self.job, &said.last) {
+            self.hold(&why)?;
         }
-        let resolved = uncertain::resolve(folder, job, &mut said.last)?;
-        row.acknowledged = journal_length(folder)?;
-        open = settle_again(index, job, &mut row, &resolved.failed)?;
-        said.maybe_paid += resolved.lost;
+        // What will never be sent again has only its one line left.
+        let ends = !may_go_on(&self.status);
+        let resolved = uncertain::resolve(self.folder, self.job, ends, &mut said.last)?;
+        row.acknowledged = self.journal_length()?;
+        open = if resolved.failed.is_empty() { open } else { self.settle_again(&mut row, &resolved.failed)? };
+        row.maybe_paid_twice = row.maybe_paid_twice.max(said.maybe_paid + resolved.lost);
+        self.apply_intents(open, said.last)?;
+        self.index.apply(vec![(keys::job(self.job.id), Some(row.encode()))])?;
+        fault::point("recover-job-done");
+        self.index.load(self.job.clone(), self.status, row)
     }
-    row.maybe_paid_twice = row.maybe_paid_twice.max(said.maybe_paid);
-    apply_intents(index, job, open, said.last)?;
-    index.apply(vec![(keys::job(job.id), Some(row.encode()))])?;
-    fault::point("recover-job-done");
-    index.load(job.clone(), status, row)
+
+    fn known(&self) -> Result<Known> {
+        let Some(value) = self.index.tree().get(keys::job(self.job.id)).map_err(broken)? else {
+            return Ok(Known::Not);
+        };
+        let row = Row::decode(&value).ok_or_else(|| damaged("a job's row"))?;
+        if self.journal_length()? < row.acknowledged {
+            return Ok(Known::Shorter(row));
+        }
+        Ok(if self.ends_a_line(row.acknowledged)? { Known::Row(row) } else { Known::Not })
+    }
+
+    /// Whether so many bytes of the journal are whole lines; if not, it is not the journal that the index knows.
+    fn ends_a_line(&self, length: u64) -> Result<bool> {
+        let Some(last) = length.checked_sub(1) else { return Ok(true) };
+        let path = self.folder.journal();
+        let mut byte = [0];
+        let file = fs::File::open(&path).map_err(failed("open", &path))?;
+        file.read_exact_at(&mut byte, last).map_err(failed("read", &path))?;
+        Ok(byte == *b"\n")
+    }
+
+    /// Zero if there is none.
+    fn journal_length(&self) -> Result<u64> {
+        let path = self.folder.journal();
+        match path.metadata() {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(failed("look at", &path)(error)),
+        }
+    }
+
+    /// Holds the job, if it could send: durable when it returns. One that is held stays so for its first reason; one
+    /// on its way to its end sends nothing as it is, and must not come back from it.
+    fn hold(&mut self, why: &str) -> Result<()> {
+        if self.status.may_send() || matches!(self.status, JobStatus::Paused { .. }) {
+            tracing::error!(job = %self.job.id, why, "a job is held");
+            self.status = JobStatus::Held { why: why.to_owned() };
+            let (job, status) = (self.job.clone(), self.status.clone());
+            State { job, status, finished_at: None, counts: None }.write(self.folder)?;
+        }
+        Ok(())
+    }
+
+    /// Mends the journal. Index and success of each record beyond `synced`, the first of each index.
+    fn read_journal(&mut self, synced: Option<u64>) -> Result<BTreeMap<u32, bool>> {
+        let path = self.folder.journal();
+        self.make_if_missing(&path, "the journal results.log is missing")?;
+        let (records, scan) = scan_journal(&path, synced, self.job.total)?;
+        if let Some(offset) = scan.damaged_at {
+            // Before the index has taken in what lies behind the damage, and the next start sees none.
+            self.hold(&format!("the journal results.log is damaged at byte {offset}"))?;
+        }
+        scan.mend(&path)?;
+        Ok(records)
+    }
+
+    /// Mends the intents.
+    fn read_intents(&mut self, open: &Open) -> Result<Said> {
+        let path = self.folder.intents();
+        self.make_if_missing(&path, "intents.log is missing: how often requests were sent is not known")?;
+        let mut said = Said::default();
+        let scan = Scan::read(&path, None, |line| said.take(line, |number| open.contains(number)))?;
+        if let Some(offset) = scan.damaged_at {
+            let what = "how often requests were sent is not known for sure";
+            self.hold(&format!("intents.log is damaged at byte {offset}: {what}"))?;
+            // A person decides about it once, and not at every start.
+            scan.take_out_damage(&path)?;
+        } else if !scan.is_whole() {
+            scan.mend(&path)?;
+        }
+        Ok(said)
+    }
+
+    fn make_if_missing(&mut self, path: &Path, why: &str) -> Result<()> {
+        if !path.try_exists().map_err(failed("look at", path))? {
+            self.hold(why)?;
+            Log::open(path.to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// The requests that are open after records beyond the acknowledged length are settled again.
+    fn settle_again(&mut self, row: &mut Row, records: &BTreeMap<u32, bool>) -> Result<Open> {
+        let mut open = Open::read(self.index, self.job.id)?;
+        let mut changes = Vec::new();
+        for (&number, &success) in records {
+            if success {
+                row.completed += 1;
+            } else {
+                row.failed += 1;
+            }
+            changes.extend(open.take(self.job.id, number));
+        }
+        changes.extend(open.changed(self.job.id));
+        self.index.apply(changes)?;
+        Ok(open)
+    }
+
+    /// Gives open requests the attempts that their intents tell of.
+    fn apply_intents(&mut self, mut open: Open, last: BTreeMap<u32, Last>) -> Result<()> {
+        let id = self.job.id;
+        // Moves first, in pairs, since the size of a batch is even: a request between two keys would be lost.
+        let (mut changes, mut arrivals): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
+        for (number, last) in last {
+            let Some((attempts, due)) = last.ended else { continue };
+            let Some(queue) = open.queue_of(number) else { continue };
+            let arrival = (keys::waiting(id, queue, due, number), Some(attempts.to_be_bytes().to_vec()));
+            match open.take(id, number) {
+                Some(departure) => changes.extend([departure, arrival]),
+                None => arrivals.push(arrival),
+            }
+        }
+        changes.extend(arrivals);
+        changes.extend(open.changed(id));
+        self.index.apply(changes)
+    }
 }
 
-/// Makes `held` the job's status; durable when it returns.
-fn hold(folder: &JobFolder, job: &Job, why: String) -> Result<JobStatus> {
-    let status = JobStatus::Held { why };
-    State { job: job.clone(), status: status.clone(), finished_at: None, counts: None }.write(folder)?;
-    Ok(status)
+/// Index and success of each record of a journal beyond `synced`, the first of each index.
+pub(super) fn scan_journal(
+    path: &Path,
+    synced: Option<u64>,
+    total: u32,
+) -> Result<(BTreeMap<u32, bool>, Scan)> {
+    let mut records = BTreeMap::new();
+    let scan = Scan::read(path, synced, |line| {
+        let record = JournalLine::parse(line).filter(|record| record.index < total);
+        if let Some(record) = record {
+            // Those behind damage were paid for, too.
+            records.entry(record.index).or_insert_with(|| record.is_success());
+        }
+        record.is_some()
+    })?;
+    Ok((records, scan))
 }
 
-fn journal_length(folder: &JobFolder) -> Result<u64> {
-    let journal = folder.journal();
-    Ok(journal.metadata().map_err(failed("look at", &journal))?.len())
-}
-
-fn read_intents(folder: &JobFolder, open: &Open) -> Result<Said> {
-    let path = folder.intents();
-    let Ok(file) = fs::File::open(&path) else { return Ok(Said::default()) };
-    intents::read(file, |number| open.contains(number)).map_err(failed("read", &path))
-}
-
-/// The job's row, if the index knows the job and has not run ahead of its journal.
-fn known(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<Option<Row>> {
-    let Some(value) = index.tree().get(keys::job(id)).map_err(broken)? else { return Ok(None) };
-    let row = Row::decode(&value).ok_or_else(|| damaged("a job's row"))?;
-    let journal = folder.journal();
-    let length = journal.metadata().map_or(0, |metadata| metadata.len());
-    Ok((row.acknowledged <= length).then_some(row))
+/// Whether requests of such a job may be sent again, at once or when a person says so.
+const fn may_go_on(status: &JobStatus) -> bool {
+    matches!(status, JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Held { .. })
 }
 
 /// Indexes a job from its line index: every request fresh. The row is written last.
@@ -150,174 +318,19 @@ pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Ro
     let mut block: BTreeMap<u16, Bits> = BTreeMap::new();
     for number in 0..job.total {
         lines.read_exact(&mut entry).map_err(failed("read", &path))?;
-        block.entry(LineEntry::decode(&entry).queue).or_default().insert(number % BLOCK);
+        let queue = LineEntry::decode(&entry).queue;
+        if usize::from(queue) >= job.queues.len() {
+            let what = format!("request {number} is in queue {queue} of {}", job.queues.len());
+            return Err(Error::Damaged { path, what });
+        }
+        block.entry(queue).or_default().insert(number % BLOCK);
         if number % BLOCK == BLOCK - 1 || number + 1 == job.total {
             let changes = std::mem::take(&mut block).into_iter();
             let changes =
                 changes.map(|(queue, bits)| range_change((keys::range(job.id, queue, number / BLOCK), bits)));
             index.apply(changes.collect())?;
-            fault::point("store-job-half-indexed");
         }
     }
     index.apply(vec![(keys::job(job.id), Some(Row::default().encode()))])?;
     Ok(Row::default())
-}
-
-/// What a journal held beyond an offset.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Scanned {
-    /// Index and success of each record, the first of each index.
-    pub(super) records: BTreeMap<u32, bool>,
-    /// Where the valid part ends.
-    pub(super) end: u64,
-    pub(super) damaged_at: Option<u64>,
-}
-
-/// Reads the journal from `start`, cuts a torn end off and syncs what is left.
-pub(super) fn scan_journal(path: &Path, start: u64, total: u32) -> Result<Scanned> {
-    let file = File::append_private(path).map_err(failed("open", path))?;
-    let mut reader = BufReader::new(file.inner());
-    reader.seek(SeekFrom::Start(start)).map_err(failed("read", path))?;
-    let mut scanned = Scanned { records: BTreeMap::new(), end: start, damaged_at: None };
-    let mut line = Vec::new();
-    let mut offset = start;
-    loop {
-        line.clear();
-        let read = reader.read_until(b'\n', &mut line).map_err(failed("read", path))?;
-        if read == 0 {
-            break;
-        }
-        let parsed =
-            line.strip_suffix(b"\n").and_then(JournalLine::parse).filter(|parsed| parsed.index < total);
-        offset += read as u64;
-        let Some(parsed) = parsed else { continue };
-        if scanned.end + (read as u64) < offset {
-            scanned.damaged_at.get_or_insert(scanned.end);
-        }
-        // Those behind the damage were paid for, too.
-        scanned.records.entry(parsed.index).or_insert_with(|| parsed.is_success());
-        scanned.end = offset;
-    }
-    // Also behind damage: the next record must not be glued to half a line.
-    if scanned.end < offset {
-        keep_aside(path, scanned.end)?;
-        file.cut(scanned.end).map_err(failed("cut", path))?;
-        fault::point("recover-torn-cut");
-    }
-    file.sync_data().map_err(failed("sync", path))?;
-    Ok(scanned)
-}
-
-/// Copies the torn end of a journal to `results.torn.<n>` beside it.
-fn keep_aside(path: &Path, from: u64) -> Result<()> {
-    let mut names = (1..=u32::MAX).map(|n| path.with_file_name(format!("results.torn.{n}")));
-    let aside: PathBuf = names.find(|aside| !aside.exists()).unwrap_or_else(|| path.with_extension("torn"));
-    let mut source = fs::File::open(path).map_err(failed("open", path))?;
-    source.seek(SeekFrom::Start(from)).map_err(failed("read", path))?;
-    let mut copy = File::create(&aside).map_err(failed("create", &aside))?;
-    std::io::copy(&mut source, &mut copy).map_err(failed("write", &aside))?;
-    copy.sync_all().map_err(failed("sync", &aside))?;
-    fault::point("recover-torn-kept");
-    tracing::warn!(path = %aside.display(), "the torn end of a journal is kept aside");
-    sync_parent(&aside)
-}
-
-/// The requests that are open after records beyond the acknowledged length are settled again.
-fn settle_again(index: &mut Index, job: &Job, row: &mut Row, records: &BTreeMap<u32, bool>) -> Result<Open> {
-    let mut open = Open::read(index, job.id)?;
-    let mut changes = Vec::new();
-    for (&number, &success) in records {
-        if success {
-            row.completed += 1;
-        } else {
-            row.failed += 1;
-        }
-        changes.extend(open.take(job.id, number));
-    }
-    changes.extend(open.changed(job.id));
-    index.apply(changes)?;
-    Ok(open)
-}
-
-/// Gives open requests the attempts that their intents tell of.
-fn apply_intents(index: &mut Index, job: &Job, mut open: Open, last: BTreeMap<u32, Last>) -> Result<()> {
-    // Moves first, in pairs, since the size of a batch is even: a request between two keys would be lost.
-    let (mut changes, mut arrivals): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
-    for (number, last) in last {
-        let Some((attempts, due)) = last.ended else { continue };
-        let Some(queue) = open.queue_of(number) else { continue };
-        let arrival = (keys::waiting(job.id, queue, due, number), Some(attempts.to_be_bytes().to_vec()));
-        match open.take(job.id, number) {
-            Some(departure) => changes.extend([departure, arrival]),
-            None => arrivals.push(arrival),
-        }
-    }
-    changes.extend(arrivals);
-    changes.extend(open.changed(job.id));
-    index.apply(changes)
-}
-
-/// What the index holds as open of one job, while it is recovered: a bit or a few bytes a request.
-#[derive(Clone, Debug, Default)]
-struct Open {
-    /// By block and queue.
-    fresh: BTreeMap<(u32, u16), Bits>,
-    waiting: BTreeMap<u32, (u16, Timestamp)>,
-    touched: BTreeSet<(u32, u16)>,
-}
-
-impl Open {
-    fn read(index: &Index, id: JobId) -> Result<Self> {
-        let mut open = Self::default();
-        for item in index.tree().range(keys::all_ranges(id)) {
-            let (key, value) = item.map_err(broken)?;
-            let parsed = keys::parse_range(&key).zip(Bits::decode(&value));
-            let ((queue, block), bits) = parsed.ok_or_else(|| damaged("a range"))?;
-            open.fresh.insert((block, queue), bits);
-        }
-        for item in index.tree().range(keys::all_waiting(id)).keys() {
-            let (queue, due, number) =
-                keys::parse_waiting(&item.map_err(broken)?).ok_or_else(|| damaged("a waiting key"))?;
-            open.waiting.insert(number, (queue, due));
-        }
-        Ok(open)
-    }
-
-    fn contains(&self, number: u32) -> bool {
-        self.queue_of(number).is_some()
-    }
-
-    fn queue_of(&self, number: u32) -> Option<u16> {
-        let waiting = self.waiting.get(&number).map(|(queue, _)| *queue);
-        waiting.or_else(|| self.fresh_place(number).map(|(_, queue)| queue))
-    }
-
-    fn fresh_place(&self, number: u32) -> Option<(u32, u16)> {
-        let block = number / BLOCK;
-        let mut places = self.fresh.range((block, 0)..=(block, u16::MAX));
-        places.find(|(_, bits)| bits.contains(number % BLOCK)).map(|(place, _)| *place)
-    }
-
-    /// Takes a request out; a waiting one's key is the change to make. A recovery that was killed may have
-    /// left it in both places.
-    fn take(&mut self, id: JobId, number: u32) -> Option<Change> {
-        if let Some(place) = self.fresh_place(number) {
-            if let Some(bits) = self.fresh.get_mut(&place) {
-                bits.remove(number % BLOCK);
-            }
-            self.touched.insert(place);
-        }
-        let (queue, due) = self.waiting.remove(&number)?;
-        Some((keys::waiting(id, queue, due, number), None))
-    }
-
-    /// The ranges that requests were taken out of.
-    fn changed(&mut self, id: JobId) -> Vec<Change> {
-        let touched = std::mem::take(&mut self.touched).into_iter();
-        let change = |(block, queue)| {
-            let bits = self.fresh.get(&(block, queue)).cloned().unwrap_or_default();
-            range_change((keys::range(id, queue, block), bits))
-        };
-        touched.map(change).collect()
-    }
 }

@@ -2,39 +2,56 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::EmbeddedStore;
-use crate::domain::{JobId, JobStatus, OnUncertain, Settlement};
+use super::{Content, EmbeddedStore};
+use crate::domain::{Job, JobId, JobStatus, OnUncertain, Settlement};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
 use crate::store::folder::{JobFolder, temporary_name};
 use crate::store::{Error, Store};
 
 /// A store in a folder that lives as long as it.
 #[derive(Debug)]
-struct World {
-    dir: TempDir,
+pub(super) struct World {
+    pub(super) dir: TempDir,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn open(&self) -> EmbeddedStore {
+    pub(super) fn open(&self) -> EmbeddedStore {
         EmbeddedStore::open(self.dir.path()).unwrap()
     }
 
-    fn journal(&self, id: JobId) -> std::path::PathBuf {
+    pub(super) fn state(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(super) fn folder(&self, job: &Job) -> JobFolder {
+        JobFolder::new(self.state(), job.id)
+    }
+
+    pub(super) fn content(&self) -> Content {
+        Content::read(self.state()).unwrap()
+    }
+
+    pub(super) fn remove_index(&self) {
+        fs::remove_dir_all(self.state().join("sled")).unwrap();
+    }
+
+    pub(super) fn journal(&self, id: JobId) -> std::path::PathBuf {
         self.dir.path().join("jobs").join(id.to_string()).join("results.log")
     }
 }
 
 /// Leases `n` requests and answers them.
-async fn answer_some(store: &EmbeddedStore, n: usize) {
+pub(super) async fn answer_some(store: &EmbeddedStore, n: usize) {
     for lease in lease(store, "m", n, NOW).await {
         let settlement = answer(&lease);
         store.settle(lease, settlement).await.unwrap();
@@ -48,6 +65,21 @@ pub(super) async fn crash(store: EmbeddedStore) {
     tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap()))
         .await
         .unwrap();
+}
+
+/// A copy of a state without its index.
+pub(super) fn files_alone(state: &Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for job in fs::read_dir(state.join("jobs")).unwrap() {
+        let job = job.unwrap();
+        let folder = copy.path().join("jobs").join(job.file_name());
+        fs::create_dir_all(&folder).unwrap();
+        for file in fs::read_dir(job.path()).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+    }
+    copy
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

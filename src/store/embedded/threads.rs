@@ -19,7 +19,10 @@ use tokio::time::{Instant, timeout};
 use crate::bell::Bell;
 use crate::domain::{Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::fault;
-use crate::store::embedded::index::{Entry, Index, Settled};
+use crate::store::embedded::entry::Entry;
+use crate::store::embedded::files::JobFiles;
+use crate::store::embedded::index::{Index, Settled};
+use crate::store::embedded::intents::Intent;
 use crate::store::embedded::leases::{Held, Leases};
 use crate::store::embedded::log::Log;
 use crate::store::embedded::recover;
@@ -88,7 +91,7 @@ pub(super) enum Command {
     Wait { request: RequestId, held: Held, due: Timestamp, attempts: u32, maybe_paid: bool, reply: Reply<()> },
     Release { request: RequestId, held: Held, reply: Reply<()> },
     SetStatus { id: JobId, status: JobStatus, now: Timestamp, reply: Reply<JobState> },
-    RetryNow { id: JobId, reply: Reply<()> },
+    RetryNow { id: JobId, files: Arc<JobFiles>, reply: Reply<()> },
     Close { reply: Reply<()> },
 }
 
@@ -215,8 +218,8 @@ impl IndexThread {
                 self.shared.tick();
                 self.reply(reply, result)
             }
-            Command::RetryNow { id, reply } => {
-                let result = self.index.retry_now(id);
+            Command::RetryNow { id, files, reply } => {
+                let result = self.retry_now(id, &files);
                 self.shared.tick();
                 self.reply(reply, result)
             }
@@ -235,25 +238,37 @@ impl IndexThread {
         Ok(())
     }
 
-    fn set_status(&mut self, id: JobId, status: JobStatus, now: Timestamp) -> Result<JobState> {
-        let entry = self.index.entry_mut(id)?;
+    pub(super) fn set_status(&mut self, id: JobId, status: JobStatus, now: Timestamp) -> Result<JobState> {
+        let entry = self.index.entry(id)?;
         entry.status.check_transition(id, &status)?;
-        let before = std::mem::replace(&mut entry.status, status);
-        if entry.status.is_final() {
+        if entry.is_lost {
+            return Err(Error::Transition { job: id, from: entry.status.as_str(), to: status.as_str() });
+        }
+        let ends = status.is_final();
+        let counts = ends.then(|| entry.counts_at_end());
+        let finished_at = if ends { Some(now) } else { entry.finished_at };
+        let state = State { job: entry.job.clone(), status, finished_at, counts };
+        // The file first: the index may lag it, and never leads it.
+        state.write(&JobFolder::new(&self.shared.state, id))?;
+        self.index.entry_mut(id)?.status = state.status;
+        if ends {
             self.index.end(id, now)?;
         }
-        let entry = self.index.entry(id)?;
-        let state = State {
-            job: entry.job.clone(),
-            status: entry.status.clone(),
-            finished_at: entry.finished_at,
-            counts: entry.status.is_final().then(|| entry.counts()),
-        };
-        if let Err(error) = state.write(&JobFolder::new(&self.shared.state, id)) {
-            self.index.entry_mut(id)?.status = before;
-            return Err(error);
+        self.index.entry(id).map(Entry::state)
+    }
+
+    /// Written down before it takes effect, since a start gives what waits the due times that stand in the intents.
+    fn retry_now(&mut self, id: JobId, files: &JobFiles) -> Result<()> {
+        let waiting = self.index.waiting(id)?;
+        let due = Timestamp::default();
+        for &(index, attempts) in &waiting {
+            let intent = Intent::Ended { index, attempts, due, maybe_paid: false };
+            files.intents.append(&intent.to_line(), |_| ())?;
         }
-        Ok(entry.state())
+        if !waiting.is_empty() {
+            files.intents.sync()?;
+        }
+        self.index.retry_now(id)
     }
 
     /// A job with nothing in flight any more is waited for: it may have been cancelled, or its queues paused.

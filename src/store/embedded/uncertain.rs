@@ -39,9 +39,19 @@ pub(super) fn why_held(job: &Job, last: &BTreeMap<u32, Last>) -> Option<String> 
     holds.then(|| format!("{uncertain} {why}; `batchd retry` sends them again"))
 }
 
-/// Decides about every request of `last` that has a begun attempt without an end.
-pub(super) fn resolve(folder: &JobFolder, job: &Job, last: &mut BTreeMap<u32, Last>) -> Result<Resolved> {
-    let policy = job.settings.on_uncertain.unwrap_or_default();
+/// Decides about every request of `last` that has a begun attempt without an end. Those of a job that `ends`, because
+/// it was cancelled or its deadline has passed, fail: nothing of it is sent again, and `cancelled` would say that nothing
+/// was paid.
+pub(super) fn resolve(
+    folder: &JobFolder,
+    job: &Job,
+    ends: bool,
+    last: &mut BTreeMap<u32, Last>,
+) -> Result<Resolved> {
+    if last.values().all(|last| last.sent.is_none()) {
+        return Ok(Resolved::default());
+    }
+    let policy = if ends { OnUncertain::Fail } else { job.settings.on_uncertain.unwrap_or_default() };
     let (mut resolved, mut lost) = (Resolved::default(), Vec::new());
     let journal = Log::open(folder.journal())?;
     for (&index, last) in last.iter_mut() {
