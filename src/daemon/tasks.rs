@@ -6,7 +6,7 @@ use std::future::Future;
 use tokio::task::{Id, JoinSet};
 
 use crate::store;
-use crate::{intake, output};
+use crate::{dispatch, intake, output};
 
 /// Why a worker ended.
 #[derive(Debug)]
@@ -18,6 +18,15 @@ pub(super) enum Failed {
 impl From<store::Error> for Failed {
     fn from(error: store::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<dispatch::Error> for Failed {
+    fn from(error: dispatch::Error) -> Self {
+        match error {
+            dispatch::Error::Store(error) => Self::Store(error),
+            error @ dispatch::Error::Panicked { .. } => Self::Other(error.to_string()),
+        }
     }
 }
 

@@ -12,12 +12,13 @@ use crate::control::QueuePause;
 use crate::diag::printable;
 use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
+use crate::dispatch::failure::Result;
 use crate::dispatch::gate::{Gate, Inside};
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
 use crate::provider::{Provider, Reply, Usage};
-use crate::store::{self, Lease, Store};
+use crate::store::{Lease, Store};
 
 /// What all attempts of a queue share.
 #[derive(Debug)]
@@ -69,8 +70,8 @@ pub(super) enum EndedKind {
     Blocked,
 }
 
-/// Makes one attempt and settles it. An error is the store's: nothing may be sent after it.
-pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> store::Result<Ended> {
+/// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
+pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> {
     let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
     parts.store.begin(&lease)?;
     let given_up = parts.endings.of(lease.request.job);

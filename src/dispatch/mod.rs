@@ -8,6 +8,7 @@ mod attempt;
 mod bucket;
 mod ending;
 mod estimate;
+mod failure;
 mod gate;
 mod limits;
 mod queue;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::attempt::Parts;
 use self::ending::Endings;
+use self::failure::guarded;
 use self::gate::Gate;
 use self::queue::{Dispatcher, Stop};
 use crate::clock::{Clock, Seed};
@@ -30,7 +32,9 @@ use crate::config;
 use crate::control::{Board, QueuePause};
 use crate::domain::{PauseReason, QueueName, RetryPolicy};
 use crate::provider::Provider;
-use crate::store::{self, Store};
+use crate::store::Store;
+
+pub use self::failure::{Error, Result};
 
 /// The fleet looks at the store when there is news; without any, this seldom.
 const LOOK: Duration = Duration::from_hours(1);
@@ -62,7 +66,7 @@ pub struct Fleet {
     seed: Seed,
     gates: BTreeMap<String, Arc<Gate>>,
     endings: Arc<Endings>,
-    running: JoinSet<(QueueName, store::Result<()>)>,
+    running: JoinSet<(QueueName, Result<()>)>,
     queues: BTreeSet<QueueName>,
     /// Queues whose provider is not configured, so that each is told of once.
     orphans: BTreeMap<QueueName, QueuePause>,
@@ -76,9 +80,9 @@ impl Fleet {
         Self { settings, store, board, clock, seed, gates, endings: Arc::default(), running, queues, orphans }
     }
 
-    /// Runs until `stop` and then until what is in flight has ended. An error is the store's.
+    /// Runs until `stop` and then until what is in flight has ended, also after an error.
     /// `hurry` then abandons it at once.
-    pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> store::Result<()> {
+    pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> Result<()> {
         // A child, since a failure of ours must not look like an order to the other workers to end.
         let stop = Stop { work: work.child_token(), hurry, grace: self.settings.grace };
         let mut news = self.store.changes();
@@ -86,7 +90,7 @@ impl Fleet {
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {
             news.mark_seen();
-            let wake = match self.look(&stop).await {
+            let wake = match guarded("the fleet", self.look(&stop)).await {
                 Ok(wake) => wake,
                 Err(error) => {
                     result = Err(error);
@@ -102,7 +106,7 @@ impl Fleet {
                 () = resumed.changed() => {}
             }
         }
-        // One queue's failure is the store's, and stops all.
+        // One queue's failure is the store's or a bug, and stops all.
         stop.work.cancel();
         while let Some(ended) = self.running.join_next().await {
             let ended = self.on_ended(ended);
@@ -112,7 +116,7 @@ impl Fleet {
     }
 
     /// Sees to it that what may be sent is sent, and that what may not is given up. Says when to look again.
-    async fn look(&mut self, stop: &Stop) -> store::Result<Instant> {
+    async fn look(&mut self, stop: &Stop) -> Result<Instant> {
         self.start_missing(stop).await?;
         let jobs = self.store.jobs().await?;
         let now = Instant::now();
@@ -120,7 +124,7 @@ impl Fleet {
     }
 
     /// Starts a dispatcher for every queue that has work and none.
-    async fn start_missing(&mut self, stop: &Stop) -> store::Result<()> {
+    async fn start_missing(&mut self, stop: &Stop) -> Result<()> {
         for depth in self.store.queues().await? {
             if self.queues.contains(&depth.queue) {
                 continue;
@@ -169,14 +173,14 @@ impl Fleet {
 
     fn on_ended(
         &mut self,
-        ended: Result<(QueueName, store::Result<()>), tokio::task::JoinError>,
-    ) -> store::Result<()> {
+        ended: std::result::Result<(QueueName, Result<()>), tokio::task::JoinError>,
+    ) -> Result<()> {
         match ended {
             Ok((queue, result)) => {
                 self.queues.remove(&queue);
                 result
             }
-            Err(error) => Err(store::Error::Closed(format!("a dispatcher failed: {error}"))),
+            Err(error) => Err(Error::panicked("a dispatcher", error)),
         }
     }
 }

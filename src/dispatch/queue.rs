@@ -20,12 +20,13 @@ use crate::config;
 use crate::control::Board;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
 use crate::dispatch::estimate::{self, Estimate};
+use crate::dispatch::failure::{Error, Result, guarded};
 use crate::dispatch::gate::{Inside, Refused};
 use crate::dispatch::limits::Limits;
 use crate::domain::{JobId, JobState, QueueName, Record, RecordError, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
 use crate::spec;
-use crate::store::{self, Lease};
+use crate::store::Lease;
 
 /// Leases kept ready beyond the free slots, so that a slot never waits for the store. As many as there are
 /// slots, at most this many.
@@ -58,7 +59,7 @@ pub(super) struct Dispatcher {
     ready: VecDeque<Lease>,
     /// The next to be sent, read and estimated.
     next: Option<Next>,
-    running: JoinSet<store::Result<Ended>>,
+    running: JoinSet<Result<Ended>>,
     /// What is known of the jobs in `ready`.
     jobs: BTreeMap<JobId, JobState>,
     /// When the store's first waiting request falls due.
@@ -121,10 +122,11 @@ impl Dispatcher {
 
     /// Sends the queue's requests until `stop`, or until there has been nothing to do for a while. What is
     /// in flight at `stop` may take until `grace` has passed.
-    pub(super) async fn run(mut self, stop: Stop) -> store::Result<()> {
-        let ended = self.serve(&stop.work).await;
+    pub(super) async fn run(mut self, stop: Stop) -> Result<()> {
+        let name = format!("the dispatcher of {}", self.queue);
+        let ended = guarded(&name, self.serve(&stop.work)).await;
         if ended.is_err() {
-            stop.work.cancel(); // it is the store's error: no queue may send any more
+            stop.work.cancel(); // it is the store's error, or a bug: no queue may send any more
         }
         self.board.clear(&self.queue);
         // Each whatever became of the one before: what is in flight may be paid for already.
@@ -133,7 +135,7 @@ impl Dispatcher {
         ended.and(given_back).and(drained)
     }
 
-    async fn serve(&mut self, stop: &CancellationToken) -> store::Result<()> {
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut news = self.parts.store.changes();
         let mut resumed = self.board.resumed();
         let mut provider_gate = self.parts.provider_gate.changed();
@@ -171,7 +173,7 @@ impl Dispatcher {
     }
 
     /// Sends what may be sent now.
-    async fn advance(&mut self) -> store::Result<Blocked> {
+    async fn advance(&mut self) -> Result<Blocked> {
         loop {
             if let Some(refused) = self.refusal(Instant::now()) {
                 // It may take long, and who cancels or waits for idleness must not wait for our leases.
@@ -199,7 +201,7 @@ impl Dispatcher {
     }
 
     /// Leases more if few are ready.
-    async fn fill(&mut self) -> store::Result<()> {
+    async fn fill(&mut self) -> Result<()> {
         let free = self.limits.allowed().saturating_sub(self.running.len());
         let spare = if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) };
         let have = self.ready.len() + usize::from(self.next.is_some());
@@ -220,7 +222,7 @@ impl Dispatcher {
     }
 
     /// The job of a leased request.
-    async fn job(&mut self, id: JobId) -> store::Result<&JobState> {
+    async fn job(&mut self, id: JobId) -> Result<&JobState> {
         match self.jobs.entry(id) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(unknown) => Ok(unknown.insert(self.parts.store.job(id).await?)),
@@ -228,7 +230,7 @@ impl Dispatcher {
     }
 
     /// Reads the next ready request. One whose line can't be read any more fails alone.
-    async fn prepare(&mut self) -> store::Result<Option<Next>> {
+    async fn prepare(&mut self) -> Result<Option<Next>> {
         while let Some(lease) = self.ready.pop_front() {
             let line = self.parts.store.line(lease.request).await?;
             let (retry, counts_tokens) = (self.retry, self.limits.counts_tokens());
@@ -277,9 +279,8 @@ impl Dispatcher {
         self.running.spawn(attempt::run(Arc::clone(&self.parts), prepared));
     }
 
-    fn on_ended(&mut self, ended: Result<store::Result<Ended>, tokio::task::JoinError>) -> store::Result<()> {
-        let ended =
-            ended.map_err(|error| store::Error::Closed(format!("an attempt's task failed: {error}")))??;
+    fn on_ended(&mut self, ended: std::result::Result<Result<Ended>, tokio::task::JoinError>) -> Result<()> {
+        let ended = ended.map_err(|error| Error::panicked("an attempt", error))??;
         self.limits.on_ended(&ended, Instant::now());
         // Whatever was not served is in the store again, waiting or open.
         if ended.kind != attempt::EndedKind::Served {
@@ -289,7 +290,7 @@ impl Dispatcher {
     }
 
     /// Jobs may have come, gone or changed: what must not be sent any more goes back.
-    async fn on_news(&mut self) -> store::Result<()> {
+    async fn on_news(&mut self) -> Result<()> {
         self.dry = false;
         let leased = self.next.iter().map(|next| &next.lease).chain(&self.ready);
         let ids: BTreeSet<JobId> = leased.map(|lease| lease.request.job).collect();
@@ -335,7 +336,7 @@ impl Dispatcher {
     }
 
     /// Gives back what was leased and not sent.
-    async fn give_back(&mut self) -> store::Result<()> {
+    async fn give_back(&mut self) -> Result<()> {
         let next = self.next.take().map(|next| next.lease);
         for lease in std::mem::take(&mut self.ready).into_iter().chain(next) {
             self.dry = false;
@@ -345,7 +346,7 @@ impl Dispatcher {
     }
 
     /// Lets attempts finish within the grace, then abandons them: they were sent, so they are uncertain.
-    async fn drain(&mut self, stop: &Stop) -> store::Result<()> {
+    async fn drain(&mut self, stop: &Stop) -> Result<()> {
         let deadline = Instant::now() + stop.grace;
         let mut failed = None;
         loop {
@@ -384,7 +385,7 @@ mod tests {
     use crate::domain::{Job, JobStatus, PauseReason};
     use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
     use crate::store::memory::MemoryStore;
-    use crate::store::{Input, Store, conformance};
+    use crate::store::{self, Input, Store, conformance};
 
     /// A server that does what a request's input says: `<status> <seconds it takes>`, and then always `200 0`.
     #[derive(Debug, Default)]
@@ -437,7 +438,7 @@ mod tests {
         }
 
         /// Queues `p/<model>` of at most `slots` requests in flight each.
-        fn fleet(&self, slots: u32, together: u32) -> impl Future<Output = store::Result<()>> + use<> {
+        fn fleet(&self, slots: u32, together: u32) -> impl Future<Output = Result<()>> + use<> {
             let url: url::Url = "http://127.0.0.1:1/v1".parse().unwrap();
             let settings = provider::Settings {
                 name: "p".to_owned(),
@@ -558,7 +559,7 @@ mod tests {
         };
         let started = Instant::now();
         let (ended, ()) = tokio::join!(world.fleet(2, 256), close);
-        assert!(matches!(ended, Err(store::Error::Closed(_))));
+        assert!(matches!(ended, Err(Error::Store(store::Error::Closed(_)))));
         assert_eq!(started.elapsed(), Duration::from_secs(9), "the second was waited for");
         assert!(!world.work.is_cancelled(), "the other workers were not told to end");
     }

@@ -97,7 +97,7 @@ impl World {
         job
     }
 
-    fn start(&mut self) -> JoinHandle<store::Result<()>> {
+    fn start(&mut self) -> JoinHandle<Result<()>> {
         let fleet = self.fleet.take().unwrap();
         #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
         tokio::spawn(fleet.run(self.stop.clone(), self.hurry.clone()))

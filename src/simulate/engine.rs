@@ -177,6 +177,11 @@ impl Engine {
         state.ledger.entries().to_vec()
     }
 
+    /// Requests that have come and have neither their reply nor lost their asker.
+    pub fn in_flight(&self) -> u64 {
+        self.traffic.count()
+    }
+
     /// `now` as the ledger writes it: microseconds since the start of the server.
     pub fn at_us(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.started).as_micros()).unwrap_or(u64::MAX)

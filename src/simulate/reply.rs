@@ -57,6 +57,10 @@ pub(super) struct Departure {
 }
 
 impl Traffic {
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Those who have left since the last call.
     pub(super) fn departures(&self) -> Vec<Departure> {
         mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner))
