@@ -8,6 +8,8 @@
 mod build;
 mod idle;
 mod signals;
+#[cfg(test)]
+mod storm;
 mod tasks;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,437 @@
+//! One run: the process with its workers, the outside that acts on it, and what is left in the end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::ground::{Ground, Life, Pulse};
+use super::plan::{Act, Plan, ProviderPlan, Verb, Weather};
+use super::wire::{Book, Exchange, Line, Moment, Wire};
+use crate::clock::{Clock, Seed};
+use crate::config::{self, Concurrency, Limits};
+use crate::control::{Board, Control};
+use crate::dispatch::{Fleet, ProviderSettings, Settings};
+use crate::domain::{JobState, JobStatus, RequestId, Timestamp};
+use crate::provider::{self, Provider};
+use crate::simulate::{self, Engine, Latency, Payments};
+use crate::store::{self, Store};
+use crate::upkeep::Upkeep;
+
+/// Above every grace, and below `Settings::slow` of the simulator: its slow replies come too late.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// When the sky is clear everything ends within this, the longest wait of a closed gate included.
+const PATIENCE: Duration = Duration::from_hours(12);
+
+/// Tasks that are dropped pass on their end to those that they own, level by level.
+const LEVELS: usize = 1_000;
+
+/// What a run left.
+#[derive(Debug)]
+pub(super) struct Story {
+    pub(super) plan: Plan,
+    pub(super) exchanges: Vec<Exchange>,
+    pub(super) commands: Vec<Command>,
+    pub(super) lives: Vec<LifeSpan>,
+    /// Of every job that was put, in the order of their numbers.
+    pub(super) states: Vec<JobState>,
+    pub(super) journals: Vec<Vec<u8>>,
+    /// What the servers billed, by the fingerprint of the body.
+    pub(super) payments: BTreeMap<RequestId, Payments>,
+    /// What went wrong while it ran.
+    pub(super) troubles: Vec<String>,
+    pub(super) trace: Vec<String>,
+}
+
+/// A command that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command {
+    pub(super) at: Moment,
+    pub(super) verb: Verb,
+    pub(super) job: crate::domain::JobId,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LifeSpan {
+    pub(super) begun: Moment,
+    /// When it was told to stop.
+    pub(super) stopped: Option<Moment>,
+    /// When a second signal came.
+    pub(super) hurried: Option<Moment>,
+    pub(super) ended: Option<Moment>,
+    pub(super) died: bool,
+}
+
+/// The process while it runs.
+#[derive(Debug)]
+struct Process {
+    pulse: Arc<Pulse>,
+    control: Control,
+    work: CancellationToken,
+    hurry: CancellationToken,
+    rest: CancellationToken,
+    fleet: JoinSet<store::Result<()>>,
+    others: JoinSet<store::Result<()>>,
+}
+
+#[derive(Debug)]
+struct World {
+    seed: u64,
+    plan: Plan,
+    clock: Clock,
+    book: Arc<Book>,
+    ground: Arc<Ground>,
+    wires: Vec<Arc<Wire>>,
+    put: Vec<usize>,
+    process: Option<Process>,
+    lives: Vec<LifeSpan>,
+    commands: Vec<Command>,
+    troubles: Vec<String>,
+}
+
+/// Lives through the storm that `seed` means.
+pub(super) async fn run(seed: u64) -> Story {
+    let mut world = World::new(seed);
+    let begun = tokio::time::Instant::now();
+    world.start().await;
+    for (at, act) in world.plan.acts.clone() {
+        sleep_until(begun + at).await;
+        world.carry_out(act).await;
+    }
+    world.clear_up().await;
+    world.into_story().await
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let plan = Plan::new(seed);
+        let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
+        let book = Arc::new(Book::new());
+        let wires = plan.providers.iter().map(|p| Arc::new(wire(p, seed, &book))).collect();
+        Self {
+            ground: Arc::new(Ground::new(clock.clone())),
+            seed,
+            plan,
+            clock,
+            book,
+            wires,
+            put: Vec::new(),
+            process: None,
+            lives: Vec::new(),
+            commands: Vec::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    async fn carry_out(&mut self, act: Act) {
+        self.look_after();
+        match act {
+            Act::Put(job) => {
+                self.put.push(job);
+                let plan = &self.plan.jobs[job];
+                self.book.tell(format_args!("job {} is put", plan.number));
+                let job = plan.job(self.clock.now());
+                self.ground.memory.put_job(job, plan.input()).await.unwrap();
+            }
+            Act::Change(provider, weather) => self.wires[provider].change(weather),
+            Act::Command(verb, job) => self.command(verb, job).await,
+            Act::Die { down } => {
+                self.die().await;
+                sleep(down).await;
+                self.start().await;
+            }
+            Act::Stop { hurry, kill, down } => {
+                self.stop(hurry, kill).await;
+                sleep(down).await;
+                self.start().await;
+            }
+        }
+    }
+
+    async fn start(&mut self) {
+        let uncertain = self.ground.restart().await;
+        for state in self.ground.memory.jobs().await.unwrap() {
+            if matches!(state.status, JobStatus::Held { .. }) {
+                self.book.tell(format_args!("{} is held", state.job.name));
+            }
+        }
+        let life = self.lives.len();
+        let begun = self.book.tell(format_args!("life {life} begins; uncertain: {}", uncertain.len()));
+        self.lives.push(LifeSpan { begun, stopped: None, hurried: None, ended: None, died: false });
+        let seed = Seed::fixed(self.seed ^ (life as u64) << 32);
+        let pulse = Arc::new(Pulse::default());
+        let delay = self.plan.store_delay_max_ms;
+        let store: Arc<dyn Store> = Arc::new(Life::new(
+            Arc::clone(&self.ground),
+            Arc::clone(&pulse),
+            seed.derive("storm/store"),
+            delay,
+        ));
+        let lines =
+            self.wires.iter().map(|wire| Line { wire: Arc::clone(wire), life, pulse: Arc::clone(&pulse) });
+        let providers = self.plan.providers.iter().zip(lines).map(|(p, line)| settings(p, line, &self.clock));
+        let settings =
+            Settings { providers: providers.collect(), retry: self.plan.retry, grace: self.plan.grace };
+        let board = Board::default();
+        let control = Control::new(
+            Arc::clone(&self.ground.memory) as Arc<dyn Store>,
+            board.clone(),
+            self.clock.clone(),
+            PathBuf::from("nowhere"),
+        );
+        let [work, hurry, rest] = [(); 3].map(|()| CancellationToken::new());
+        let (mut fleet, mut others) = (JoinSet::new(), JoinSet::new());
+        let dispatch = Fleet::new(settings, Arc::clone(&store), board, self.clock.clone(), seed);
+        fleet.spawn(dispatch.run(work.clone(), hurry.clone()));
+        others.spawn(Upkeep::new(Arc::clone(&store), self.clock.clone()).run(rest.clone()));
+        others.spawn(publish(store, self.clock.clone(), rest.clone()));
+        self.process = Some(Process { pulse, control, work, hurry, rest, fleet, others });
+    }
+
+    /// Nothing that runs ends by itself.
+    fn look_after(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        let ended = process.fleet.try_join_next().or_else(|| process.others.try_join_next());
+        if let Some(ended) = ended {
+            self.trouble(format_args!("a worker ended by itself: {ended:?}"));
+        }
+    }
+
+    fn trouble(&mut self, what: impl std::fmt::Display) {
+        self.book.tell(format_args!("TROUBLE: {what}"));
+        self.troubles.push(what.to_string());
+    }
+
+    async fn command(&mut self, verb: Verb, job: usize) {
+        let Some(process) = &self.process else { return };
+        let plan = &self.plan.jobs[job];
+        let name = format!("job-{}", plan.number);
+        let Ok(state) = self.ground.memory.job(plan.id()).await else { return };
+        // Asking failed requests again makes a new job of files, which there are none of here.
+        if state.status.is_final() {
+            return;
+        }
+        let done = match verb {
+            Verb::Pause => process.control.pause(&name).await,
+            Verb::Resume => process.control.resume(&name).await,
+            Verb::Retry => process.control.retry(&name).await,
+            Verb::Cancel => process.control.cancel(&name).await,
+        };
+        let refused = done.err().map(|error| format!(": {error}")).unwrap_or_default();
+        let at = self.book.tell(format_args!("{verb:?} {name}{refused}"));
+        if refused.is_empty() {
+            self.commands.push(Command { at, verb, job: plan.id() });
+        }
+    }
+
+    /// Everything stops where it stands.
+    async fn die(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        process.pulse.stop();
+        let ended = self.book.tell(format_args!("it dies with {} in flight", self.book.open()));
+        if let Some(life) = self.lives.last_mut() {
+            (life.ended, life.died) = (Some(ended), true);
+        }
+        process.fleet.shutdown().await;
+        process.others.shutdown().await;
+        self.settle_down().await;
+    }
+
+    /// As the daemon stops at a signal; a second one comes after `hurry`, and SIGKILL after `kill`.
+    async fn stop(&mut self, hurry: Option<Duration>, kill: Option<Duration>) {
+        let Some(process) = &mut self.process else { return };
+        let stopped = self.book.tell("it is told to stop");
+        process.work.cancel();
+        let life = self.lives.len() - 1;
+        self.lives[life].stopped = Some(stopped);
+        let never = Duration::from_hours(24);
+        let mut hurried = None;
+        let ended = {
+            let second_signal = async {
+                sleep(hurry.unwrap_or(never)).await;
+                process.hurry.cancel();
+                hurried = Some(self.book.tell("it is told to hurry"));
+                std::future::pending::<()>().await;
+            };
+            tokio::select! { biased; // a kill waits for nothing
+                () = sleep(kill.unwrap_or(never)) => None,
+                ended = process.fleet.join_next() => ended,
+                () = second_signal => None,
+            }
+        };
+        self.lives[life].hurried = hurried;
+        match ended {
+            None if kill.is_some() => return self.die().await,
+            Some(Ok(Ok(()))) => {}
+            ended => self.trouble(format_args!("the fleet did not stop: {ended:?}")),
+        }
+        let Some(mut process) = self.process.take() else { return };
+        process.rest.cancel();
+        while let Some(ended) = process.others.join_next().await {
+            if !matches!(ended, Ok(Ok(()))) {
+                self.trouble(format_args!("a worker failed: {ended:?}"));
+            }
+        }
+        process.pulse.stop();
+        self.settle_down().await;
+        self.lives[life].ended = Some(self.book.tell("it has stopped"));
+    }
+
+    /// Waits until the last task of a process is gone.
+    async fn settle_down(&mut self) {
+        for _ in 0..LEVELS {
+            if self.book.open() == 0 {
+                return;
+            }
+            yield_now().await;
+        }
+        self.trouble("a task outlives its process");
+    }
+
+    /// The sky clears, the person lets everything go on, and it has to end.
+    async fn clear_up(&mut self) {
+        self.book.tell("the sky clears");
+        for wire in &self.wires {
+            wire.change(Weather::Fair);
+        }
+        for at in 0..self.put.len() {
+            let job = self.put[at];
+            let Ok(state) = self.ground.memory.job(self.plan.jobs[job].id()).await else { continue };
+            let is_held = matches!(state.status, JobStatus::Held { .. });
+            self.command(if is_held { Verb::Retry } else { Verb::Resume }, job).await;
+        }
+        let memory = Arc::clone(&self.ground.memory);
+        let all_ended = async {
+            let mut news = memory.changes();
+            while !memory.jobs().await.unwrap().iter().all(|state| state.status.is_final()) {
+                news.changed().await;
+            }
+        };
+        if timeout(PATIENCE, all_ended).await.is_err() {
+            self.trouble("jobs did not end under a clear sky");
+        }
+        self.look_after();
+        self.stop(None, None).await;
+    }
+
+    async fn into_story(self) -> Story {
+        let states = self.ground.memory.jobs().await.unwrap();
+        let exchanges = self.book.exchanges();
+        for state in &states {
+            self.book.tell(format_args!("{}: {} {:?}", state.job.name, state.status, state.counts));
+        }
+        let journals = states.iter().map(|state| {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut self.ground.memory.journal(state.job.id).unwrap(), &mut bytes)
+                .unwrap();
+            bytes
+        });
+        let payments = exchanges.iter().map(|exchange| {
+            let at = self.plan.providers.iter().position(|p| p.name == exchange.queue.provider()).unwrap();
+            (exchange.request, self.wires[at].engine.payments(exchange.fingerprint))
+        });
+        Story {
+            journals: journals.collect(),
+            payments: payments.collect(),
+            trace: self.book.lines(),
+            exchanges,
+            states,
+            plan: self.plan,
+            commands: self.commands,
+            lives: self.lives,
+            troubles: self.troubles,
+        }
+    }
+}
+
+/// Ends jobs as `output` does, without writing files.
+async fn publish(store: Arc<dyn Store>, clock: Clock, stop: CancellationToken) -> store::Result<()> {
+    let mut news = store.changes();
+    loop {
+        news.mark_seen();
+        for state in store.jobs().await? {
+            match end_job(&*store, &state, &clock).await {
+                // It moved on in the meantime, and there is news of it.
+                Ok(()) | Err(store::Error::Transition { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        tokio::select! { biased; // to stop goes first
+            () = stop.cancelled() => return Ok(()),
+            () = news.changed() => {}
+        }
+    }
+}
+
+async fn end_job(store: &dyn Store, state: &JobState, clock: &Clock) -> store::Result<()> {
+    let (id, leased, open) = (state.job.id, state.leased, state.counts.open());
+    match state.status {
+        JobStatus::Cancelling if leased == 0 => {
+            store.set_status(id, JobStatus::Cancelled, clock.now()).await?;
+        }
+        JobStatus::Expiring if leased == 0 => {
+            store.set_status(id, JobStatus::Expired, clock.now()).await?;
+        }
+        JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Finalizing if open == 0 => {
+            store.set_status(id, JobStatus::Finalizing, clock.now()).await?;
+            sleep(Duration::from_millis(5)).await;
+            store.set_status(id, JobStatus::Completed, clock.now()).await?;
+        }
+        JobStatus::InProgress
+        | JobStatus::Paused { .. }
+        | JobStatus::Finalizing
+        | JobStatus::Cancelling
+        | JobStatus::Expiring
+        | JobStatus::Held { .. }
+        | JobStatus::Completed
+        | JobStatus::Failed { .. }
+        | JobStatus::Cancelled
+        | JobStatus::Expired => {}
+    }
+    Ok(())
+}
+
+fn wire(plan: &ProviderPlan, seed: u64, book: &Arc<Book>) -> Wire {
+    let (least, most) = plan.latency;
+    let server = simulate::Settings {
+        latency: Latency::between(least, most),
+        requests_per_minute: plan.admits_per_minute,
+        ..simulate::Settings::default()
+    };
+    let seed = Seed::fixed(seed ^ u64::from(plan.name.as_bytes()[0]) << 56);
+    let engine = Engine::new(server, seed).unwrap();
+    Wire::new(plan.name, engine, Arc::clone(book), seed.derive("storm/wire"))
+}
+
+fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> ProviderSettings {
+    let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
+    let settings = provider::Settings {
+        name: plan.name.to_owned(),
+        base_url: base_url.clone(),
+        api_key: Some("sk-test".into()),
+        timeout: TIMEOUT,
+        max_reply: 1 << 20,
+    };
+    let config = config::Provider {
+        name: plan.name.to_owned(),
+        base_url,
+        api_key: None,
+        timeout: TIMEOUT,
+        concurrency: plan.bound,
+        max_reply: settings.max_reply,
+        strict: false,
+        limits: Limits {
+            concurrency: Concurrency::Fixed(plan.slots),
+            requests_per_minute: plan.requests_per_minute,
+            tokens_per_minute: None,
+        },
+        models: Vec::new(),
+    };
+    ProviderSettings { provider: Provider::new(settings, Arc::new(line)).with_clock(clock.clone()), config }
+}
