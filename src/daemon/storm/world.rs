@@ -16,7 +16,7 @@ use super::wire::{Book, Exchange, Line, Moment, Wire};
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Concurrency, Limits};
 use crate::control::{Board, Control};
-use crate::dispatch::{Fleet, ProviderSettings, Settings};
+use crate::dispatch::{self, Fleet, ProviderSettings, Settings};
 use crate::domain::{JobState, JobStatus, RequestId, Timestamp};
 use crate::provider::{self, Provider};
 use crate::simulate::{self, Engine, Latency, Payments};
@@ -76,7 +76,7 @@ struct Process {
     work: CancellationToken,
     hurry: CancellationToken,
     rest: CancellationToken,
-    fleet: JoinSet<store::Result<()>>,
+    fleet: JoinSet<Result<(), dispatch::Error>>,
     others: JoinSet<store::Result<()>>,
 }
 
@@ -197,9 +197,10 @@ impl World {
     /// Nothing that runs ends by itself.
     fn look_after(&mut self) {
         let Some(process) = &mut self.process else { return };
-        let ended = process.fleet.try_join_next().or_else(|| process.others.try_join_next());
+        let fleet = process.fleet.try_join_next().map(|ended| format!("{ended:?}"));
+        let ended = fleet.or_else(|| process.others.try_join_next().map(|ended| format!("{ended:?}")));
         if let Some(ended) = ended {
-            self.trouble(format_args!("a worker ended by itself: {ended:?}"));
+            self.trouble(format_args!("a worker ended by itself: {ended}"));
         }
     }
 
