@@ -16,6 +16,7 @@ mod world;
 
 mod bad_input;
 mod commands;
+mod crash;
 mod faults;
 mod lifecycle;
 mod pauses;

@@ -1,0 +1,370 @@
+//! A world whose daemon dies again and again, and the evidence of it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use batchd::clock::Seed;
+use batchd::domain::OnUncertain;
+use batchd::simulate::laws::{
+    DroppedFile, Evidence, FileEnd, JobEvidence, Leak, Rebuilt, Report, Results, SeenFile, Stop, StopKind,
+    check,
+};
+use batchd::simulate::{Latency, LedgerSettings, Settings};
+use fastrand::Rng;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::process::Daemon;
+use crate::world::{KEY, Setup, World, chat_line, names};
+
+/// Stands in every prompt.
+const PROMPT: &str = "canary-in-the-prompt";
+/// A machine that does ten things at once needs its time between the server's last byte and the journal.
+const KEPT_WITHIN: Duration = Duration::from_secs(3);
+
+/// How one ordeal differs from the usual.
+pub(super) struct Trial {
+    pub(super) seed: u64,
+    /// Over all queues.
+    pub(super) concurrency: u32,
+    pub(super) latency: Latency,
+    pub(super) faults: &'static str,
+}
+
+impl Trial {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            concurrency: 8,
+            latency: Latency::between(Duration::from_millis(5), Duration::from_millis(60)),
+            faults: "500=0.02,502=0.01,429=0.01,drop=0.01,cut=0.01,garbage=0.01,empty=0.01",
+        }
+    }
+}
+
+/// See the module's words.
+pub(super) struct Ordeal {
+    pub(super) world: World,
+    pub(super) rng: Rng,
+    concurrency: u32,
+    /// What was dropped: the name of its file and of its job.
+    dropped: Vec<(String, String)>,
+    /// Jobs whose uncertain requests are not sent again.
+    policies: BTreeMap<String, OnUncertain>,
+    stops: Vec<Stop>,
+    published: BTreeMap<PathBuf, blake3::Hash>,
+    rebuilt: Vec<Rebuilt>,
+}
+
+impl Ordeal {
+    pub(super) fn new(trial: &Trial) -> Self {
+        let server = Settings {
+            latency: trial.latency,
+            faults: trial.faults.parse().unwrap(),
+            ledger: LedgerSettings { entries_max: 10_000_000, ..LedgerSettings::default() },
+            ..Settings::default()
+        };
+        let world = World::with(&Setup {
+            server,
+            concurrency: trial.concurrency,
+            max_attempts: 50,
+            settle: "20ms",
+            // Bounds all queues together.
+            provider: Box::leak(format!("concurrency = {}", trial.concurrency).into_boxed_str()),
+            ..Setup::default()
+        });
+        Self {
+            world,
+            rng: Seed::fixed(trial.seed).derive("crash"),
+            concurrency: trial.concurrency,
+            dropped: Vec::new(),
+            policies: BTreeMap::new(),
+            stops: Vec::new(),
+            published: BTreeMap::new(),
+            rebuilt: Vec::new(),
+        }
+    }
+
+    pub(super) fn stops(&self) -> usize {
+        self.stops.len()
+    }
+
+    /// Drops a JSONL job over two queues.
+    pub(super) fn drop_lines(&mut self, job: &str, count: usize) {
+        let line = |n: usize| {
+            let line = chat_line(&format!("r-{n}"), &format!("{PROMPT} {job} {n}")) + "\n";
+            if n.is_multiple_of(3) { line.replace(r#""model":"m""#, r#""model":"m2""#) } else { line }
+        };
+        self.world.drop(&format!("{job}.jsonl"), (0..count).map(line).collect::<String>());
+        self.note(job, ".jsonl");
+    }
+
+    /// Drops one that has a second name, and so has to be copied; one of its lines is refused by the server.
+    pub(super) fn drop_linked(&mut self, job: &str, count: usize) {
+        let line = |n: usize| chat_line(&format!("l-{n}"), &format!("{PROMPT} {job} {n}")) + "\n";
+        let refused = line(0).replace(r#""model":"m""#, r#""model":"m","n":0"#);
+        let text = refused + &(1..count).map(line).collect::<String>();
+        let other = self.world.path(format!("{job}.linked"));
+        fs::write(&other, text).unwrap();
+        fs::hard_link(&other, self.world.jobs_dir().join(format!("{job}.jsonl"))).unwrap();
+        self.note(job, ".jsonl");
+    }
+
+    pub(super) fn drop_images(&mut self, job: &str, count: usize) {
+        let line = |n: usize| format!("{{\"model\":\"gpt-image-2\",\"prompt\":\"{PROMPT} {job} {n}\"}}\n");
+        self.world.drop(&format!("{job}.images.jsonl"), (0..count).map(line).collect::<String>());
+        self.note(job, ".images.jsonl");
+    }
+
+    /// Drops a TOML spec with its rows in a file; with a policy of its own for uncertain requests.
+    pub(super) fn drop_toml(&mut self, job: &str, count: usize, policy: OnUncertain) {
+        let rows: Vec<String> = (0..count).map(|n| format!("{PROMPT} {job} {n}\n")).collect();
+        self.world.input(&format!("{job}.txt"), rows.concat());
+        let word = match policy {
+            OnUncertain::Retry => "retry",
+            OnUncertain::Hold => "hold",
+            OnUncertain::Fail => "fail",
+        };
+        let spec = format!(
+            "kind = 'completions'\nmodel = 'f'\non_uncertain = '{word}'\n[input]\nfile = 'inputs/{job}.txt'\n"
+        );
+        self.world.drop(&format!("{job}.toml"), spec);
+        self.policies.insert(job.to_owned(), policy);
+        self.note(job, ".toml");
+    }
+
+    fn note(&mut self, job: &str, ending: &str) {
+        self.dropped.push((format!("{job}{ending}"), job.to_owned()));
+    }
+
+    /// The daemon, to die at a fault point if one is named.
+    pub(super) fn start(&self, point: Option<&str>) -> Daemon {
+        let mut command = self.world.command(&["run"]);
+        if let Some(point) = point {
+            command.env("BATCHD_FAULT_POINT", point);
+        }
+        self.world.spawn(command)
+    }
+
+    /// Kills a daemon: 4 times in 10 while it starts, 3 times in 10 at any time, 3 times in 10 while it sends.
+    pub(super) fn kill_at_random(&mut self, longest: Duration) {
+        let before = self.world.ledger().requests;
+        let daemon = self.start(None);
+        let (most, waits) = match self.rng.u8(..10) {
+            0..4 => (Duration::from_millis(300), false),
+            4..7 => (longest, false),
+            _ => (Duration::from_millis(200), true),
+        };
+        let deadline = Instant::now() + longest * 2;
+        while waits && self.world.ledger().requests == before && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        std::thread::park_timeout(most.mul_f64(self.rng.f64()));
+        self.kill(daemon);
+    }
+
+    pub(super) fn kill(&mut self, daemon: Daemon) {
+        let (from_us, in_flight) = (self.now_us(), self.world.engine().in_flight());
+        assert_eq!(daemon.kill().code, None, "it was alive until it was killed");
+        self.stopped(StopKind::Kill, from_us, in_flight);
+    }
+
+    /// Waits until a daemon dies at its fault point.
+    pub(super) fn await_death(&mut self, daemon: Daemon, point: &str) {
+        let output = daemon.wait();
+        let (from_us, in_flight) = (self.now_us(), self.world.engine().in_flight());
+        assert_eq!(output.code, None, "it should have died at {point}: {output:?}");
+        self.stopped(StopKind::Kill, from_us, in_flight);
+    }
+
+    pub(super) fn drain(&mut self, daemon: Daemon) {
+        let (from_us, in_flight) = (self.now_us(), self.world.engine().in_flight());
+        let output = daemon.stop();
+        assert_eq!(output.code, Some(0), "{output:?}");
+        self.stopped(StopKind::Drain, from_us, in_flight);
+    }
+
+    fn stopped(&mut self, kind: StopKind, from_us: u64, in_flight: u64) {
+        // Connections are served in the order in which they came: when these are answered, everything that the
+        // dead process sent has come to the ledger.
+        for _ in 0..2 {
+            let address =
+                self.world.base_url().trim_start_matches("http://").trim_end_matches("/v1").to_owned();
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /_sim/faults HTTP/1.0\r\n\r\n").unwrap();
+            stream.read_to_string(&mut String::new()).unwrap();
+        }
+        self.stops.push(Stop { kind, from_us, to_us: self.now_us(), in_flight });
+        self.look_at_published();
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.engine().at_us(Instant::now())
+    }
+
+    /// Whatever lies beside a summary is published, and must stay as it is.
+    fn look_at_published(&mut self) {
+        for (_, job) in &self.dropped {
+            let results = self.world.results(job);
+            if results.has("summary.json") && !self.published.contains_key(&results.dir.join("summary.json"))
+            {
+                for name in
+                    ["summary.json", "output.jsonl", "errors.jsonl"].iter().filter(|name| results.has(name))
+                {
+                    let path = results.dir.join(name);
+                    let hash = blake3::hash(&fs::read(&path).unwrap());
+                    self.published.insert(path, hash);
+                }
+            }
+        }
+    }
+
+    /// Compares the index as a start finds it with one that is built anew, in copies of the root.
+    pub(super) fn compare_indexes(&mut self) {
+        let [live, rebuilt] = ["live", "rebuilt"].map(|kind| {
+            let copy = self.world.path(format!("copy-{kind}"));
+            copy_root(&self.world, &copy);
+            let mut command = self.world.command(&[]);
+            command.current_dir(&copy);
+            (copy, command.get_program().to_owned())
+        });
+        let run = |(copy, program): &(PathBuf, std::ffi::OsString), args: &[&str]| {
+            let mut command = Command::new(program);
+            command.env_clear().current_dir(copy).args(["--config", "batchd.toml"]).args(args);
+            self.world.spawn(command)
+        };
+        let told = run(&rebuilt, &["rebuild", "--json"]).wait();
+        let told: Value =
+            serde_json::from_str(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+        let mut daemon = run(&live, &["run"]);
+        daemon.wait_for_log("batchd is running");
+        let listed = run(&live, &["list", "--json"]).wait();
+        let listed: Value =
+            serde_json::from_str(&listed.stdout).unwrap_or_else(|error| panic!("{error}: {listed:?}"));
+        daemon.kill();
+        let listed: BTreeMap<String, String> = counts(&listed);
+        for (job, rebuilt) in counts(&told) {
+            let live = listed.get(&job).cloned().unwrap_or_else(|| "not listed".to_owned());
+            self.rebuilt.push(Rebuilt { what: job, live, rebuilt });
+        }
+        for (copy, _) in [live, rebuilt] {
+            fs::remove_dir_all(copy).unwrap();
+        }
+    }
+
+    /// Lets everything end, and judges it by all laws. Uncertain requests apart, none may have failed.
+    pub(super) fn finish(mut self) -> Report {
+        let output = self.world.run_until_idle();
+        assert!(matches!(output.code, Some(0 | 1)), "{output:?}");
+        self.look_at_published();
+        let evidence = Evidence {
+            jobs: self.dropped.iter().map(|(_, job)| self.job_evidence(job)).collect(),
+            ledger: self.world.engine().entries(),
+            stops: self.stops.clone(),
+            concurrency: Some(self.concurrency.into()),
+            kept_within: KEPT_WITHIN,
+            published: self.published.iter().map(|(path, hash)| seen(path, *hash)).collect(),
+            dropped: self.dropped.iter().map(|(file, job)| self.end_of(file, job)).collect(),
+            leaks: self.leaks(),
+            rebuilt: self.rebuilt.clone(),
+            ..Evidence::default()
+        };
+        for job in &evidence.jobs {
+            let errors = job.results.iter().flat_map(|results| &results.errors);
+            let failed: Vec<_> = errors
+                .filter(|line| line.error.as_deref() != Some("uncertain") && line.custom_id != "l-0")
+                .collect();
+            assert!(failed.is_empty(), "{}: {failed:?}", job.name);
+        }
+        check(&evidence).unwrap_or_else(|violations| {
+            let shown: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
+            panic!("{} laws are broken:\n{}", violations.len(), shown.join("\n"));
+        })
+    }
+
+    fn job_evidence(&self, job: &str) -> JobEvidence {
+        let results = self.world.results(job);
+        if !results.has("summary.json") {
+            return JobEvidence { name: job.to_owned(), ..JobEvidence::default() };
+        }
+        let summary = results.summary();
+        // What was sent is what was accepted: the lines that batchd rendered, or the file as it was dropped.
+        let input =
+            self.world.path("root/state/jobs").join(summary["id"].as_str().unwrap()).join("input.jsonl");
+        let text = fs::read_to_string(input).unwrap();
+        let mut evidence = batch_lines(job, &text);
+        let errors = if results.has("errors.jsonl") { results.text("errors.jsonl") } else { String::new() };
+        let image = |name: &str| fs::read(results.dir.join(name)).ok();
+        let mut read = Results::read(&results.text("output.jsonl"), &errors, &image).unwrap();
+        read.maybe_paid_twice = summary["maybe_paid_twice"].as_u64();
+        evidence.results = Some(read);
+        evidence.on_uncertain = self.policies.get(job).copied().unwrap_or_default();
+        evidence
+    }
+
+    fn end_of(&self, file: &str, job: &str) -> DroppedFile {
+        let results = names(&self.world.path("root/results"));
+        // A file that was taken twice has a second folder: `job-2`.
+        let jobs = results.into_iter().filter(|name| name == job || name.starts_with(&format!("{job}-")));
+        let mut ends: Vec<FileEnd> = jobs.map(FileEnd::Job).collect();
+        if self.world.jobs_dir().join("rejected").join(file).exists() {
+            ends.push(FileEnd::Rejected);
+        }
+        if self.world.jobs_dir().join(file).exists() {
+            ends.push(FileEnd::Ignored);
+        }
+        DroppedFile { name: file.to_owned(), ends }
+    }
+
+    fn leaks(&self) -> Vec<Leak> {
+        let leak = |secret: &str, place: String| Leak { secret: secret.to_owned(), place };
+        let with_key = self.world.files_with(".", KEY).into_iter().filter(|name| name != "key");
+        let with_prompt = self.world.files_with(".", PROMPT).into_iter();
+        let in_logs = with_prompt.filter(|name| name.contains("err-") || name.contains("out-"));
+        with_key
+            .map(|place| leak("the key", place))
+            .chain(in_logs.map(|place| leak("a prompt", place)))
+            .collect()
+    }
+}
+
+/// What a job asked. Bare bodies become batch lines; the `custom_id` is then the line's number.
+fn batch_lines(job: &str, text: &str) -> JobEvidence {
+    if text.contains("\"custom_id\"") {
+        return JobEvidence::of_batch_lines(job, text).unwrap();
+    }
+    let lines = text.lines().zip(1..);
+    let lines: Vec<String> = lines
+        .map(|(body, number)| format!("{{\"custom_id\":\"line-{number}\",\"body\":{body}}}\n"))
+        .collect();
+    JobEvidence::of_batch_lines(job, &lines.concat()).unwrap()
+}
+
+fn seen(path: &Path, first: blake3::Hash) -> SeenFile {
+    let last = fs::read(path).ok().map(|bytes| blake3::hash(&bytes));
+    SeenFile { path: path.display().to_string(), first, last }
+}
+
+/// The root and the configuration, with a server that nobody can reach: what is counted stays as it is.
+fn copy_root(world: &World, to: &Path) {
+    fs::create_dir(to).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(world.path("root")).arg(to).status().unwrap();
+    assert!(copied.success());
+    drop(fs::remove_file(to.join("root/batchd.sock")));
+    let config = fs::read_to_string(world.config()).unwrap();
+    let config =
+        config.replace(&world.base_url(), "http://127.0.0.1:9/v1").replace("api_key_file = \"key\"", "");
+    let config = config.replace("base_delay = \"2ms\"", "base_delay = \"1h\"");
+    fs::write(to.join("batchd.toml"), config.replace("max_delay = \"20ms\"", "max_delay = \"1h\"")).unwrap();
+}
+
+/// What is counted of each job, by its name.
+fn counts(list: &Value) -> BTreeMap<String, String> {
+    let jobs = list.as_array().unwrap().iter();
+    jobs.map(|job| (job["name"].as_str().unwrap().to_owned(), job["counts"].to_string())).collect()
+}

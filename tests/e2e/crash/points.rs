@@ -1,0 +1,119 @@
+//! Killed at every fault point.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::time::Duration;
+
+use batchd::domain::OnUncertain;
+use batchd::fault::POINTS;
+use batchd::simulate::Latency;
+use batchd::simulate::laws::Report;
+
+use super::kills::seed;
+use super::ordeal::{Ordeal, Trial};
+use crate::world::eventually;
+
+/// Points that one process passes many times, so that later passings are worth a death, too.
+const OFTEN: [&str; 11] = [
+    "store-intent-written",
+    "store-journal-appended",
+    "store-journal-syncing",
+    "store-journal-synced",
+    "store-index-applied",
+    "store-state-written",
+    "dispatch-leased",
+    "dispatch-sending",
+    "dispatch-calling",
+    "dispatch-answered",
+    "dispatch-settled",
+];
+
+/// Lets the daemon die at `point`, with something of every kind to do on the way.
+fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
+    ordeal.drop_lines(&format!("lines{round}x"), 6);
+    ordeal.drop_linked(&format!("linked{round}x"), 3);
+    ordeal.drop_images(&format!("pictures{round}x"), 2);
+    ordeal.drop_toml(&format!("failing{round}x"), 3, OnUncertain::Fail);
+    if point.starts_with("recover-") {
+        leave_work(ordeal);
+    }
+    match point {
+        "recover-torn-kept" | "recover-torn-cut" => tear_journals(ordeal),
+        "recover-index-set-aside" => spoil_index(ordeal),
+        // Whatever is asked fails for a moment, so that something has to wait.
+        "store-ended-written" => ordeal.world.fail("500=1"),
+        _ => {}
+    }
+    let often = OFTEN.contains(&point);
+    let passing = if often { ordeal.rng.usize(1..=4) } else { 1 };
+    eprintln!("{point}:{passing}");
+    let daemon = ordeal.start(Some(&format!("{point}:{passing}")));
+    ordeal.await_death(daemon, point);
+    ordeal.world.fail("");
+}
+
+/// A daemon that was killed with requests in flight, also of a job that does not repeat them.
+fn leave_work(ordeal: &mut Ordeal) {
+    ordeal.world.answer_after(Duration::from_secs(5));
+    let daemon = ordeal.start(None);
+    eventually("requests in flight", || {
+        let entries = ordeal.world.engine().entries();
+        let in_flight: Vec<_> = entries.iter().filter(|entry| entry.left_us.is_none()).collect();
+        let is_there = in_flight.len() >= 3 && in_flight.iter().any(|entry| entry.endpoint == "/completions");
+        is_there.then_some(())
+    });
+    ordeal.kill(daemon);
+    ordeal.world.answer_after(Duration::from_millis(10));
+}
+
+/// Half a record at the end of every journal.
+fn tear_journals(ordeal: &Ordeal) {
+    for job in fs::read_dir(ordeal.world.path("root/state/jobs")).unwrap() {
+        let journal = OpenOptions::new().append(true).open(job.unwrap().path().join("results.log"));
+        if let Ok(mut journal) = journal {
+            journal.write_all(br#"{"id":"batch_req_"#).unwrap();
+        }
+    }
+}
+
+fn spoil_index(ordeal: &Ordeal) {
+    let db = ordeal.world.path("root/state/sled/db");
+    fs::remove_file(&db).unwrap();
+    fs::create_dir(&db).unwrap();
+}
+
+fn die_at_all(trial: &Trial) -> Report {
+    let mut ordeal = Ordeal::new(trial);
+    let mut points = POINTS;
+    ordeal.rng.shuffle(&mut points);
+    for (round, point) in points.into_iter().enumerate() {
+        die_at(&mut ordeal, point, round);
+    }
+    let deaths = ordeal.stops() as u64;
+    let report = ordeal.finish();
+    assert_eq!((report.kills(), report.lost, report.duplicates), (deaths, 0, 0));
+    report
+}
+
+fn trial(seed: u64) -> Trial {
+    let latency = Latency::between(Duration::from_millis(1), Duration::from_millis(20));
+    Trial { concurrency: 16, latency, faults: "", ..Trial::new(seed) }
+}
+
+#[test]
+fn killed_at_every_fault_point_it_loses_nothing() {
+    let report = die_at_all(&trial(seed(5)));
+    eprintln!("{report}");
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn killed_at_every_fault_point_twenty_times() {
+    let seed = seed(6);
+    let mut total = Report::default();
+    for round in 0..20 {
+        eprintln!("seed {}", seed + round);
+        total.add(&die_at_all(&trial(seed + round)));
+    }
+    eprintln!("in all:\n{total}");
+}
