@@ -71,8 +71,8 @@ fn killed_a_thousand_times_over_jobs_of_20_000_lines() {
     let kills = variable("BATCHD_CRASH_KILLS").unwrap_or(1000);
     let seed = seed(2);
     let mut total = Report::default();
-    for round in 0..kills.div_ceil(100) {
-        let kills = usize::try_from((kills - round * 100).min(100)).unwrap();
+    for round in 0..kills.div_ceil(200) {
+        let kills = usize::try_from((kills - round * 200).min(200)).unwrap();
         let trial = Trial { concurrency: 32, ..Trial::new(seed + round) };
         eprintln!("seed {}", trial.seed);
         total.add(&killed_at_random(&trial, kills, 20_000, 60));
