@@ -329,6 +329,7 @@ pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Ro
             let changes =
                 changes.map(|(queue, bits)| range_change((keys::range(job.id, queue, number / BLOCK), bits)));
             index.apply(changes.collect())?;
+            fault::point("store-job-half-indexed");
         }
     }
     index.apply(vec![(keys::job(job.id), Some(Row::default().encode()))])?;
