@@ -15,10 +15,12 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured")]
 
+mod stand_in;
+
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,7 +34,7 @@ use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-const BATCHD: &str = env!("CARGO_BIN_EXE_batchd");
+use crate::stand_in::{BATCHD, Server, body, custom_id, prompt, write_job};
 
 /// What the daemon may take, however long its jobs are.
 const MEMORY_MAX_KIB: u32 = 64 << 10;
@@ -80,53 +82,6 @@ async fn main() -> Result<()> {
     report(&args, &bare, &daemon, peak);
     ensure!(peak <= MEMORY_MAX_KIB, "the daemon took {peak} KiB of memory, more than {MEMORY_MAX_KIB}");
     Ok(())
-}
-
-/// A request of about 260 bytes, a different one for each line.
-fn body(line: u32) -> Bytes {
-    let prompt = prompt(line);
-    format!(
-        r#"{{"model":"bench","messages":[{{"role":"system","content":"You are brief."}},{{"role":"user","content":"{prompt}"}}],"temperature":0,"max_tokens":100}}"#
-    )
-    .into()
-}
-
-fn prompt(line: u32) -> String {
-    format!(
-        "Summarise article {line:07} in one sentence: the harbour was quiet, the ferry late, and nobody minded"
-    )
-}
-
-fn custom_id(line: u32) -> String {
-    format!("article-{line:07}")
-}
-
-/// The stand-in server; ends with the value.
-struct Server {
-    process: Child,
-    base_url: String,
-}
-
-impl Server {
-    fn start() -> Result<Self> {
-        let mut process = Command::new(BATCHD)
-            .args(["simulate", "--listen", "127.0.0.1:0", "--no-ledger"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut base_url = String::new();
-        BufReader::new(process.stdout.take().context("its stdout is piped")?).read_line(&mut base_url)?;
-        ensure!(!base_url.is_empty(), "the stand-in server did not start");
-        Ok(Self { process, base_url: base_url.trim_end().to_owned() })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have died; then there is nothing to end.
-        drop(self.process.kill());
-        drop(self.process.wait());
-    }
 }
 
 /// One run of the bare loop.
@@ -193,7 +148,7 @@ async fn run_daemon(base_url: &str, bodies: &[Bytes], concurrency: u16) -> Resul
     )?;
     let jobs = root.path().join("jobs");
     fs::create_dir(&jobs)?;
-    write_job(&jobs.join(format!("{JOB}.jsonl")), bodies)?;
+    write_job(&jobs.join(format!("{JOB}.jsonl")), bodies.iter().cloned())?;
 
     let log = root.path().join("log");
     let mut command = Command::new(BATCHD);
@@ -213,17 +168,6 @@ async fn run_daemon(base_url: &str, bodies: &[Bytes], concurrency: u16) -> Resul
     check(&root.path().join("results").join(JOB), bodies)?;
     let [intake, sending, publishing] = phases(root.path())?;
     Ok(Daemon { elapsed, intake, sending, publishing, cpu, peak_kib })
-}
-
-fn write_job(path: &Path, bodies: &[Bytes]) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    for (line, body) in (0..).zip(bodies) {
-        let custom_id = custom_id(line);
-        write!(file, r#"{{"custom_id":"{custom_id}","method":"POST","url":"/v1/chat/completions","body":"#)?;
-        file.write_all(body)?;
-        file.write_all(b"}\n")?;
-    }
-    Ok(file.flush()?)
 }
 
 /// What a process took.

@@ -186,6 +186,17 @@ async fn damage_found_while_running_closes_the_store_and_the_next_start_heals() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_crash_left_of_an_ended_job_goes_at_the_next_start() {
+    let (world, [.., ended]) = eventful().await;
+    let expected = world.content();
+    let index = start::index(world.state()).unwrap();
+    index.tree().insert(keys::range(ended.id, 0, 0), &[0, 1, 0]).unwrap();
+    index.tree().flush().unwrap();
+    drop(index);
+    assert_eq!(world.content(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_job_whose_folder_is_gone_is_forgotten() {
     let (world, [first, ..]) = eventful().await;
     let folder = world.folder(&first);

@@ -306,6 +306,15 @@ impl Index {
         Ok(())
     }
 
+    /// Whether anything of a job is left, its row or, after a crash while it was dropped, something of the rest.
+    pub(super) fn has_keys(&self, id: JobId) -> Result<bool> {
+        let mut found = self.tree.contains_key(keys::job(id)).map_err(broken)?;
+        for range in [keys::all_ranges(id), keys::all_waiting(id)] {
+            found |= self.tree.range(range).next().transpose().map_err(broken)?.is_some();
+        }
+        Ok(found)
+    }
+
     /// Drops every key of a job.
     pub(super) fn clear(&mut self, id: JobId) -> Result<()> {
         // The row first: without it the job counts as not indexed, so a crash in between rebuilds it.

@@ -94,7 +94,7 @@ fn attempt(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
     };
     if status.is_final() {
         let counts = counts.unwrap_or_else(|| Counts { total: job.total, ..Counts::default() });
-        if index.tree().contains_key(keys::job(id)).map_err(broken)? {
+        if index.has_keys(id)? {
             index.clear(id)?;
         }
         index.load_ended(job, status, counts, finished_at);
