@@ -3,12 +3,16 @@
 //! Now: jobs whose deadline has passed begin to expire. Pruning finished state has its place here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus, Timestamp};
 use crate::store::{self, Store};
+
+/// How long a job that could not be sent to its end, because the disk is full, waits for the next try.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// See the module's words.
 #[derive(Debug)]
@@ -58,6 +62,11 @@ impl Upkeep {
             match self.store.set_status(state.job.id, JobStatus::Expiring, now).await {
                 // It ended, or was cancelled, in the meantime.
                 Ok(_) | Err(store::Error::Transition { .. }) => {}
+                // Nothing of it is sent meanwhile. The store ticks when there is room; a quota may not.
+                Err(error) if error.is_full() => {
+                    let again = now + RETRY;
+                    next = Some(next.map_or(again, |next| next.min(again)));
+                }
                 Err(error) => return Err(error),
             }
         }

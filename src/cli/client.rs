@@ -110,7 +110,7 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
     let exit = match status {
         StatusCode::NOT_FOUND => Exit::Usage,
         StatusCode::CONFLICT => Exit::SomeFailed,
-        StatusCode::SERVICE_UNAVAILABLE => Exit::StateIo,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => Exit::StateIo,
         _ => Exit::Internal,
     };
     let failure = Failure::new(exit, message);

@@ -304,6 +304,7 @@ mod tests {
         assert_eq!(loaded.config.providers[0].models.len(), 1);
         assert_eq!(loaded.config.providers[0].limits.requests_per_minute, Some(500));
         assert_eq!(loaded.config.providers[1].limits.concurrency, crate::config::Concurrency::Auto);
+        assert_eq!(loaded.config.storage.min_free, Some(10 << 30));
     }
 
     #[test]
@@ -311,7 +312,7 @@ mod tests {
         let report = Scene::new(
             "x = 1\n[intake]\nx = 1\n[[providers]]\nx = 1\n[providers.limits]\nx = 1\n\
              [[providers.models]]\nname = \"m\"\nx = 1\n[retry]\nx = 1\n[shutdown]\nx = 1\n[log]\nx = 1\n\
-             [control]\nx = 1\n",
+             [control]\nx = 1\n[storage]\nx = 1\n",
         )
         .load()
         .unwrap_err();
@@ -328,7 +329,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (9, 35));
+        assert_eq!((report.errors(), keys), (10, 37));
     }
 
     #[test]

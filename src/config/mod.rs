@@ -32,6 +32,7 @@ pub struct Config {
     pub shutdown: Shutdown,
     pub log: Log,
     pub control: Control,
+    pub storage: Storage,
 }
 
 /// `[intake]`
@@ -124,6 +125,14 @@ pub struct Log {
 pub struct Control {
     /// The Unix socket that the commands speak to. Default `<root>/batchd.sock`.
     pub socket: PathBuf,
+}
+
+/// `[storage]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// So many bytes of the file system that `state/` is on stay free: below it nothing is sent. None = 1GiB, or a
+    /// twentieth of the file system if that is less.
+    pub min_free: Option<u64>,
 }
 
 impl Config {

@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::load::KeyReader;
 use super::provider;
 use super::section::{Document, Found, Section};
-use crate::config::{Config, Control, Intake, Log, LogFormat, Shutdown};
+use crate::config::{Config, Control, Intake, Log, LogFormat, Shutdown, Storage};
 use crate::diag::printable;
 use crate::domain::RetryPolicy;
 use crate::telemetry;
@@ -43,6 +43,7 @@ pub(super) fn read<'a>(
         shutdown: shutdown(&mut top),
         log: log(document, &mut top),
         control: control(document, &mut top, &paths, &root),
+        storage: storage(&mut top),
         root,
     };
     top.finish(|_| None);
@@ -143,4 +144,11 @@ fn control(document: &Document<'_>, top: &mut Section<'_>, paths: &Paths<'_>, ro
     }
     section.finish(|_| None);
     Control { socket }
+}
+
+fn storage(top: &mut Section<'_>) -> Storage {
+    let mut section = top.section("storage", "[storage]");
+    let min_free = section.size_if_given("min_free", 0..=1024 * GIB);
+    section.finish(|_| None);
+    Storage { min_free }
 }

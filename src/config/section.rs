@@ -159,14 +159,19 @@ impl<'a> Section<'a> {
 
     /// In bytes.
     pub(super) fn size(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
-        let Some(value) = self.value(key) else { return default };
+        self.size_if_given(key, range).unwrap_or(default)
+    }
+
+    /// In bytes; none if it is not there, or wrong.
+    pub(super) fn size_if_given(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let value = self.value(key)?;
         let text = value.get_ref().as_str();
         let Some((text, size)) = text.and_then(|t| t.parse::<ByteSize>().ok().map(|size| (t, size))) else {
             self.wrong_type(key, value, "a size like `64KiB` or `16MiB`");
-            return default;
+            return None;
         };
         let shown = |bytes: &u64| ByteSize::b(*bytes).display().iec().to_string().replace(".0 ", "");
-        self.within(key, Some(size.as_u64()), &range, shown, (value.span().start, text)).unwrap_or(default)
+        self.within(key, Some(size.as_u64()), &range, shown, (value.span().start, text))
     }
 
     /// The value as it is, for keys that take more than one type.

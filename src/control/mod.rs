@@ -106,7 +106,7 @@ pub struct JobReport {
 impl JobReport {
     /// The report on a job that no running daemon has.
     pub fn of(state: &JobState) -> Self {
-        report(state, &BTreeMap::new())
+        report(state, &BTreeMap::new(), None)
     }
 }
 
@@ -141,14 +141,14 @@ impl Control {
 
     /// Every job, in the order of acceptance.
     pub async fn list(&self) -> Result<Vec<JobReport>, Error> {
-        let pauses = self.board.pauses();
-        Ok(self.store.jobs().await?.iter().map(|job| report(job, &pauses)).collect())
+        let (pauses, shortage) = (self.board.pauses(), self.store.shortage());
+        Ok(self.store.jobs().await?.iter().map(|job| report(job, &pauses, shortage.as_deref())).collect())
     }
 
     /// One job, by its name or id.
     pub async fn show(&self, job: &str) -> Result<JobReport, Error> {
         let state = self.find(job).await?;
-        Ok(report(&state, &self.board.pauses()))
+        Ok(self.report(&state))
     }
 
     /// Nothing more is sent; what is in flight may finish; the rest ends as `cancelled`.
@@ -179,7 +179,7 @@ impl Control {
     pub async fn retry(&self, job: &str) -> Result<JobReport, Error> {
         let state = self.find(job).await?;
         if state.status.is_final() && state.counts.failed > 0 {
-            let mut report = report(&state, &self.board.pauses());
+            let mut report = self.report(&state);
             let dropped = self.ask_again(state).await?;
             report.message = Some(format!("its failed requests are asked again: see `jobs/{dropped}`"));
             return Ok(report);
@@ -223,7 +223,11 @@ impl Control {
             let (name, status) = (state.job.name.to_string(), state.status.as_str());
             return Err(Error::WrongStatus { name, status, verb });
         };
-        Ok(report(&state, &self.board.pauses()))
+        Ok(self.report(&state))
+    }
+
+    fn report(&self, state: &JobState) -> JobReport {
+        report(state, &self.board.pauses(), self.store.shortage().as_deref())
     }
 
     /// By id, else the newest job of that name.
@@ -237,14 +241,17 @@ impl Control {
     }
 }
 
-/// A running job shows as paused while each of its queues with work is.
-fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>) -> JobReport {
+/// A running job shows as paused while each of its queues with work is, or the disk has no room for any.
+fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: Option<&str>) -> JobReport {
     let job = &state.job;
     let stopped = state.status == JobStatus::InProgress
         && state.counts.open() > 0
         && job.queues.iter().all(|queue| pauses.contains_key(queue));
     let stopped_by = job.queues.iter().find_map(|queue| pauses.get(queue)).filter(|_| stopped);
     let (status, reason, message) = match (&state.status, stopped_by) {
+        (JobStatus::InProgress | JobStatus::Finalizing, _) if let Some(why) = shortage => {
+            ("paused", Some(PauseReason::Disk.to_string()), Some(why.to_owned()))
+        }
         (_, Some(pause)) => ("paused", Some(pause.reason.to_string()), Some(pause.message.clone())),
         (JobStatus::Paused { reason }, None) => ("paused", Some(reason.to_string()), None),
         (status @ (JobStatus::Held { why } | JobStatus::Failed { why }), None) => {

@@ -12,8 +12,9 @@ mod signals;
 mod storm;
 mod tasks;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +28,11 @@ use self::tasks::{Failed, Tasks};
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
 use crate::control::JobReport;
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::Claimed;
 use crate::store::{self, Store};
+
+/// How often a start looks whether the disk that was full has room now.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// How a daemon is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,7 +81,7 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
     let config = loaded.config;
     let mut signals =
         Signals::listen().map_err(|error| Error::Internal(format!("listen to signals: {error}")))?;
-    let store = open_store(&config).await?;
+    let Some(store) = open_store(&config, &mut signals).await? else { return Ok(Ending::StoppedBySignal) };
     let clock = Clock::System;
     let before = store.jobs().await.map_err(Error::State)?;
     let workers =
@@ -93,11 +97,31 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
     }
 }
 
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
-    let state = config.state_dir();
-    let opened = tokio::task::spawn_blocking(move || open_embedded(&state)).await;
-    let opened = opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))?;
-    opened.map(|store| -> Arc<dyn Store> { Arc::new(store) }).map_err(|error| not_opened(error, config))
+/// Opens the store, as soon as its disk has room for that. None if a signal came first.
+async fn open_store(config: &Config, signals: &mut Signals) -> Result<Option<Arc<dyn Store>>, Error> {
+    let (state, min_free) = (config.state_dir(), config.storage.min_free);
+    store::folder::make_private_dir(&state).map_err(Error::State)?;
+    let claimed = Arc::new(Claimed::take(&state).map_err(|error| not_opened(error, config))?);
+    let mut is_told = false;
+    loop {
+        let claimed = Arc::clone(&claimed);
+        let opened = tokio::task::spawn_blocking(move || claimed.open(min_free)).await;
+        match opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))? {
+            Ok(store) => return Ok(Some(Arc::new(store))),
+            Err(error) if error.is_full() && !is_told => {
+                tracing::warn!(%error, "the disk is full: batchd starts when there is room");
+                is_told = true;
+            }
+            Err(error) if error.is_full() => {}
+            Err(error) => return Err(not_opened(error, config)),
+        }
+        tokio::select! { biased;
+            signal = signals.next() => if signal == Signal::Stop {
+                return Ok(None);
+            },
+            () = tokio::time::sleep(LOOK_FOR_ROOM) => {}
+        }
+    }
 }
 
 fn not_opened(error: store::Error, config: &Config) -> Error {
@@ -111,11 +135,6 @@ fn not_opened(error: store::Error, config: &Config) -> Error {
 pub fn rebuild(config: &Config) -> Result<Vec<JobReport>, Error> {
     let states = store::embedded::rebuild(&config.state_dir()).map_err(|error| not_opened(error, config))?;
     Ok(states.iter().map(JobReport::of).collect())
-}
-
-fn open_embedded(state: &Path) -> store::Result<EmbeddedStore> {
-    store::folder::make_private_dir(state)?;
-    EmbeddedStore::open(state)
 }
 
 /// How the drain ended.

@@ -2,14 +2,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
 use crate::disk::{Act, carry_out};
 
-/// Every write lands at the end: no file of batchd is changed in the middle.
+/// Every write lands at the end: no file of batchd is changed in the middle. ([`overwrite`] writes there what is
+/// there already.)
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
@@ -80,6 +81,14 @@ impl File {
             rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes).map_err(Into::into)
         })
     }
+}
+
+/// Writes over a place of a file what was appended there before, so that the kernel takes it for unwritten and the
+/// next sync carries it out anew: after a failed sync it would not. The content stays what it was at every moment.
+pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let act = Act::Overwrite { path, file: &file, offset, bytes };
+    carry_out(act, || file.write_all_at(bytes, offset))
 }
 
 impl Write for &File {

@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-pub use self::file::File;
+pub use self::file::{File, overwrite};
 
 /// What is about to be done. Paths as the caller has them.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,13 @@ pub(crate) enum Act<'a> {
     Append {
         path: &'a Path,
         file: &'a fs::File,
+        bytes: &'a [u8],
+    },
+    /// Bytes in the middle of a file are written once more, the same as are there.
+    Overwrite {
+        path: &'a Path,
+        file: &'a fs::File,
+        offset: u64,
         bytes: &'a [u8],
     },
     /// A file loses what is beyond `length` bytes.
@@ -81,6 +88,7 @@ impl Act<'_> {
         match self {
             Self::Create { path }
             | Self::Append { path, .. }
+            | Self::Overwrite { path, .. }
             | Self::Cut { path, .. }
             | Self::Reserve { path, .. }
             | Self::Sync { path, .. }

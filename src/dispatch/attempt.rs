@@ -66,14 +66,22 @@ pub(super) enum EndedKind {
     Throttled { retry_after: Option<Duration> },
     /// A transient failure.
     Failed,
-    /// The gate has closed.
+    /// The gate has closed, or the disk has no room: nothing was judged.
     Blocked,
 }
 
 /// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> {
     let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
-    parts.store.begin(&lease)?;
+    match parts.store.begin(&lease) {
+        Ok(()) => {}
+        // There may be no room for its answer: it waits in the store, which leases nothing until there is.
+        Err(error) if error.is_full() => {
+            parts.store.settle(lease, Settlement::Release).await?;
+            return Ok(Ended { kind: EndedKind::Blocked, estimate, usage: None });
+        }
+        Err(error) => return Err(error.into()),
+    }
     let given_up = parts.endings.of(lease.request.job);
     let call = async {
         fault::point("dispatch-calling");

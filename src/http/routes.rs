@@ -45,6 +45,7 @@ impl From<control::Error> for Failure {
             | control::Error::Store(store::Error::Transition { .. } | store::Error::Stale(_)) => {
                 (StatusCode::CONFLICT, "wrong_status")
             }
+            control::Error::Store(store::Error::Full(_)) => (StatusCode::INSUFFICIENT_STORAGE, "no_room"),
             control::Error::Store(
                 store::Error::Io { .. }
                 | store::Error::Damaged { .. }

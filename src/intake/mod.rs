@@ -95,6 +95,12 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Io { act, path, source } => Self::Io { act, path, source },
+            // Nothing was accepted; it is tried again like any file that can't be written.
+            store::Error::Full(why) => Self::Io {
+                act: "accept a job into",
+                path: PathBuf::from("state"),
+                source: io::Error::new(io::ErrorKind::StorageFull, why),
+            },
             error @ (store::Error::NoSuchJob(_)
             | store::Error::Stale(_)
             | store::Error::Transition { .. }

@@ -27,7 +27,7 @@ use crate::diag::printable;
 use crate::domain::{Job, JobId};
 use crate::fault;
 use crate::spec::{self, Checked};
-use crate::store::{Input, Store};
+use crate::store::{self, Input, Store};
 
 /// After a hint, since what is dropped comes as a burst of events; and the shortest `rescan`.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -234,9 +234,14 @@ impl Intake {
             content_hash: checked.content_hash,
             settings: checked.settings,
         };
-        // A failed store says nothing certain about what is on disk: the claim stays for the next start to judge.
         fault::point("intake-putting");
-        self.store.put_job(job.clone(), Input::Spooled).await.map_err(Error::Store)?;
+        match self.store.put_job(job.clone(), Input::Spooled).await {
+            Ok(()) => {}
+            // Not accepted, and the store goes on when there is room: so does this file.
+            Err(error @ store::Error::Full(_)) => return Err(error.into()),
+            // A failed store says nothing certain about what is on disk: the claim stays for the next start to judge.
+            Err(error) => return Err(Error::Store(error)),
+        }
         fault::point("intake-put");
         if let Some(earlier) = known.same_content(&job.content_hash) {
             info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");

@@ -21,7 +21,7 @@ use super::images::{Gallery, may_hold_images};
 use super::input::Input;
 use super::journal::Reader;
 use super::summary::{Summary, Tally};
-use crate::disk::File;
+use crate::disk::{self, File};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};
@@ -73,6 +73,7 @@ impl Publication {
         let job = &self.state.job;
         self.folder.create(job.id)?;
         let mut journal = self.input.journal()?;
+        self.folder.check_room(journal.length()?)?;
         let mut lines = Lines::new(&self)?;
         match job.settings.order {
             Order::Input => lines.write_in_order(&mut journal, Wanted::All)?,
@@ -253,27 +254,38 @@ impl<'p> Lines<'p> {
 #[derive(Debug)]
 struct Target {
     path: PathBuf,
-    temporary: PathBuf,
+    temporary: Temporary,
     file: BufWriter<File>,
+}
+
+/// Is removed with this, so that what could not be published does not fill the disk. Once it has its name it is gone.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        drop(disk::remove_file(&self.0));
+    }
 }
 
 impl Target {
     fn create(path: PathBuf) -> Result<Self, Error> {
-        let temporary = temporary_name(&path);
-        let file = File::create(&temporary).map_err(failed("create", &temporary)).map_err(Error::Files)?;
+        let temporary = Temporary(temporary_name(&path));
+        let at = &temporary.0;
+        let file = File::create(at).map_err(failed("create", at)).map_err(Error::Files)?;
         Ok(Self { path, temporary, file: BufWriter::with_capacity(BUFFER_BYTES, file) })
     }
 
     fn write(&mut self, line: &[u8]) -> Result<(), Error> {
         let written = self.file.write_all(line).and_then(|()| self.file.write_all(b"\n"));
-        written.map_err(failed("write", &self.temporary)).map_err(Error::Files)
+        written.map_err(failed("write", &self.temporary.0)).map_err(Error::Files)
     }
 
     fn publish(self) -> Result<(), Error> {
         let Self { path, temporary, file } = self;
         let file = file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        let file = file.map_err(failed("write", &temporary)).map_err(Error::Files)?;
-        publish(&file, &temporary, &path).map_err(Error::Files)
+        let file = file.map_err(failed("write", &temporary.0)).map_err(Error::Files)?;
+        publish(&file, &temporary.0, &path).map_err(Error::Files)
     }
 }
 

@@ -54,6 +54,19 @@ impl ResultsFolder {
         Ok(())
     }
 
+    /// Whether the disk has room for so many bytes of results. Looked up before they are written: to fill the disk with
+    /// half of them would take the room from answers to come, and be in vain.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
+        match disk::space(&self.0) {
+            Ok(space) if space.free < bytes => {
+                let full = io::Error::from(io::ErrorKind::StorageFull);
+                Err(Error::Files(failed("find room for the results in", &self.0)(full)))
+            }
+            // It shows when they are written.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Shows the journal as `output.partial.jsonl`. Says whether that is done: the journal may not be
     /// there yet. Where the file system can't link, there will be no partial file.
     pub(super) fn link(&self, journal: &Path) -> Result<bool, Error> {
@@ -72,6 +85,9 @@ impl ResultsFolder {
                 // journals are all that ever has this name.
                 disk::remove_file(&partial).map_err(failed("remove", &partial)).map_err(Error::Files)?;
                 Ok(disk::hard_link(journal, &partial).is_ok())
+            }
+            Err(error) if disk::is_full(&error) => {
+                Err(Error::Files(failed("link the journal to", &partial)(error)))
             }
             Err(error) => {
                 info!(path = %partial.display(), %error, "no partial results: the journal can't be linked");
@@ -153,8 +169,11 @@ fn copy(source: &Path, target: &Path) -> Result<(), crate::store::Error> {
     let temporary = temporary_name(target);
     let mut from = fs::File::open(source).map_err(failed("open", source))?;
     let mut to = File::create(&temporary).map_err(failed("create", &temporary))?;
-    io::copy(&mut from, &mut to).map_err(failed("write", &temporary))?;
-    publish(&to, &temporary, target)
+    let copied = io::copy(&mut from, &mut to).map_err(failed("write", &temporary));
+    copied.and_then(|_| publish(&to, &temporary, target)).inspect_err(|_| {
+        // A disk that was full must not be left fuller.
+        drop(disk::remove_file(&temporary));
+    })
 }
 
 #[cfg(test)]

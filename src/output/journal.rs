@@ -8,7 +8,7 @@
 //! the order of the input. A journal that is nearly in order is so read nearly as a stream, and one in
 //! no order at all costs no more than one short read a record.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -72,6 +72,13 @@ impl Reader {
     /// `path` is what messages call the journal.
     pub(super) fn over(journal: Box<dyn Journal>, path: PathBuf, stop: CancellationToken) -> Self {
         Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path, stop }
+    }
+
+    /// Bytes of it that can be read.
+    pub(super) fn length(&mut self) -> Result<u64, Error> {
+        let ends = [SeekFrom::End(0), SeekFrom::Start(self.position)];
+        let [end, _] = ends.map(|end| self.inner.seek(end));
+        end.map_err(failed("seek in", &self.path)).map_err(Error::Files)
     }
 
     /// Hands every sound record from `offset` on to `each`, with its place, until `each` says `false`.

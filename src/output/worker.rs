@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -13,6 +14,9 @@ use super::{Error, Parts};
 use crate::bell::Listener;
 use crate::domain::{JobId, JobState, JobStatus};
 use crate::store;
+
+/// Results that found no room are tried again so often: whether there is some is looked up before they are written.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(2);
 
 /// Works until `stop`, or until the store fails.
 pub(super) async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
@@ -31,6 +35,8 @@ struct Progress {
     is_busy: bool,
     /// After a failure.
     not_before: Option<Instant>,
+    /// The last failure that was told.
+    told: Option<String>,
     /// How far its journal was searched for images.
     offset: u64,
     /// How many requests were settled, at least, when the search reached that far.
@@ -158,7 +164,10 @@ impl Worker {
             }
         };
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                progress.told = None;
+                Ok(())
+            }
             Err(error) => self.on_error(job, error).await,
         }
     }
@@ -168,8 +177,15 @@ impl Worker {
         match error {
             Error::Interrupted => {}
             Error::Files(error) => {
-                error!(%job, %error, "results can't be read or written; trying again");
-                self.try_later(job);
+                let told = &mut self.jobs.entry(job).or_default().told;
+                let why = error.to_string();
+                // What lasts is tried often, and told once.
+                if told.as_ref() != Some(&why) {
+                    error!(%job, %error, "results can't be read or written; trying again");
+                    *told = Some(why);
+                }
+                let every = if error.is_full() { LOOK_FOR_ROOM } else { self.parts.settings.retry_every };
+                self.try_after(job, every);
             }
             Error::Unpublishable(why) => self.hold(job, why).await?,
             Error::Store(error @ store::Error::Damaged { .. }) => self.hold(job, error.to_string()).await?,
@@ -196,6 +212,9 @@ impl Worker {
         use store::Error::{Damaged, NoSuchJob, Stale, Transition};
         if matches!(error, NoSuchJob(_)) {
             self.jobs.remove(&job);
+        } else if error.is_full() {
+            warn!(%job, %error, "the job's end can't be written down; trying again");
+            self.try_after(job, LOOK_FOR_ROOM);
         } else if matches!(error, Transition { .. } | Stale(_) | Damaged { .. }) {
             warn!(%job, %error, "the job moved on while its results were written; looking again");
             self.try_later(job);
@@ -206,7 +225,11 @@ impl Worker {
     }
 
     fn try_later(&mut self, job: JobId) {
-        let until = Instant::now() + self.parts.settings.retry_every;
+        self.try_after(job, self.parts.settings.retry_every);
+    }
+
+    fn try_after(&mut self, job: JobId, wait: Duration) {
+        let until = Instant::now() + wait;
         self.jobs.entry(job).or_default().not_before = Some(until);
     }
 }
@@ -249,7 +272,6 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
-    use std::time::Duration;
 
     use bytes::Bytes;
     use futures_util::FutureExt as _;

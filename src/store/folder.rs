@@ -113,12 +113,16 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 }
 
 /// Replaces `path` by `bytes` as one step: temporary name, fsync, rename, fsync of the folder. After a
-/// power cut the file holds the old bytes or the new, never a mixture.
+/// power cut the file holds the old bytes or the new, never a mixture. What could not be finished is removed, so that
+/// a disk that was full is not left fuller.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary_name(path);
     let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
-    file.write_all(bytes).map_err(failed("write", &temporary))?;
-    publish(&file, &temporary, path)
+    let written = file.write_all(bytes).map_err(failed("write", &temporary));
+    written.and_then(|()| publish(&file, &temporary, path)).inspect_err(|_| {
+        // It is not there if it has its name already.
+        drop(disk::remove_file(&temporary));
+    })
 }
 
 /// Gives a fully written `file` at `temporary` its name `path`: fsync, rename, fsync of the folder.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::disk;
 use crate::store::folder::failed;
 use crate::store::{Error, Result};
 
@@ -32,7 +33,11 @@ impl Lock {
             Err(TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
         }
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())).map_err(failed("write", &path))?;
+        match file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())) {
+            // A lock whose pid can't be written is held all the same.
+            Err(error) if !disk::is_full(&error) => return Err(failed("write", &path)(error)),
+            Ok(()) | Err(_) => {}
+        }
         Ok(Self { _file: file })
     }
 }

@@ -30,6 +30,7 @@ use futures_util::future::BoxFuture;
 use thiserror::Error;
 
 use crate::bell::Listener;
+use crate::disk;
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
@@ -52,12 +53,31 @@ pub enum Error {
     /// State can't be read or written. After this nothing may be sent: the store refuses every verb.
     #[error("{act} {}: {source}", path.display())]
     Io { act: &'static str, path: PathBuf, source: std::io::Error },
+    /// There is no room on the disk, or it does not take what is written. Nothing was changed; it may be tried again.
+    #[error("{0}")]
+    Full(String),
     /// The state holds what batchd never wrote there.
     #[error("{} is damaged: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
     /// An earlier failure closed the store.
     #[error("the store is closed: {0}")]
     Closed(String),
+}
+
+impl Error {
+    /// Whether it lasts only as long as the disk has no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full(_) => true,
+            Self::Io { source, .. } => disk::is_full(source),
+            Self::NoSuchJob(_)
+            | Self::Stale(_)
+            | Self::Transition { .. }
+            | Self::Locked { .. }
+            | Self::Damaged { .. }
+            | Self::Closed(_) => false,
+        }
+    }
 }
 
 impl JobStatus {
@@ -142,6 +162,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>>;
 
     /// Notes that the lease's attempt is about to be sent. Survives a crash of the process, not of the machine.
+    /// [`Error::Full`] if there may be no room for the answer: then it must not be sent.
     fn begin(&self, lease: &Lease) -> Result<()>;
 
     /// Carries out what was decided. Returns when the record is in the journal (which frees the slot);
@@ -170,6 +191,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Ticks whenever records became durable.
     fn progress(&self) -> Listener;
+
+    /// Why nothing is leased or begun: the disk has no room. It goes on by itself, with a tick of [`Store::changes`].
+    fn shortage(&self) -> Option<String> {
+        None
+    }
 
     /// Waits until everything settled so far is durable, and closes the store.
     fn close(&self) -> BoxFuture<'_, Result<()>>;

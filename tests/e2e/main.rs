@@ -18,6 +18,7 @@ mod bad_input;
 mod commands;
 mod crash;
 mod faults;
+mod full_disk;
 mod lifecycle;
 mod pauses;
 mod placing;

@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) intake: &'static str,
     /// More lines of the provider `sim`.
     pub(crate) provider: &'static str,
+    /// Lines of `[storage]`. No test but those of full disks should depend on what this machine's disk has free.
+    pub(crate) storage: &'static str,
     /// More tables at the end.
     pub(crate) more: String,
 }
@@ -55,6 +57,7 @@ impl Default for Setup {
             log_level: "info",
             intake: "",
             provider: "",
+            storage: "min_free = \"0B\"",
             more: String::new(),
         }
     }
@@ -239,7 +242,9 @@ impl World {
 }
 
 fn config_text(setup: &Setup, base_url: &str) -> String {
-    let Setup { concurrency, max_attempts, settle, grace, log_level, intake, provider, more, .. } = setup;
+    let Setup {
+        concurrency, max_attempts, settle, grace, log_level, intake, provider, storage, more, ..
+    } = setup;
     let [base_delay, max_delay] =
         [1, 10].map(|times| humantime::format_duration(setup.base_delay * times).to_string());
     format!(
@@ -265,6 +270,9 @@ max_delay = "{max_delay}"
 
 [shutdown]
 grace = "{grace}"
+
+[storage]
+{storage}
 
 [log]
 level = "{log_level}"

@@ -91,7 +91,10 @@ impl Image {
     /// Before an act: takes in what it is about.
     pub(super) fn prepare(&mut self, act: &Act<'_>) {
         match act {
-            Act::Append { file, .. } | Act::Cut { file, .. } | Act::Sync { file, .. } => {
+            Act::Append { file, .. }
+            | Act::Overwrite { file, .. }
+            | Act::Cut { file, .. }
+            | Act::Sync { file, .. } => {
                 self.node_of(file);
             }
             Act::Rename { from, to } | Act::Link { from, to } => {
@@ -111,6 +114,11 @@ impl Image {
         match act {
             Act::Create { path } => self.create(path),
             Act::Append { file, bytes, .. } => self.change(file, Change::Append(bytes.to_vec())),
+            // It changes nothing that is seen, and nothing of what a cut leaves until it is synced.
+            Act::Overwrite { file, offset, bytes, .. } => {
+                let (live, from) = (self.content(file).live(), usize::try_from(*offset).unwrap());
+                assert_eq!(&live[from..from + bytes.len()], *bytes, "what is written again is the same");
+            }
             Act::Cut { file, length, .. } => self.change(file, Change::Cut(*length)),
             Act::Reserve { .. } => {}
             Act::Sync { file, .. } => self.content(file).sync(),

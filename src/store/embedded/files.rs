@@ -8,12 +8,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::domain::LineEntry;
+use crate::disk;
+use crate::domain::{Kind, LineEntry};
 use crate::fault;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::state::State;
 use crate::store::folder::{JobFolder, create_private, failed, sync_dir};
-use crate::store::{Input, Result};
+use crate::store::{Error, Input, Result};
+
+/// What a record is expected to take before the job's own say so: a long answer, and an image in base64.
+const ANSWER_BYTES: u64 = 64 << 10;
+const IMAGE_BYTES: u64 = 4 << 20;
 
 /// The open files of one job.
 #[derive(Debug)]
@@ -30,12 +35,20 @@ impl JobFiles {
         Arc::strong_count(self) == 1 && Arc::strong_count(&self.journal) == 1
     }
 
+    /// Gives back the room that was reserved for answers; for a job that has none in flight.
+    pub(super) fn give_back(&self) {
+        self.journal.give_back();
+        self.intents.give_back();
+    }
+
     pub(super) fn open(folder: &JobFolder) -> Result<Self> {
         let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
+        let makes_images = State::read(folder)?.is_some_and(|state| state.job.kind == Kind::Images);
+        let expected = if makes_images { IMAGE_BYTES } else { ANSWER_BYTES };
         Ok(Self {
             input: Arc::new(open(folder.input())?),
             index: open(folder.index())?,
-            journal: Arc::new(Log::open(folder.journal())?),
+            journal: Arc::new(Log::open(folder.journal())?.expecting(expected)),
             intents: Log::open(folder.intents())?,
         })
     }
@@ -56,12 +69,20 @@ pub(super) fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result
         folder.create()?;
         write_inline(folder, &lines)?;
     }
-    for path in [folder.journal(), folder.intents()] {
-        create_private(&path)?;
-    }
-    sync_dir(folder.path())?;
+    let logs = [folder.journal(), folder.intents()];
+    let made = logs.iter().try_for_each(|path| create_private(path).map(drop));
+    let synced = made.and_then(|()| sync_dir(folder.path()));
     fault::point("store-job-prepared");
-    state.write(folder)
+    synced.and_then(|()| state.write(folder)).map_err(|error| {
+        // As it was before, unless the job counts already: then whoever asked must not believe that it does not.
+        if !error.is_full() || folder.state().exists() {
+            return error;
+        }
+        for path in &logs {
+            drop(disk::remove_file(path));
+        }
+        Error::Full(error.to_string())
+    })
 }
 
 fn write_inline(folder: &JobFolder, lines: &[(u16, Bytes)]) -> Result<()> {

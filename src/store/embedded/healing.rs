@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Handle;
@@ -9,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::index::Index;
 use super::leases::Leases;
+use super::room::Room;
 use super::tests::{World, answer_some, files_alone};
 use super::threads::{Command, IndexThread, Shared};
 use super::{Content, keys, rebuild, start};
@@ -158,11 +160,13 @@ fn thread(index: Index, world: &World) -> IndexThread {
     let shared = Shared {
         state: world.state().to_owned(),
         leases: Leases::default(),
+        room: Room::new(world.state(), Some(0), Bell::default()),
         changed: Bell::default(),
         progress: Bell::default(),
         closed: OnceLock::new(),
+        is_stopping: AtomicBool::new(false),
     };
-    IndexThread { shared: Arc::new(shared), index }
+    IndexThread::new(Arc::new(shared), index)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -218,7 +222,7 @@ async fn an_end_that_can_not_be_written_down_leaves_the_index_as_it_is() {
     let before = Content::of(&thread.index).unwrap();
     let temporary = crate::store::folder::temporary_name(&world.folder(&second).state());
     fs::create_dir(&temporary).unwrap();
-    assert!(matches!(thread.set_status(second.id, JobStatus::Cancelled, NOW), Err(Error::Io { .. })));
+    assert!(matches!(thread.set_status(second.id, JobStatus::Cancelled, NOW), Err(Error::Full(_))));
     assert_eq!(Content::of(&thread.index).unwrap(), before);
     fs::remove_dir(&temporary).unwrap();
     let ended = thread.set_status(second.id, JobStatus::Cancelled, NOW).unwrap();

@@ -14,10 +14,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::disk::File;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::{Counts, Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::fault;
+use crate::store::embedded::ahead::Ahead;
 use crate::store::embedded::claim::{self, Claim, QueuePlace};
 use crate::store::embedded::entry::Entry;
 use crate::store::embedded::keys::{self, Row};
@@ -34,7 +34,7 @@ pub(super) const BATCH_MAX: usize = 100;
 pub(super) struct Index {
     tree: sled::Tree,
     /// sled's own file, synced by us behind every flush.
-    file: File,
+    file: Ahead,
     jobs: BTreeMap<JobId, Entry>,
     turns: Turns,
     /// Waiting requests that are leased, or settled and not yet durable: their keys are still there.
@@ -56,7 +56,7 @@ pub(super) struct Settled {
 pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
 
 impl Index {
-    pub(super) fn new(tree: sled::Tree, file: File) -> Self {
+    pub(super) fn new(tree: sled::Tree, file: Ahead) -> Self {
         Self {
             tree,
             file,
@@ -69,6 +69,11 @@ impl Index {
 
     pub(super) fn tree(&self) -> &sled::Tree {
         &self.tree
+    }
+
+    /// Sees to it that the next changes, and `more` bytes, have room on the disk. Nothing may be changed without.
+    pub(super) fn reserve(&mut self, more: u64) -> Result<()> {
+        self.file.reserve(more)
     }
 
     /// Adds a job whose keys are in the tree, and counts what is open.
@@ -350,7 +355,7 @@ impl Index {
         if self.dirty {
             fault::point("store-index-flushing");
             self.tree.flush().map_err(broken)?;
-            self.file.sync_data().map_err(|error| broken(sled::Error::Io(error)))?;
+            self.file.sync().map_err(|error| broken(sled::Error::Io(error)))?;
             self.dirty = false;
             fault::point("store-index-flushed");
         }

@@ -13,6 +13,9 @@
 //! What is set aside lies in `state/corrupt/sled`, for a person to look at. It replaces what lay there before, so
 //! that copies never pile up.
 //!
+//! A disk that is full climbs no rung: nothing is opened on one, and an opening that runs out of room is tried again
+//! when there is some ([`Error::is_full`]).
+//!
 //! After creation its files and folders are synced, which sled itself does not do.
 
 use std::fs;
@@ -22,6 +25,7 @@ use std::time::Duration;
 
 use crate::disk::{self, File};
 use crate::fault;
+use crate::store::embedded::ahead::{self, Ahead};
 use crate::store::folder::{failed, make_private_dir, sync_dir, sync_parent};
 use crate::store::{Error, Result};
 
@@ -37,27 +41,28 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Opened {
     pub(super) db: sled::Db,
     /// `db` within the database's folder: sled's `flush` never calls fsync on Linux, so we do.
-    pub(super) file: File,
+    pub(super) file: Ahead,
     /// Nothing of an earlier database is left in it: every job must be indexed anew.
     pub(super) fresh: bool,
 }
 
 /// Opens the database at `path`, whatever state a crash left it in.
 pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
+    ahead::refuse_if_full(path)?;
     let existed = path.join("db").exists();
     make_private_dir(path)?;
     remove_half_written_snapshots(path)?;
     fault::point("recover-index-opening");
     let first = match guarded_open(path) {
         Ok(db) => return finish(db, path, !existed),
-        Err(why) => why,
+        Err(why) => why.unless_full(path)?,
     };
     tracing::warn!(error = first, "sled did not open; setting its snapshots aside");
     let aside = make_room(corrupt)?;
     move_aside(path, &aside, |name| name.starts_with("snap."))?;
     let second = match guarded_open(path) {
         Ok(db) => return finish(db, path, false),
-        Err(why) => why,
+        Err(why) => why.unless_full(path)?,
     };
     tracing::error!(
         error = second,
@@ -65,11 +70,30 @@ pub(super) fn open(path: &Path, corrupt: &Path) -> Result<Opened> {
     );
     move_aside(path, &aside, |_| true)?;
     fault::point("recover-index-set-aside");
-    let db = guarded_open(path).map_err(|why| Error::Damaged { path: path.to_owned(), what: why })?;
+    let db = match guarded_open(path) {
+        Ok(db) => db,
+        Err(why) => return Err(Error::Damaged { path: path.to_owned(), what: why.unless_full(path)? }),
+    };
     finish(db, path, true)
 }
 
-fn guarded_open(path: &Path) -> Result<sled::Db, String> {
+/// Why sled did not open.
+#[derive(Debug)]
+enum NotOpened {
+    Full(std::io::Error),
+    Broken(String),
+}
+
+impl NotOpened {
+    fn unless_full(self, path: &Path) -> Result<String> {
+        match self {
+            Self::Full(error) => Err(failed("open", path)(error)),
+            Self::Broken(why) => Ok(why),
+        }
+    }
+}
+
+fn guarded_open(path: &Path) -> Result<sled::Db, NotOpened> {
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     let mut tries = 0;
     loop {
@@ -77,8 +101,13 @@ fn guarded_open(path: &Path) -> Result<sled::Db, String> {
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
             Ok(Ok(db)) => return Ok(db),
             Ok(Err(error)) if is_still_closing(&error) && tries < LOCK_TRIES => tries += 1,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err("sled panicked while opening".to_owned()),
+            Ok(Err(sled::Error::Io(error))) if disk::is_full(&error) => return Err(NotOpened::Full(error)),
+            // sled panics on a disk that fills up while it opens, too.
+            Ok(Err(_)) | Err(_) if ahead::why_not_open(path).is_some() => {
+                return Err(NotOpened::Full(std::io::ErrorKind::StorageFull.into()));
+            }
+            Ok(Err(error)) => return Err(NotOpened::Broken(error.to_string())),
+            Err(_) => return Err(NotOpened::Broken("sled panicked while opening".to_owned())),
         }
         #[expect(
             clippy::disallowed_methods,
@@ -105,7 +134,7 @@ fn finish(db: sled::Db, path: &Path, fresh: bool) -> Result<Opened> {
     }
     sync_dir(path)?;
     sync_parent(path)?;
-    let file = opened(&path.join("db"))?;
+    let file = Ahead::open(&path.join("db"))?;
     fault::point("recover-index-opened");
     Ok(Opened { db, file, fresh })
 }

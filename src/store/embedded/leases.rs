@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::domain::{RequestId, Timestamp};
+use crate::domain::{JobId, RequestId, Timestamp};
 use crate::store::{Error, Lease, Result};
 
 /// What a lease took, so that it can be settled or given back.
@@ -26,6 +26,8 @@ pub(super) struct Leases(Mutex<Table>);
 #[derive(Debug, Default)]
 struct Table {
     held: BTreeMap<RequestId, Held>,
+    /// How many of a job's are begun.
+    begun: BTreeMap<JobId, u32>,
     epoch: u64,
 }
 
@@ -39,13 +41,30 @@ impl Leases {
         Lease { request, attempt, epoch }
     }
 
-    /// Notes that the lease's attempt is about to be sent. [`Error::Stale`] if it is not the one held.
-    pub(super) fn begin(&self, lease: &Lease) -> Result<()> {
-        match self.lock().held.get_mut(&lease.request) {
-            Some(held) if held.epoch == lease.epoch => held.sent = true,
-            Some(_) | None => return Err(Error::Stale(lease.request)),
+    /// Notes that the lease's attempt is about to be sent; says how many of its job are now.
+    /// [`Error::Stale`] if it is not the one held.
+    pub(super) fn begin(&self, lease: &Lease) -> Result<u32> {
+        let Table { held, begun, .. } = &mut *self.lock();
+        let held = held.get_mut(&lease.request).filter(|held| held.epoch == lease.epoch);
+        let held = held.ok_or(Error::Stale(lease.request))?;
+        let count = begun.entry(lease.request.job).or_default();
+        *count += u32::from(!held.sent);
+        held.sent = true;
+        Ok(*count)
+    }
+
+    /// It is not sent after all.
+    pub(super) fn take_back(&self, lease: &Lease) {
+        let mut table = self.lock();
+        if let Some(held) = table.held.get_mut(&lease.request).filter(|held| held.epoch == lease.epoch) {
+            let was_sent = std::mem::take(&mut held.sent);
+            table.end(lease.request.job, was_sent);
         }
-        Ok(())
+    }
+
+    /// Whether nothing of a job is begun.
+    pub(super) fn is_still(&self, job: JobId) -> bool {
+        !self.lock().begun.contains_key(&job)
     }
 
     /// Ends a lease. [`Error::Stale`] if it is not the one held: then nothing may be settled under it.
@@ -55,6 +74,7 @@ impl Leases {
             Some(held) if held.epoch == lease.epoch => {
                 let held = *held;
                 table.held.remove(&lease.request);
+                table.end(lease.request.job, held.sent);
                 Ok(held)
             }
             Some(_) | None => Err(Error::Stale(lease.request)),
@@ -63,5 +83,16 @@ impl Leases {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn end(&mut self, job: JobId, was_sent: bool) {
+        if was_sent && let Some(count) = self.begun.get_mut(&job) {
+            *count -= 1;
+            if *count == 0 {
+                self.begun.remove(&job);
+            }
+        }
     }
 }

@@ -8,13 +8,15 @@
 //!
 //! sled 0.34 is not trusted with anything that cost money: its `flush` does not sync, a kill while it opens
 //! can brick it, and one full disk poisons it until the process restarts. So the store keeps its own lock,
-//! opens it by a [`ladder`], syncs its file itself, keeps batches small, and stops at its first error.
+//! opens it by a [`ladder`], syncs its file itself and keeps room for it ([`ahead`]), keeps batches small, and stops at
+//! its first error. What a disk does that is full or broken is told in [`room`].
 //!
 //! # What it does not do
 //!
 //! It does not read bodies into sled: a request is a bit there, and its line is read from the input by
 //! offset when its turn comes.
 
+mod ahead;
 mod claim;
 mod content;
 mod entry;
@@ -31,14 +33,18 @@ mod lost;
 mod mend;
 mod open;
 mod recover;
+mod room;
+mod settle;
 mod start;
 mod state;
+mod sync;
 mod threads;
 mod uncertain;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -52,16 +58,16 @@ pub use self::content::Content;
 pub use self::start::rebuild;
 
 use self::files::{JobFiles, prepare};
-use self::index::Settled;
-use self::intents::Intent;
-use self::leases::{Held, Leases};
+use self::index::Index;
+use self::leases::Leases;
+use self::room::Room;
 use self::state::State;
-use self::threads::{Command, IndexThread, Note, Shared};
+use self::sync::Note;
+use self::threads::{Command, IndexThread, Shared};
 use crate::bell::{Bell, Listener};
 use crate::domain::{
-    Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
+    Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
-use crate::fault;
 use crate::store::folder::{JobFolder, failed, make_private_dir};
 use crate::store::lock::Lock;
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
@@ -88,36 +94,67 @@ pub struct EmbeddedStore {
     files: Mutex<BTreeMap<JobId, Arc<JobFiles>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Held until the value is dropped.
-    _lock: Lock,
+    _lock: Arc<Lock>,
+}
+
+/// The state, locked and not open yet: so long as its disk is full nothing must be opened.
+#[derive(Debug)]
+pub struct Claimed {
+    state: PathBuf,
+    lock: Arc<Lock>,
+}
+
+impl Claimed {
+    /// Locks the state below `state`. [`Error::Locked`] if another process has it.
+    pub fn take(state: &Path) -> Result<Self> {
+        make_private_dir(&state.join("jobs"))?;
+        let lock = Arc::new(Lock::take(state)?);
+        Ok(Self { state: state.to_owned(), lock })
+    }
+
+    /// Opens the store as [`EmbeddedStore::open`] does. `min_free` bytes of the disk stay free; without it, a part of
+    /// it. [`Error::is_full`] if there is no room to open it: nothing is harmed, and it may be tried again.
+    pub fn open(&self, min_free: Option<u64>) -> Result<EmbeddedStore> {
+        EmbeddedStore::start(self, start::index(&self.state)?, min_free)
+    }
 }
 
 impl EmbeddedStore {
-    /// Opens the store below `state` (`<root>/state`), bringing the index level with the jobs' folders.
-    /// Blocks, for as long as there are journals to read; must be called within a tokio runtime.
+    /// Opens the store below `state` (`<root>/state`), bringing the index level with the jobs' folders, and keeps
+    /// nothing of the disk free. Blocks, for as long as there are journals to read; must be called within a tokio
+    /// runtime.
     ///
     /// [`Error::Locked`] if another process has it open.
     pub fn open(state: &Path) -> Result<Self> {
-        make_private_dir(&state.join("jobs"))?;
-        let lock = Lock::take(state)?;
-        let index = start::index(state)?;
+        Claimed::take(state)?.open(Some(0))
+    }
+
+    fn start(claimed: &Claimed, index: Index, min_free: Option<u64>) -> Result<Self> {
+        let state = &claimed.state;
+        let changed = Bell::default();
+        let room = Room::new(state, min_free, changed.clone());
+        room.settle_in();
         let shared = Arc::new(Shared {
-            state: state.to_owned(),
+            state: state.clone(),
             leases: Leases::default(),
-            changed: Bell::default(),
+            room,
+            changed,
             progress: Bell::default(),
             closed: OnceLock::new(),
+            is_stopping: AtomicBool::new(false),
         });
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let (notes, mut note_queue) = mpsc::channel(UNSYNCED_MAX);
         let index_thread = {
-            let (thread, runtime) = (IndexThread { shared: Arc::clone(&shared), index }, Handle::current());
+            let (thread, runtime) = (IndexThread::new(Arc::clone(&shared), index), Handle::current());
             spawn("batchd-index", state, move || thread.run(command_queue, &runtime))?
         };
         let sync_thread = {
             let (shared, commands) = (Arc::clone(&shared), commands.clone());
-            spawn("batchd-sync", state, move || threads::sync(&shared, &mut note_queue, &commands))?
+            spawn("batchd-sync", state, move || sync::run(&shared, &mut note_queue, &commands))?
         };
         let threads = Mutex::new(vec![index_thread, sync_thread]);
+        let lock = Arc::clone(&claimed.lock);
         Ok(Self { shared, commands, notes, files: Mutex::default(), threads, _lock: lock })
     }
 
@@ -148,7 +185,13 @@ impl EmbeddedStore {
             return Err(Error::NoSuchJob(id));
         }
         if files.len() >= OPEN_JOBS_MAX {
-            files.retain(|_, files| !files.is_at_rest());
+            files.retain(|job, files| {
+                let is_at_rest = files.is_at_rest();
+                if is_at_rest && self.shared.leases.is_still(*job) {
+                    files.give_back();
+                }
+                !is_at_rest
+            });
         }
         let open = Arc::new(JobFiles::open(&folder)?);
         files.insert(id, Arc::clone(&open));
@@ -156,7 +199,10 @@ impl EmbeddedStore {
     }
 
     fn close_files(&self, id: JobId) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(files) = files {
+            files.give_back();
+        }
     }
 
     fn job_folder(&self, id: JobId) -> JobFolder {
@@ -164,69 +210,21 @@ impl EmbeddedStore {
     }
 
     async fn put(&self, job: Job, input: Input) -> Result<()> {
+        if let Some(why) = self.shared.room.look() {
+            return Err(Error::Full(why));
+        }
+        // Before the folder is made whole: what counts as accepted must be indexed.
+        self.ask(|reply| Command::MakeRoom { requests: job.total, reply }).await?;
         let folder = self.job_folder(job.id);
         let state =
             State { job: job.clone(), status: JobStatus::InProgress, finished_at: None, counts: None };
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder, &state, input)).await;
-        prepared.map_err(|error| Error::Closed(error.to_string()))??;
+        prepared.map_err(|error| Error::Closed(error.to_string()))?.inspect_err(|error| {
+            if error.is_full() {
+                self.shared.room.failed(error, 0);
+            }
+        })?;
         self.ask(|reply| Command::Put { job: Box::new(job), reply }).await
-    }
-
-    async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
-        // What an attempt brings home is kept even by a store that an error has closed: it was paid for.
-        let files = self.files_even_if_closed(lease.request.job)?;
-        // Room for the note first: once the record is in the journal nothing may keep it from being counted.
-        let room = self.notes.reserve().await.ok().filter(|_| self.check_open().is_ok());
-        let held = self.shared.leases.take(&lease)?;
-        let request = lease.request;
-        match settlement {
-            Settlement::Complete(record) => self.record(&files, room, held, &record, true),
-            Settlement::Discard(record) => self.record(&files, room, held, &record, false),
-            Settlement::Retry { due, attempts, maybe_paid } => {
-                drop(room);
-                let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
-                files.intents.append(&intent.to_line(), |_| ())?;
-                fault::point("store-ended-written");
-                self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
-            }
-            Settlement::Release => {
-                drop(room);
-                if held.sent {
-                    // It was refused, unpaid: a crash must not take it for one that was in flight.
-                    let intent = Intent::Back { index: request.index, attempt: held.attempt };
-                    files.intents.append(&intent.to_line(), |_| ())?;
-                }
-                self.ask(|reply| Command::Release { request, held, reply }).await
-            }
-        }
-    }
-
-    fn record(
-        &self,
-        files: &JobFiles,
-        room: Option<mpsc::Permit<'_, Note>>,
-        held: Held,
-        record: &Record,
-        success: bool,
-    ) -> Result<()> {
-        let Some(room) = room else {
-            // The next start settles it. Blocks, but nothing goes on any more.
-            files.journal.append(&record.to_journal_line(held.attempt), |_| ())?;
-            files.journal.sync()?;
-            return Err(self.shared.refusal());
-        };
-        let journal = Arc::clone(&files.journal);
-        let request = record.request;
-        // Appended and noted as one step: so the notes of a job stand in the order of its journal, and what
-        // the index acknowledges has no gap in it.
-        let noted = files.journal.append(&record.to_journal_line(held.attempt), |journal_end| {
-            room.send(Note::Appended { journal, settled: Settled { request, held, success, journal_end } });
-        });
-        fault::point("store-journal-appended");
-        noted.inspect_err(|error| {
-            tracing::error!(request = %request, error = %error, "a record can't be written; nothing more is sent");
-            self.shared.close(&error.to_string());
-        })
     }
 
     fn read_entry(&self, files: &JobFiles, request: RequestId) -> Result<LineEntry> {
@@ -259,6 +257,7 @@ impl EmbeddedStore {
 
     async fn shut(&self) -> Result<()> {
         let was_open = self.check_open();
+        self.shared.is_stopping.store(true, Ordering::Release);
         let (reply, answer) = oneshot::channel();
         // Told of it even when an error has closed the store: both threads wait for something to do till then,
         // and a sync thread that has failed passes nothing on.
@@ -270,7 +269,17 @@ impl EmbeddedStore {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined =
             tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok())).await;
-        if matches!(joined, Ok(true)) { was_open.and(answered) } else { Err(self.shared.refusal()) }
+        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
+        for files in files.values() {
+            files.give_back();
+        }
+        match self.shared.room.lost() {
+            0 if matches!(joined, Ok(true)) => was_open.and(answered),
+            0 => Err(self.shared.refusal()),
+            lost => Err(Error::Full(format!(
+                "the disk did not take what came of {lost} requests before the end: it is lost, and they may be asked again"
+            ))),
+        }
     }
 }
 
@@ -309,12 +318,7 @@ impl Store for EmbeddedStore {
     }
 
     fn begin(&self, lease: &Lease) -> Result<()> {
-        let files = self.files(lease.request.job)?;
-        self.shared.leases.begin(lease)?;
-        let intent = Intent::Send { index: lease.request.index, attempt: lease.attempt };
-        files.intents.append(&intent.to_line(), |_| ())?;
-        fault::point("store-intent-written");
-        Ok(())
+        self.begin_lease(lease)
     }
 
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
@@ -342,7 +346,12 @@ impl Store for EmbeddedStore {
     }
 
     fn journal(&self, job: JobId) -> Result<Box<dyn Journal>> {
-        Ok(Box::new(self.files(job)?.journal.reader()?))
+        let files = self.files(job)?;
+        if self.shared.leases.is_still(job) {
+            // Who reads it now may be about to write as much again.
+            files.give_back();
+        }
+        Ok(Box::new(files.journal.reader()?))
     }
 
     fn entry(&self, request: RequestId) -> Result<LineEntry> {
@@ -359,6 +368,10 @@ impl Store for EmbeddedStore {
 
     fn progress(&self) -> Listener {
         self.shared.progress.listen()
+    }
+
+    fn shortage(&self) -> Option<String> {
+        self.shared.room.shortage()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

@@ -1,14 +1,13 @@
-//! The two threads of the embedded store, and what is said to them.
+//! The index thread of the embedded store, and what is said to it. It alone touches sled.
 //!
-//! The *sync* thread makes journals durable: it takes all records that were appended since it last looked,
-//! syncs each journal they are in once, and passes them on. A sync costs about the same whatever it
-//! carries, so the more there is to do, the cheaper each record gets. The *index* thread alone touches sled.
-//!
-//! Any failure of either closes the store: its verbs answer [`Error::Closed`] from then on.
+//! While there is no room for what sled writes, what settles requests is put off: it is in the jobs' files already.
+//! Any other failure closes the store, as one of the [`sync`](super::sync) thread does: its verbs answer
+//! [`Error::Closed`] from then on.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::{Index, Settled};
 use crate::store::embedded::intents::Intent;
 use crate::store::embedded::leases::{Held, Leases};
-use crate::store::embedded::log::Log;
 use crate::store::embedded::recover;
+use crate::store::embedded::room::Room;
 use crate::store::embedded::state::State;
 use crate::store::folder::JobFolder;
 use crate::store::{Error, Leased, QueueDepth, Result};
@@ -33,22 +32,18 @@ use crate::store::{Error, Leased, QueueDepth, Result};
 /// How far the index may lag the journals. What it lacks after a crash is read again from them.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
-/// Records one sync takes at most: bounds its memory and how long it keeps the next ones waiting.
-const SYNC_MAX: usize = 4096;
-
-/// How long the first record waits for others before it is synced. A sync costs the same for one record as for
-/// hundreds, and sled as much again for what follows from it; no slot waits for it.
-const GATHER: Duration = Duration::from_millis(10);
-
 /// What both threads share with the store's callers.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) state: PathBuf,
     pub(super) leases: Leases,
+    pub(super) room: Room,
     pub(super) changed: Bell,
     pub(super) progress: Bell,
     /// Why the store is closed, once it is.
     pub(super) closed: OnceLock<String>,
+    /// It is about to be closed: nothing is tried again for ever any more.
+    pub(super) is_stopping: AtomicBool,
 }
 
 impl Shared {
@@ -70,18 +65,12 @@ impl Shared {
     }
 }
 
-/// A record that was appended to its journal.
-#[derive(Debug)]
-pub(super) enum Note {
-    Appended { journal: Arc<Log>, settled: Settled },
-    Close { reply: oneshot::Sender<Result<()>> },
-}
-
 type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// A verb for the index thread.
 #[derive(Debug)]
 pub(super) enum Command {
+    MakeRoom { requests: u32, reply: Reply<()> },
     Put { job: Box<Job>, reply: Reply<()> },
     Jobs { reply: Reply<Vec<JobState>> },
     Job { id: JobId, reply: Reply<JobState> },
@@ -95,56 +84,24 @@ pub(super) enum Command {
     Close { reply: Reply<()> },
 }
 
-/// Runs the sync thread until the store is closed or dropped.
-pub(super) fn sync(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &mpsc::Sender<Command>) {
-    let mut batch = Vec::new();
-    while let Some(first) = notes.blocking_recv() {
-        gather();
-        let mut journals: BTreeMap<JobId, Arc<Log>> = BTreeMap::new();
-        let mut closing = None;
-        let mut next = Some(first);
-        while let Some(note) = next {
-            match note {
-                Note::Appended { journal, settled } => {
-                    journals.entry(settled.request.job).or_insert(journal);
-                    batch.push(settled);
-                }
-                Note::Close { reply } => closing = Some(reply),
-            }
-            next = if batch.len() < SYNC_MAX && closing.is_none() { notes.try_recv().ok() } else { None };
-        }
-        fault::point("store-journal-syncing");
-        if let Some(error) = journals.values().find_map(|journal| journal.sync().err()) {
-            // Pages that failed to sync may be gone: what they held does not count, and nothing goes on.
-            tracing::error!(error = %error, "a journal can't be made durable; nothing more is sent");
-            shared.close(&error.to_string());
-            return;
-        }
-        fault::point("store-journal-synced");
-        let sent = commands.blocking_send(Command::Settled(std::mem::take(&mut batch)));
-        let closed = closing.map(|reply| commands.blocking_send(Command::Close { reply }));
-        if sent.is_err() || closed.is_some() {
-            return;
-        }
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "time itself is meant, on a thread that has nothing else to do"
-)]
-fn gather() {
-    std::thread::sleep(GATHER);
-}
+/// What sled takes for a request of a new job, generously: a bit in a range, and its part of the range's key.
+const INDEX_BYTES: u64 = 8;
 
 /// The index thread.
 #[derive(Debug)]
 pub(super) struct IndexThread {
     pub(super) shared: Arc<Shared>,
     pub(super) index: Index,
+    /// What is to be taken in when there is room for it. It is in the jobs' files already. Bounded by what is in
+    /// flight, since nothing is leased meanwhile.
+    put_off: VecDeque<Command>,
 }
 
 impl IndexThread {
+    pub(super) const fn new(shared: Arc<Shared>, index: Index) -> Self {
+        Self { shared, index, put_off: VecDeque::new() }
+    }
+
     /// Runs until the store is closed or dropped, or the index fails.
     pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>, runtime: &Handle) {
         let shared = Arc::clone(&self.shared);
@@ -166,14 +123,18 @@ impl IndexThread {
     fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, runtime: &Handle) -> Result<()> {
         let mut flushed = Instant::now();
         loop {
-            match runtime.block_on(async { timeout(FLUSH_EVERY, commands.recv()).await }) {
+            let next = runtime.block_on(async { timeout(FLUSH_EVERY, commands.recv()).await });
+            self.shared.room.try_to_go_on();
+            self.catch_up()?;
+            match next {
                 Ok(Some(Command::Close { reply })) => {
+                    // What is still put off is read from the jobs' files at the next start.
                     let result = self.index.flush();
                     self.shared.close("it was closed");
                     answer(reply, result);
                     return Ok(());
                 }
-                Ok(Some(command)) => self.carry_out(command)?,
+                Ok(Some(command)) => self.take(command)?,
                 Ok(None) => return self.index.flush(),
                 Err(_) => {}
             }
@@ -184,9 +145,44 @@ impl IndexThread {
         }
     }
 
+    /// Takes in what was put off, as far as there is room.
+    fn catch_up(&mut self) -> Result<()> {
+        while !self.put_off.is_empty() && self.has_room(0).is_ok() {
+            let Some(command) = self.put_off.pop_front() else { break };
+            self.carry_out(command)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out one verb, or puts off what settles requests while there is no room to take it in.
+    fn take(&mut self, mut command: Command) -> Result<()> {
+        let settles = matches!(command, Command::Settled(_) | Command::Wait { .. });
+        if !settles || (self.put_off.is_empty() && self.has_room(0).is_ok()) {
+            return self.carry_out(command);
+        }
+        if let Command::Wait { reply, .. } = &mut command {
+            // The intents have it: the slot need not wait.
+            answer(std::mem::replace(reply, oneshot::channel().0), Ok(()));
+        }
+        self.put_off.push_back(command);
+        Ok(())
+    }
+
+    /// Whether sled may write what comes next, and `more` bytes.
+    fn has_room(&mut self, more: u64) -> Result<()> {
+        self.index.reserve(more).map_err(|error| {
+            self.shared.room.failed(&error, more);
+            Error::Full(error.to_string())
+        })
+    }
+
     /// Carries out one verb. Its own failure is its caller's; one that leaves the index in doubt is ours.
     fn carry_out(&mut self, command: Command) -> Result<()> {
         match command {
+            Command::MakeRoom { requests, reply } => {
+                let result = self.has_room(u64::from(requests) * INDEX_BYTES);
+                self.reply(reply, result)
+            }
             Command::Put { job, reply } => {
                 let result = self.put(*job);
                 self.reply(reply, result)
@@ -195,7 +191,11 @@ impl IndexThread {
             Command::Job { id, reply } => self.reply(reply, self.index.entry(id).map(Entry::state)),
             Command::Queues { reply } => self.reply(reply, Ok(self.index.queues())),
             Command::Lease { queue, max, now, reply } => {
-                let result = self.index.lease(&self.shared.leases, &queue, max, now);
+                let result = if self.shared.room.look().is_some() {
+                    Ok(Leased::default())
+                } else {
+                    self.index.lease(&self.shared.leases, &queue, max, now)
+                };
                 self.reply(reply, result)
             }
             Command::Settled(batch) => {
@@ -219,7 +219,7 @@ impl IndexThread {
                 self.reply(reply, result)
             }
             Command::RetryNow { id, files, reply } => {
-                let result = self.retry_now(id, &files);
+                let result = self.has_room(0).and_then(|()| self.retry_now(id, &files));
                 self.shared.tick();
                 self.reply(reply, result)
             }
@@ -238,6 +238,7 @@ impl IndexThread {
         Ok(())
     }
 
+    /// First the job's file, then the index, so that a crash in between ends a job that is to end.
     pub(super) fn set_status(&mut self, id: JobId, status: JobStatus, now: Timestamp) -> Result<JobState> {
         let entry = self.index.entry(id)?;
         entry.status.check_transition(id, &status)?;
@@ -245,29 +246,52 @@ impl IndexThread {
             return Err(Error::Transition { job: id, from: entry.status.as_str(), to: status.as_str() });
         }
         let ends = status.is_final();
-        let counts = ends.then(|| entry.counts_at_end());
-        let finished_at = if ends { Some(now) } else { entry.finished_at };
-        let state = State { job: entry.job.clone(), status, finished_at, counts };
-        // The file first: the index may lag it, and never leads it.
-        state.write(&JobFolder::new(&self.shared.state, id))?;
-        self.index.entry_mut(id)?.status = state.status;
+        let job = entry.job.clone();
+        let before =
+            State { job, status: entry.status.clone(), finished_at: entry.finished_at, counts: None };
+        let mut after = State { status: status.clone(), ..before.clone() };
+        if ends {
+            after.finished_at = Some(now);
+            after.counts = Some(entry.counts_at_end());
+            self.has_room(0)?;
+        }
+        self.replace(&JobFolder::new(&self.shared.state, id), &before, &after)?;
+        self.index.entry_mut(id)?.status = status;
         if ends {
             self.index.end(id, now)?;
         }
-        self.index.entry(id).map(Entry::state)
+        Ok(self.index.entry(id)?.state())
+    }
+
+    /// Replaces a job's file. [`Error::Full`] if it could not be written and says what it said before.
+    fn replace(&self, folder: &JobFolder, before: &State, after: &State) -> Result<()> {
+        let Err(mut error) = after.write(folder) else { return Ok(()) };
+        if self.shared.room.failed(&error, 0) {
+            match after.write(folder) {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
+        match State::read(folder) {
+            Ok(Some(state)) if state == *before => Err(Error::Full(error.to_string())),
+            _ => Err(error),
+        }
     }
 
     /// Written down before it takes effect, since a start gives what waits the due times that stand in the intents.
     fn retry_now(&mut self, id: JobId, files: &JobFiles) -> Result<()> {
         let waiting = self.index.waiting(id)?;
         let due = Timestamp::default();
-        for &(index, attempts) in &waiting {
+        let written = waiting.iter().try_for_each(|&(index, attempts)| {
             let intent = Intent::Ended { index, attempts, due, maybe_paid: false };
-            files.intents.append(&intent.to_line(), |_| ())?;
-        }
-        if !waiting.is_empty() {
-            files.intents.sync()?;
-        }
+            files.intents.append(&intent.to_line(), |_| ())
+        });
+        let synced = if waiting.is_empty() { written } else { written.and_then(|()| files.intents.sync()) };
+        synced.map_err(|error| {
+            // Those that are written are due at the next start, and else as they were: that harms nobody.
+            self.shared.room.failed(&error, 0);
+            Error::Full(error.to_string())
+        })?;
         self.index.retry_now(id)
     }
 
@@ -286,9 +310,13 @@ impl IndexThread {
                 Some(error.to_string())
             }
             Ok(_)
-            | Err(Error::NoSuchJob(_) | Error::Stale(_) | Error::Transition { .. } | Error::Locked { .. }) => {
-                None
-            }
+            | Err(
+                Error::NoSuchJob(_)
+                | Error::Stale(_)
+                | Error::Transition { .. }
+                | Error::Locked { .. }
+                | Error::Full(_),
+            ) => None,
         };
         if let Some(why) = &fatal {
             self.shared.close(why);
