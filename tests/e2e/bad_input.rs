@@ -412,7 +412,7 @@ fn parameters_that_the_api_would_refuse_are_warnings_and_with_strict_errors() {
     assert_eq!(world.run_until_idle().code, Some(1), "the server refuses it");
     assert_eq!(world.ledger().requests, 1);
 
-    let strict = World::with(&Setup { provider: "strict = true", ..Setup::default() });
+    let strict = World::with(&Setup { provider: "strict = true".to_owned(), ..Setup::default() });
     strict.drop("warm.jsonl", &line);
     let checked = check(&strict, "warm.jsonl");
     assert_eq!(checked.code, Some(65), "{checked:?}");

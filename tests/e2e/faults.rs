@@ -97,8 +97,12 @@ fn request_without_any_answer_is_recorded_with_an_error_of_our_own() {
 fn answer_that_comes_too_late_is_a_failed_attempt() {
     let server =
         Settings { faults: "slow=1".parse().unwrap(), slow: Duration::from_mins(10), ..Settings::default() };
-    let world =
-        World::with(&Setup { server, max_attempts: 2, provider: "timeout = \"100ms\"", ..Setup::default() });
+    let world = World::with(&Setup {
+        server,
+        max_attempts: 2,
+        provider: "timeout = \"100ms\"".to_owned(),
+        ..Setup::default()
+    });
     world.drop("job.jsonl", chat_lines(2));
     assert_eq!(world.run_until_idle().code, Some(1));
     let errors = world.results("job").errors();

@@ -99,8 +99,14 @@ impl Daemon {
     }
 
     /// Waits for its end.
-    pub(crate) fn wait(mut self) -> Output {
-        let status: ExitStatus = eventually("the process ends", || self.child.try_wait().unwrap());
+    pub(crate) fn wait(self) -> Output {
+        self.wait_at_most(DEADLINE)
+    }
+
+    /// Waits for the end of one that has much to do.
+    pub(crate) fn wait_at_most(mut self, long: Duration) -> Output {
+        let status: ExitStatus =
+            eventually_within(long, "the process ends", || self.child.try_wait().unwrap());
         Output { code: status.code(), stdout: self.printed(), stderr: self.log() }
     }
 }
@@ -117,8 +123,12 @@ impl Drop for Daemon {
 }
 
 /// Looks again and again until there is something to see.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_within(DEADLINE, what, look)
+}
+
+fn eventually_within<T>(long: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + long;
     loop {
         if let Some(found) = look() {
             return found;

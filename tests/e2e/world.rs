@@ -38,7 +38,7 @@ pub(crate) struct Setup {
     /// More lines of `[intake]`.
     pub(crate) intake: &'static str,
     /// More lines of the provider `sim`.
-    pub(crate) provider: &'static str,
+    pub(crate) provider: String,
     /// Lines of `[storage]`. No test but those of full disks should depend on what this machine's disk has free.
     pub(crate) storage: &'static str,
     /// More tables at the end.
@@ -56,7 +56,7 @@ impl Default for Setup {
             grace: "30s",
             log_level: "info",
             intake: "",
-            provider: "",
+            provider: String::new(),
             storage: "min_free = \"0B\"",
             more: String::new(),
         }

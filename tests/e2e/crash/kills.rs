@@ -44,7 +44,7 @@ fn killed_at_random(trial: &Trial, kills: usize, lines: usize, jobs_every: usize
     }
     for kill in 0..kills {
         if kill % jobs_every == jobs_every - 1 {
-            drop_some(&mut ordeal, 4 + kill / jobs_every, lines);
+            drop_some(&mut ordeal, 4 + kill / jobs_every, lines.min(4_000));
         }
         ordeal.kill_at_random(Duration::from_millis(900));
         if kill % 50 == 49 || kill + 1 == kills {

@@ -19,13 +19,16 @@ use fastrand::Rng;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::process::Daemon;
+use crate::process::{Daemon, Output, bare_command};
 use crate::world::{KEY, Setup, World, chat_line, names};
 
 /// Stands in every prompt.
 const PROMPT: &str = "canary-in-the-prompt";
 /// A machine that does ten things at once needs its time between the server's last byte and the journal.
 const KEPT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Tens of thousands of requests may be left, and the program is not optimised.
+const END_WITHIN: Duration = Duration::from_mins(15);
 
 /// How one ordeal differs from the usual.
 pub(super) struct Trial {
@@ -75,7 +78,7 @@ impl Ordeal {
             max_attempts: 50,
             settle: "20ms",
             // Bounds all queues together.
-            provider: Box::leak(format!("concurrency = {}", trial.concurrency).into_boxed_str()),
+            provider: format!("concurrency = {}", trial.concurrency),
             ..Setup::default()
         });
         Self {
@@ -226,40 +229,32 @@ impl Ordeal {
 
     /// Compares the index as a start finds it with one that is built anew, in copies of the root.
     pub(super) fn compare_indexes(&mut self) {
-        let [live, rebuilt] = ["live", "rebuilt"].map(|kind| {
-            let copy = self.world.path(format!("copy-{kind}"));
-            copy_root(&self.world, &copy);
-            let mut command = self.world.command(&[]);
-            command.current_dir(&copy);
-            (copy, command.get_program().to_owned())
-        });
-        let run = |(copy, program): &(PathBuf, std::ffi::OsString), args: &[&str]| {
-            let mut command = Command::new(program);
-            command.env_clear().current_dir(copy).args(["--config", "batchd.toml"]).args(args);
+        let [live, anew] = ["copy-live", "copy-anew"].map(|name| self.world.path(name));
+        let run = |copy: &Path, args: &[&str]| {
+            let mut command = bare_command();
+            command.current_dir(copy).args(["--config", "batchd.toml"]).args(args);
             self.world.spawn(command)
         };
-        let told = run(&rebuilt, &["rebuild", "--json"]).wait();
-        let told: Value =
-            serde_json::from_str(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+        for copy in [&live, &anew] {
+            copy_root(&self.world, copy);
+        }
+        let rebuilt = counts(&run(&anew, &["rebuild", "--json"]).wait());
         let mut daemon = run(&live, &["run"]);
         daemon.wait_for_log("batchd is running");
-        let listed = run(&live, &["list", "--json"]).wait();
-        let listed: Value =
-            serde_json::from_str(&listed.stdout).unwrap_or_else(|error| panic!("{error}: {listed:?}"));
+        let listed = counts(&run(&live, &["list", "--json"]).wait());
         daemon.kill();
-        let listed: BTreeMap<String, String> = counts(&listed);
-        for (job, rebuilt) in counts(&told) {
+        for (job, rebuilt) in rebuilt {
             let live = listed.get(&job).cloned().unwrap_or_else(|| "not listed".to_owned());
             self.rebuilt.push(Rebuilt { what: job, live, rebuilt });
         }
-        for (copy, _) in [live, rebuilt] {
+        for copy in [live, anew] {
             fs::remove_dir_all(copy).unwrap();
         }
     }
 
     /// Lets everything end, and judges it by all laws. Uncertain requests apart, none may have failed.
     pub(super) fn finish(mut self) -> Report {
-        let output = self.world.run_until_idle();
+        let output = self.world.spawn(self.world.command(&["run", "--until-idle"])).wait_at_most(END_WITHIN);
         assert!(matches!(output.code, Some(0 | 1)), "{output:?}");
         self.look_at_published();
         let evidence = Evidence {
@@ -363,8 +358,10 @@ fn copy_root(world: &World, to: &Path) {
     fs::write(to.join("batchd.toml"), config.replace("max_delay = \"20ms\"", "max_delay = \"1h\"")).unwrap();
 }
 
-/// What is counted of each job, by its name.
-fn counts(list: &Value) -> BTreeMap<String, String> {
+/// What is counted of each job that a command listed, by the job's name.
+fn counts(output: &Output) -> BTreeMap<String, String> {
+    let list: Value =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let jobs = list.as_array().unwrap().iter();
     jobs.map(|job| (job["name"].as_str().unwrap().to_owned(), job["counts"].to_string())).collect()
 }
