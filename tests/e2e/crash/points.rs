@@ -66,11 +66,12 @@ fn leave_work(ordeal: &mut Ordeal) {
     ordeal.world.answer_after(Duration::from_millis(10));
 }
 
-/// Half a record at the end of every journal.
+/// Half a record at the end of every journal that may have one: of a job that was accepted.
 fn tear_journals(ordeal: &Ordeal) {
     for job in fs::read_dir(ordeal.world.path("root/state/jobs")).unwrap() {
-        let journal = OpenOptions::new().append(true).open(job.unwrap().path().join("results.log"));
-        if let Ok(mut journal) = journal {
+        let folder = job.unwrap().path();
+        if folder.join("state.json").exists() {
+            let mut journal = OpenOptions::new().append(true).open(folder.join("results.log")).unwrap();
             journal.write_all(br#"{"id":"batch_req_"#).unwrap();
         }
     }
