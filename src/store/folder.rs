@@ -11,6 +11,7 @@
 //! | `state.json` | the job and its status; written last, so its presence means *accepted* |
 //! | `intents.log` | what was about to be sent, and attempts that ended without a record |
 //! | `results.log` | the journal |
+//! | `results.torn.<n>`, `intents.torn.<n>` | what a crash tore off one of the logs, for a person to look at |
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -7,8 +7,8 @@
 //! - The *torn end* is what lies behind the last sound line. A kill, or a power cut, came while it was written.
 //! - A *hole* has sound lines behind it. A power cut leaves one: pages that were written and not yet synced go to the
 //!   disk in any order, and one that never came there reads as NULs. So what is unsound is a hole if it lies beyond
-//!   the length that is known to have been synced, or, where none is known, if there is a run of NULs in it: no log
-//!   holds any.
+//!   the length that is known to have been synced, or, where none is known, if there are NULs in it: no log holds
+//!   any. A space that lost a bit is taken for a hole, too; its request is then sent once more at most.
 //! - Everything else is *damage*: a disk, a program or a person changed what had been safe.
 //!
 //! Torn ends and holes are taken out of the log, and what is taken out is kept beside it, as `<log>.torn.<n>`: part
@@ -24,9 +24,6 @@ use crate::disk::File;
 use crate::fault;
 use crate::store::Result;
 use crate::store::folder::{failed, publish, sync_parent, temporary_name};
-
-/// As many NULs in a row are no flipped bits. Lost pages have thousands.
-const NULS_MIN: usize = 16;
 
 /// What was found in a log.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -138,7 +135,7 @@ fn sound_part(line: &[u8], take: &mut impl FnMut(&[u8]) -> bool) -> Option<usize
 }
 
 fn has_nulls(bytes: &[u8]) -> bool {
-    bytes.split(|byte| *byte != 0).any(|run| run.len() >= NULS_MIN)
+    memchr::memchr(0, bytes).is_some()
 }
 
 /// Copies parts of a log to a new file beside it.
@@ -253,8 +250,8 @@ mod tests {
             (beyond.log.as_slice(), beyond.aside.unwrap().as_slice()),
             (&b"a.\nc.\n"[..], &b"b!\nd"[..])
         );
-        // A few NULs are no lost page.
-        assert_eq!(mended("a.\nb\0\0\0\nc.\n", None).damaged_at, Some(3));
+        // However little of a page was lost.
+        assert_eq!(mended("a.\nb\0\nc.\n", None).log, b"a.\nc.\n");
     }
 
     proptest! {
