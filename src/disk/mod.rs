@@ -114,19 +114,27 @@ pub(crate) fn carry_out<T>(act: Act<'_>, perform: impl FnOnce() -> io::Result<T>
     probe::carry_out(act, perform)
 }
 
-/// Makes a folder with mode 0700, and those above it; one that is there stays as it is.
+/// Makes a folder with mode 0700, and those above it, and makes their names durable; one that is there stays as it is.
 pub fn make_private_dir(path: &Path) -> io::Result<()> {
     make_dir(path, 0o700)
 }
 
-/// Makes a folder as the umask has it, and those above it; one that is there stays as it is.
+/// Makes a folder as the umask has it, and those above it, and makes their names durable; one that is there stays as
+/// it is.
 pub fn make_shared_dir(path: &Path) -> io::Result<()> {
     make_dir(path, 0o777)
 }
 
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let parents: Vec<&Path> = missing.filter_map(Path::parent).collect();
     let perform = || fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-    carry_out(Act::MakeDir { path }, perform)
+    carry_out(Act::MakeDir { path }, perform)?;
+    // From the top: a name says nothing while the folder that it is in may be lost.
+    parents
+        .iter()
+        .rev()
+        .try_for_each(|parent| sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }))
 }
 
 /// Syncs a folder, which makes the names in it durable.

@@ -74,7 +74,7 @@ pub(super) fn space(path: &Path) -> Option<Space> {
 }
 
 /// See [`super::carry_out`].
-pub(super) fn carry_out<T>(act: Act<'_>, perform: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(in crate::disk) fn carry_out<T>(act: Act<'_>, perform: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(probe) = probe_of(act.path()) else { return perform() };
     let _turn = probe.turn();
     match probe.before(&act) {

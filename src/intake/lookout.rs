@@ -1,7 +1,5 @@
 //! The eyes of intake: all that is done before a spec is touched.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +8,7 @@ use super::recover::recover;
 use super::scan::{Scan, Scanner};
 use super::watch::Watch;
 use super::{Error, INPUTS, REJECTED, Settings, failed};
+use crate::disk;
 use crate::domain::Timestamp;
 use crate::store::folder;
 
@@ -39,15 +38,8 @@ impl Lookout {
 
 /// Made once, at start: a jobs folder that vanishes later may be a file system that is not mounted.
 pub(super) fn make_folders(settings: &Settings) -> Result<(), Error> {
-    fs::create_dir_all(&settings.jobs).map_err(failed("create folder", &settings.jobs))?;
-    for name in [INPUTS, REJECTED] {
-        let path = settings.jobs.join(name);
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("create folder", &path)(error));
-            }
-            _ => {}
-        }
+    for path in [settings.jobs.join(INPUTS), settings.jobs.join(REJECTED)] {
+        disk::make_shared_dir(&path).map_err(failed("create folder", &path))?;
     }
     Ok(folder::make_private_dir(&settings.state.join("jobs"))?)
 }

@@ -172,10 +172,21 @@ fn syncing_a_folder_brings_what_its_names_depend_on() {
 #[test]
 fn what_lies_in_a_folder_without_a_durable_name_is_lost_with_it() {
     let world = World::new();
-    disk::make_private_dir(&world.path("new/deep")).unwrap();
+    let path = world.path("new/deep");
+    let perform = || fs::create_dir_all(&path);
+    probe::carry_out(Act::MakeDir { path: &path }, perform).unwrap();
     world.create("new/deep/a", "x").sync_all().unwrap();
     disk::sync_dir(&world.path("new/deep")).unwrap();
     assert_eq!(world.cut(), set(["", "new/deep/a=x"]));
+}
+
+#[test]
+fn a_folder_is_made_to_stay() {
+    let world = World::new();
+    disk::make_private_dir(&world.path("new/deep")).unwrap();
+    world.create("new/deep/a", "x").sync_all().unwrap();
+    disk::sync_dir(&world.path("new/deep")).unwrap();
+    assert_eq!(world.cut(), set(["new/deep/a=x"]));
 }
 
 #[test]
