@@ -34,7 +34,7 @@ impl From<intake::Error> for Failed {
     fn from(error: intake::Error) -> Self {
         match error {
             intake::Error::Store(error) => Self::Store(error),
-            error @ intake::Error::Io { .. } => Self::Other(error.to_string()),
+            intake::Error::Io { act, path, source } => Self::Store(store::Error::Io { act, path, source }),
         }
     }
 }

@@ -192,6 +192,14 @@ impl Claim {
 
     /// The spec goes aside with its report. Answers its name in `rejected/`.
     pub(super) fn reject(self, report: &Report) -> Result<String, Error> {
+        let rejected = self.move_aside(report);
+        if rejected.is_err() {
+            self.put_back()?;
+        }
+        rejected
+    }
+
+    fn move_aside(&self, report: &Report) -> Result<String, Error> {
         let (from, kept) = self.kept().map_err(failed("open", self.job.path()))?;
         let name = OsStr::new(&self.note.name);
         // Nobody else knows where it is: it is the one.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ use crate::domain::{
 use crate::spec::{self, Checked, Form, Sinks, Source};
 use crate::store::folder::JobFolder;
 use crate::store::{self, Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+
+/// Intakes that were started so far.
+static STARTS: AtomicU64 = AtomicU64::new(0);
 
 /// A root with its folders made.
 #[derive(Debug)]
@@ -191,7 +195,9 @@ impl Running {
     pub(super) fn reading(root: Root, validate: Validate) -> Self {
         let store = FakeStore::new(&root);
         let clock = Clock::simulated(Clock::System.now());
-        let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, Seed::fixed(1));
+        // Started again over the same root, it must not draw the same ids at the same simulated time.
+        let seed = Seed::fixed(STARTS.fetch_add(1, Ordering::Relaxed));
+        let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, seed);
         intake.validate = validate;
         let (handle, stop) = (intake.handle(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -253,7 +259,13 @@ impl Store for FakeStore {
             return futures_util::future::ready(closed()).boxed();
         }
         let text = serde_json::to_vec(&job).unwrap();
-        store::folder::write_atomic(&folder.state(), &text).unwrap();
+        // As far as the store of a daemon comes before it.
+        let made = [folder.journal(), folder.intents()]
+            .iter()
+            .try_for_each(|path| store::folder::create_private(path).map(drop));
+        if let Err(error) = made.and_then(|()| store::folder::write_atomic(&folder.state(), &text)) {
+            return futures_util::future::ready(Err(error)).boxed();
+        }
         let counts = Counts { total: job.total, ..Counts::default() };
         let state =
             JobState { job, status: JobStatus::InProgress, counts, leased: 0, waiting: 0, finished_at: None };

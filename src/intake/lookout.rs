@@ -1,10 +1,11 @@
 //! The eyes of intake: all that is done before a spec is touched.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::dir::Dir;
-use super::recover::recover;
+use super::recover::{Unmended, recover};
 use super::scan::{Scan, Scanner};
 use super::watch::Watch;
 use super::{Error, INPUTS, REJECTED, Settings, failed};
@@ -18,21 +19,31 @@ pub(super) struct Lookout {
     pub(super) jobs: PathBuf,
     pub(super) scanner: Scanner,
     pub(super) watch: Option<Watch>,
+    pub(super) unmended: Unmended,
+}
+
+/// What a look found.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) jobs: Arc<Dir>,
+    pub(super) scan: Scan,
+    /// What was left half done, and can't be undone yet.
+    pub(super) unmended: Vec<Error>,
 }
 
 impl Lookout {
     /// Looks through the jobs folder; before that, if the state folder is named, undoes what was
     /// left half done there.
-    pub(super) fn look(&mut self, now: Timestamp, state: Option<&Path>) -> Result<(Arc<Dir>, Scan), Error> {
+    pub(super) fn look(&mut self, now: Timestamp, state: Option<&Path>) -> Result<Seen, Error> {
         let dir = Arc::new(Dir::open(&self.jobs).map_err(failed("open the jobs folder", &self.jobs))?);
         if let Some(state) = state {
-            recover(&dir, state)?;
+            recover(&dir, state, &mut self.unmended)?;
         }
         if let Some(watch) = &mut self.watch {
             watch.arm(&dir);
         }
         let scan = self.scanner.scan(&dir, now).map_err(failed("look through", &self.jobs))?;
-        Ok((dir, scan))
+        Ok(Seen { jobs: dir, scan, unmended: mem::take(&mut self.unmended.later) })
     }
 }
 

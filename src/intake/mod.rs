@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::disk;
 use crate::spec;
 use crate::store;
 
@@ -88,6 +89,29 @@ pub enum Error {
     /// The store has failed: intake is over.
     #[error(transparent)]
     Store(store::Error),
+}
+
+impl Error {
+    /// Whether a file or folder is not as batchd would have left it: to try again helps nothing.
+    fn is_lasting(&self) -> bool {
+        use io::ErrorKind::{DirectoryNotEmpty, InvalidData, UnexpectedEof};
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), DirectoryNotEmpty | InvalidData | UnexpectedEof)
+            }
+            Self::Store(_) => true,
+        }
+    }
+
+    /// Whether there is no room, or nothing may be written: that passes, with somebody's help.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                disk::is_full(source) || source.kind() == io::ErrorKind::ReadOnlyFilesystem
+            }
+            Self::Store(_) => false,
+        }
+    }
 }
 
 impl From<store::Error> for Error {

@@ -3,6 +3,7 @@
 //! Every step here may itself be cut short; the next run goes on from there. A job's folder that makes no
 //! sense is left as it is, with a warning: a person's only copy of a spec may lie in it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -18,8 +19,29 @@ use crate::disk;
 use crate::domain::JobId;
 use crate::store::folder::{self, JobFolder};
 
+/// What could not be finished or undone.
+#[derive(Debug, Default)]
+pub(super) struct Unmended {
+    /// About which the log was told.
+    told: BTreeSet<JobId>,
+    /// Of the last run, what may work the next time, and why it did not.
+    pub(super) later: Vec<Error>,
+}
+
+impl Unmended {
+    fn add(&mut self, id: JobId, error: Error) {
+        if self.told.insert(id) {
+            warn!(job = %id, %error, "a half-done intake could not be undone");
+        }
+        if !error.is_lasting() {
+            self.later.push(error);
+        }
+    }
+}
+
 /// Goes through `state/jobs/`. Nothing else may make jobs' folders there meanwhile.
-pub(super) fn recover(jobs: &Arc<Dir>, state: &Path) -> Result<(), Error> {
+pub(super) fn recover(jobs: &Arc<Dir>, state: &Path, unmended: &mut Unmended) -> Result<(), Error> {
+    unmended.later.clear();
     reject::publish_reports(jobs).map_err(failed("read", jobs.path()))?;
     let folders = state.join("jobs");
     let entries = match fs::read_dir(&folders) {
@@ -34,7 +56,7 @@ pub(super) fn recover(jobs: &Arc<Dir>, state: &Path) -> Result<(), Error> {
         };
         // One folder that can't be mended must not keep the others, or the daemon, from going on.
         if let Err(error) = mend(jobs, JobFolder::at(entry.path())) {
-            warn!(job = %id, %error, "a half-done intake could not be undone");
+            unmended.add(id, error);
         }
     }
     Ok(())
@@ -91,7 +113,7 @@ mod tests {
     /// Recovers twice: what a crash in between would do must change nothing.
     fn recover_twice(root: &Root) {
         for _ in 0..2 {
-            recover(&root.dir(), &root.settings.state).unwrap();
+            recover(&root.dir(), &root.settings.state, &mut Unmended::default()).unwrap();
         }
     }
 

@@ -15,8 +15,9 @@ use super::accept::{Examiner, Validate, Verdict};
 use super::claim::Claim;
 use super::dir::Dir;
 use super::known::Known;
-use super::lookout::{Lookout, make_folders};
+use super::lookout::{Lookout, Seen, make_folders};
 use super::name::safe_name;
+use super::recover::Unmended;
 use super::round::{Failures, Round};
 use super::scan::{Candidate, Scan, Scanner};
 use super::watch::Watch;
@@ -61,6 +62,7 @@ impl Intake {
             jobs: settings.jobs.clone(),
             scanner: Scanner::new(settings.settle),
             watch: settings.watch.then(|| Watch::new(settings.jobs.clone(), Arc::clone(&hints))),
+            unmended: Unmended::default(),
         };
         let handle = Handle::default();
         Self {
@@ -84,14 +86,32 @@ impl Intake {
 
     /// Takes in specs until `stop`. Ends early only if the folders can't be made or the store fails.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
-        let settings = self.settings.clone();
-        blocking(move || make_folders(&settings)).await?;
+        loop {
+            let settings = self.settings.clone();
+            let wait = match blocking(move || make_folders(&settings)).await {
+                Ok(()) => break,
+                Err(error) if error.is_passing() => self.note_trouble(error),
+                Err(error) => return Err(error),
+            };
+            if !self.rest(wait, &stop).await {
+                return Ok(());
+            }
+        }
         loop {
             let wait = self.step(&stop).await?;
             if !self.rest(wait, &stop).await {
                 return Ok(());
             }
         }
+    }
+
+    /// Says that there is nothing to look through yet.
+    fn note_trouble(&mut self, error: Error) -> Duration {
+        let heard = self.calls.mark_seen();
+        let mut round = Round::new(RETRY);
+        round.trouble(error, RETRY);
+        self.publish(&round, heard);
+        round.wait
     }
 
     /// Sleeps until the next look; false when it is time to stop.
@@ -114,14 +134,20 @@ impl Intake {
         let heard = self.calls.mark_seen();
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
         match self.look().await {
-            Ok((jobs, scan)) => self.take_in(jobs, scan, &mut round, stop).await?,
+            Ok(Seen { jobs, scan, unmended }) => {
+                round.blocked += unmended.len();
+                if let Some(error) = unmended.into_iter().next() {
+                    round.trouble(error, RETRY);
+                }
+                self.take_in(jobs, scan, &mut round, stop).await?;
+            }
             Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
         }
         self.publish(&round, heard);
         Ok(round.wait)
     }
 
-    async fn look(&mut self) -> Result<(Arc<Dir>, Scan), Error> {
+    async fn look(&mut self) -> Result<Seen, Error> {
         let (now, recover, state) = (self.clock.now(), self.recover_due, self.settings.state.clone());
         let lookout = Arc::clone(&self.lookout);
         let seen = blocking(move || {
@@ -129,7 +155,7 @@ impl Intake {
             lookout.look(now, recover.then_some(state.as_path()))
         })
         .await;
-        self.recover_due &= seen.is_err();
+        self.recover_due &= seen.as_ref().map_or(true, |seen| !seen.unmended.is_empty());
         seen
     }
 
@@ -235,12 +261,8 @@ impl Intake {
             settings: checked.settings,
         };
         fault::point("intake-putting");
-        match self.store.put_job(job.clone(), Input::Spooled).await {
-            Ok(()) => {}
-            // Not accepted, and the store goes on when there is room: so does this file.
-            Err(error @ store::Error::Full(_)) => return Err(error.into()),
-            // A failed store says nothing certain about what is on disk: the claim stays for the next start to judge.
-            Err(error) => return Err(Error::Store(error)),
+        if let Err(error) = self.store.put_job(job.clone(), Input::Spooled).await {
+            return Err(blocking(move || not_taken(claim, error)).await);
         }
         fault::point("intake-put");
         if let Some(earlier) = known.same_content(&job.content_hash) {
@@ -281,6 +303,17 @@ impl Drop for Intake {
     fn drop(&mut self) {
         self.handle.end();
     }
+}
+
+/// What is to be done about a job that the store did not take. A disk without room lets the spec go back, as long as
+/// nothing says that the job was accepted. Else a failed store says nothing certain about what is on disk: the claim
+/// stays for the next start to judge.
+fn not_taken(claim: Claim, error: store::Error) -> Error {
+    let is_absent = claim.job.state().try_exists().is_ok_and(|exists| !exists);
+    if matches!(error, store::Error::Io { .. } | store::Error::Full(_)) && is_absent {
+        return claim.put_back().err().unwrap_or_else(|| error.into());
+    }
+    Error::Store(error)
 }
 
 /// Runs what blocks on a thread for it. A panic there goes on here.

@@ -5,6 +5,7 @@
 //! the reader of specs, so that it acts between a look and the claims that follow from it, and while a spec is read.
 
 mod mischief;
+mod refusals;
 mod swaps;
 mod tests;
 

@@ -164,7 +164,7 @@ fn no_link_is_followed(rounds: usize) {
 
 #[test]
 fn no_link_is_followed_however_often_it_is_swapped() {
-    no_link_is_followed(2000);
+    no_link_is_followed(1000);
 }
 
 #[test]
