@@ -84,11 +84,12 @@ fn intake(top: &mut Section<'_>, paths: &Paths<'_>) -> Intake {
 fn retry(document: &Document<'_>, top: &mut Section<'_>) -> RetryPolicy {
     let default = RetryPolicy::default();
     let mut section = top.section("retry", "[retry]");
-    let attempts = section.number("max_attempts", 1..=1000).and_then(|n| u32::try_from(n).ok());
+    let attempts = u64::from(*RetryPolicy::ATTEMPTS.start())..=u64::from(*RetryPolicy::ATTEMPTS.end());
+    let attempts = section.number("max_attempts", attempts).and_then(|n| u32::try_from(n).ok());
     let policy = RetryPolicy {
         max_attempts: attempts.unwrap_or(default.max_attempts),
-        base_delay: section.duration("base_delay", default.base_delay, MILLISECOND..=HOUR),
-        max_delay: section.duration("max_delay", default.max_delay, MILLISECOND..=DAY),
+        base_delay: section.duration("base_delay", default.base_delay, RetryPolicy::BASE_DELAY),
+        max_delay: section.duration("max_delay", default.max_delay, RetryPolicy::MAX_DELAY),
     };
     if policy.max_delay < policy.base_delay {
         let (base, max) = (policy.base_delay, policy.max_delay);

@@ -3,6 +3,7 @@
 //! Full jitter (a uniform draw from zero to the exponential bound) spreads a crowd of retries best;
 //! see "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,13 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// What `max_attempts` may be, in the config and in a spec.
+    pub const ATTEMPTS: RangeInclusive<u32> = 1..=1000;
+    /// What `base_delay` may be. A wait of nothing would hammer a server that is in trouble.
+    pub const BASE_DELAY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
+    /// What `max_delay` may be.
+    pub const MAX_DELAY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(24);
+
     /// The wait after the `failures`-th failure in a row (from 1). `dice` is uniform in `0.0..1.0`.
     ///
     /// `retry_after`, when the server gave one, is a lower bound that `max_delay` does not cut; up to

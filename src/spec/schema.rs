@@ -3,7 +3,7 @@
 use toml::de::DeTable;
 
 use crate::diag::{self, Diagnostic, Report};
-use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order};
+use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::params;
 use crate::spec::problem::shown;
@@ -167,10 +167,22 @@ impl<'d> Reader<'d, '_> {
             output.finish(self.report);
         }
         if let Some(mut retry) = top.section("retry", "[retry]", self.report) {
-            let attempts = retry.integer("max_attempts", 1..=100, "an integer from 1 to 100", self.report);
-            settings.retry.max_attempts = attempts;
+            let attempts = RetryPolicy::ATTEMPTS;
+            let expected = format!("an integer from {} to {}", attempts.start(), attempts.end());
+            settings.retry.max_attempts = retry.integer("max_attempts", attempts, &expected, self.report);
             settings.retry.base_delay = retry.duration("base_delay", self.report);
             settings.retry.max_delay = retry.duration("max_delay", self.report);
+            let delays = [
+                ("base_delay", settings.retry.base_delay, RetryPolicy::BASE_DELAY),
+                ("max_delay", settings.retry.max_delay, RetryPolicy::MAX_DELAY),
+            ];
+            for (key, delay, bounds) in delays {
+                let Some(delay) = delay.filter(|delay| !bounds.contains(delay)) else { continue };
+                let [delay, least, most] =
+                    [delay, *bounds.start(), *bounds.end()].map(humantime::format_duration);
+                let message = format!("`{key}` is `{delay}`, expected `{least}` to `{most}`");
+                self.error(retry.key_offset(key), message, "");
+            }
             if let (Some(base), Some(max)) = (settings.retry.base_delay, settings.retry.max_delay)
                 && base > max
             {
