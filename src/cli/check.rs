@@ -68,7 +68,9 @@ fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Fa
     let (plan, findings) = match read(file, settings) {
         Ok((plan, findings)) => (Some(plan), findings),
         Err(spec::Error::Rejected(findings)) => (None, findings),
-        Err(error @ spec::Error::Sink(_)) => return Err(Failure::new(Exit::Internal, error.to_string())),
+        Err(error @ (spec::Error::Unsettled { .. } | spec::Error::Sink(_))) => {
+            return Err(Failure::new(Exit::Internal, error.to_string()));
+        }
     };
     let verdict = Verdict {
         file: file.display().to_string(),
@@ -85,7 +87,8 @@ fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::
     let rejected = |finding: Diagnostic| spec::Error::Rejected(finding.into());
     let spec = SpecFile::open(file).map_err(rejected)?;
     let (display, dropped_folder) = (spec.display.clone(), spec.dropped_folder);
-    let source = Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder };
+    let source =
+        Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder, rest: None };
     let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink() };
     let mut checked = spec::read(source, settings, sinks)?;
     // As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.

@@ -215,6 +215,7 @@ mod tests {
             file: fs::File::open(folder.join("job.toml")).unwrap(),
             display: "job-1-again-2/job.toml".to_owned(),
             folder,
+            rest: None,
         };
         let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink() };
         let checked = spec::read(source, &settings, sinks).unwrap();

@@ -7,6 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FileType;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +21,9 @@ use super::scan::{Candidate, Find, NOT_UTF8};
 use super::{Error, failed, reject};
 use crate::diag::{Diagnostic, Report};
 use crate::disk::File;
-use crate::domain::JobId;
+use crate::domain::{JobId, Timestamp};
 use crate::fault;
-use crate::spec::{self, Checked, Form, Sinks, Source};
+use crate::spec::{self, Checked, Form, Rest, Sinks, Source};
 use crate::store::folder::{self, JobFolder};
 
 /// Reads a spec: [`spec::read`], or what a test puts in its place.
@@ -34,6 +35,10 @@ pub(super) struct Examiner {
     pub(super) jobs: Arc<Dir>,
     pub(super) state: PathBuf,
     pub(super) spec: Arc<spec::Settings>,
+    /// How long data that a spec names must have rested.
+    pub(super) settle: Duration,
+    /// When it is examined.
+    pub(super) now: Timestamp,
     pub(super) validate: Validate,
     pub(super) stop: CancellationToken,
 }
@@ -47,6 +52,8 @@ pub(super) enum Verdict {
     Rejected { name: String, report: Report },
     /// It was written to while we looked, and is back where it was.
     Changed,
+    /// This data of it is being written; it is back where it was.
+    Waits { data: String },
     /// Somebody else took it, or removed it.
     Gone,
 }
@@ -54,6 +61,8 @@ pub(super) enum Verdict {
 /// Why reading a spec came to no end.
 enum Unread {
     Rejected(Report),
+    /// This data of it is being written.
+    Unsettled(String),
     Failed(Error),
 }
 
@@ -97,6 +106,9 @@ impl Examiner {
         let read = match self.read(&claim) {
             Ok(checked) => Ok(Ok(checked)),
             Err(Unread::Rejected(report)) => Ok(Err(report)),
+            Err(Unread::Unsettled(data)) => {
+                return claim.put_back().map(|()| Verdict::Waits { data });
+            }
             Err(Unread::Failed(error)) => Err(error),
         };
         match read.and_then(|read| Ok((read, claim.is_changed()?))) {
@@ -122,7 +134,8 @@ impl Examiner {
         let dropped = File::adopt(claim.job.input(), dropped);
         let form = claim.note.dropped.form();
         let folder = claim.source_folder();
-        let source = Source { form, file, display, folder };
+        let rest = Some(Rest { settle: self.settle, now: self.now });
+        let source = Source { form, file, display, folder, rest };
         let mut index = self.sink(&claim.job.index())?;
         let checked = match form {
             Form::Jsonl => self.validate(source, Sinks { index: &mut index, input: &mut io::sink() })?,
@@ -148,6 +161,7 @@ impl Examiner {
         match validated {
             Ok(Ok(checked)) => Ok(checked),
             Ok(Err(spec::Error::Rejected(report))) => Err(Unread::Rejected(report)),
+            Ok(Err(spec::Error::Unsettled { data })) => Err(Unread::Unsettled(data)),
             Ok(Err(spec::Error::Sink(error))) => {
                 Err(Unread::Failed(failed("write the job's files below", &self.state)(error)))
             }
@@ -223,7 +237,9 @@ mod tests {
     fn valid(root: &Root, name: &str) -> (Box<Claim>, Box<Checked>) {
         match examine(root, name).unwrap() {
             Verdict::Valid { claim, checked } => (claim, checked),
-            other @ (Verdict::Rejected { .. } | Verdict::Changed | Verdict::Gone) => panic!("{other:?}"),
+            other @ (Verdict::Rejected { .. } | Verdict::Changed | Verdict::Waits { .. } | Verdict::Gone) => {
+                panic!("{other:?}")
+            }
         }
     }
 

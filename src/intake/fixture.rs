@@ -87,6 +87,8 @@ impl Root {
             jobs: self.dir(),
             state: self.settings.state.clone(),
             spec: Arc::new(self.settings.spec.clone()),
+            settle: self.settings.settle,
+            now: Clock::System.now(),
             validate: read,
             stop: CancellationToken::new(),
         }
@@ -181,6 +183,7 @@ pub(super) fn read(source: Source, _: &spec::Settings, sinks: Sinks<'_>) -> Resu
 pub(super) struct Running {
     pub(super) root: Root,
     pub(super) store: Arc<FakeStore>,
+    pub(super) clock: Clock,
     pub(super) handle: Handle,
     pub(super) stop: CancellationToken,
     pub(super) tasks: JoinSet<std::result::Result<(), super::Error>>,
@@ -197,12 +200,12 @@ impl Running {
         let clock = Clock::simulated(Clock::System.now());
         // Started again over the same root, it must not draw the same ids at the same simulated time.
         let seed = Seed::fixed(STARTS.fetch_add(1, Ordering::Relaxed));
-        let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock, seed);
+        let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock.clone(), seed);
         intake.validate = validate;
         let (handle, stop) = (intake.handle(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(intake.run(stop.clone()));
-        Self { root, store, handle, stop, tasks }
+        Self { root, store, clock, handle, stop, tasks }
     }
 
     /// Until all that was dropped before is taken in.

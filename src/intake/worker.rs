@@ -1,5 +1,7 @@
 //! The loop of intake: look, take in what is ready, sleep until something may have changed.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub struct Intake {
     calls: Listener,
     handle: Handle,
     failures: Failures,
+    /// Specs that wait for their data, and of which the log knows.
+    waiting: BTreeSet<OsString>,
     /// Something half done may lie in the state folder.
     recover_due: bool,
 }
@@ -76,6 +80,7 @@ impl Intake {
             calls: handle.calls.listen(),
             handle,
             failures: Failures::default(),
+            waiting: BTreeSet::new(),
             recover_due: true,
         }
     }
@@ -175,6 +180,8 @@ impl Intake {
             jobs,
             state: self.settings.state.clone(),
             spec: Arc::new(self.settings.spec.clone()),
+            settle: self.settings.settle,
+            now: self.clock.now(),
             validate: self.validate,
             stop: stop.clone(),
         };
@@ -198,8 +205,9 @@ impl Intake {
         let id = clock::job_id(self.clock.now(), &mut self.rng);
         let name = candidate.name.clone();
         let shown = printable(&safe_name(&name));
-        let job = examiner.clone();
+        let job = Examiner { now: self.clock.now(), ..examiner.clone() };
         let examined = blocking(move || job.examine(&candidate, id)).await;
+        let waited = self.waiting.remove(&name);
         let done = match examined {
             Ok(Verdict::Valid { claim, checked }) => self.accept(id, *claim, *checked, known).await,
             Ok(Verdict::Rejected { name, report }) => {
@@ -208,6 +216,15 @@ impl Intake {
                 Ok(())
             }
             Ok(Verdict::Changed) => {
+                round.pending += 1;
+                round.sooner(Some(self.settings.settle));
+                Ok(())
+            }
+            Ok(Verdict::Waits { data }) => {
+                if !waited {
+                    info!(file = %shown, %data, "job spec waits: its data is still being written");
+                }
+                self.waiting.insert(name.clone());
                 round.pending += 1;
                 round.sooner(Some(self.settings.settle));
                 Ok(())
@@ -367,6 +384,38 @@ mod tests {
         assert_eq!((status.pending, status.is_idle()), (1, false));
         intake.idle().await;
         assert_eq!(intake.store.job_names(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spec_waits_for_data_that_is_still_written() {
+        // A slow export was cut in the middle: its last write was a moment ago, but nobody wrote while it was read.
+        let mut root = Root::new();
+        let provider = spec::ProviderFacts { name: "p".to_owned(), strict: false };
+        root.settings.spec.providers = vec![provider];
+        let spec = "kind = 'completions'\nmodel = 'm'\n[input]\nfile = 'inputs/*.txt'\n";
+        root.drop_file("a.toml", spec);
+        let data = root.drop_file("inputs/b.txt", "one\n");
+        root.drop_file("inputs/a.txt", "another\n");
+        let write = |text: &str, at: crate::domain::Timestamp| {
+            fs::write(&data, text).unwrap();
+            let seconds = i64::try_from(at.as_secs()).unwrap();
+            let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, &data, &times, rustix::fs::AtFlags::empty()).unwrap();
+        };
+        let mut intake = Running::reading(root, spec::read);
+        let clock = intake.clock.clone();
+        // Each look finds that it was written a moment before.
+        for lines in 1..5 {
+            write(&"one\n".repeat(lines), clock.now());
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            let status = intake.handle.look().await;
+            assert_eq!((status.pending, intake.store.accepted().len()), (1, 0), "{status:?}");
+        }
+        intake.idle().await;
+        let accepted = intake.store.accepted();
+        assert_eq!((accepted.len(), accepted[0].total), (1, 5));
+        assert!(intake.tasks.try_join_next().is_none());
     }
 
     #[tokio::test(start_paused = true)]

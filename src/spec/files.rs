@@ -16,6 +16,7 @@ use glob::{MatchOptions, Pattern};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::domain::Timestamp;
 use crate::spec::problem::shown;
 
 /// A glob that matches more files is refused.
@@ -56,6 +57,15 @@ pub(super) struct Found {
     root: usize,
     /// Below the root.
     path: String,
+}
+
+/// See [`Files::written`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    size: i64,
+    /// Since the epoch.
+    nanos: i128,
+    pub(super) at: Timestamp,
 }
 
 /// Why a path is not opened: for the user, without a word of what lies behind it.
@@ -148,6 +158,15 @@ impl Files {
             return Err(refused(format!("`{path}` is not allowed"), ALLOWED));
         }
         Ok(candidates)
+    }
+
+    /// When a found file was last written, and its size then: when they change, some of its bytes may be missed.
+    pub(super) fn written(&self, found: &Found) -> Option<Written> {
+        let handle = self.beneath(found.root, &found.path, OFlags::PATH).ok()?;
+        let stat = rustix::fs::fstat(&handle).ok()?;
+        let nanos = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+        let millis = u64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(0);
+        Some(Written { size: stat.st_size, nanos, at: Timestamp::from_millis(millis) })
     }
 
     /// Whether `path` is a regular file, without opening it for reading.

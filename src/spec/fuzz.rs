@@ -34,6 +34,7 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
         file: in_memory(spec).expect("memory can be written"),
         display: display.to_owned(),
         folder: folder.to_owned(),
+        rest: None,
     };
     let (mut index, mut input) = (Vec::new(), Vec::new());
     match read(source, &settings, Sinks { index: &mut index, input: &mut input }) {
@@ -47,6 +48,7 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
             assert!(report.has_errors(), "refused without a reason");
             report
         }
+        Err(Error::Unsettled { data }) => unreachable!("`{data}` need not rest"),
         Err(Error::Sink(error)) => unreachable!("memory is no disk: {error}"),
     }
 }

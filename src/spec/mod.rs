@@ -34,9 +34,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::diag::{Diagnostic, Report, Severity};
-use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request};
+use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request, Timestamp};
 use crate::spec::problem::{Problem, Spot};
 
 /// What an accepted job's input is called in diagnostics.
@@ -70,6 +71,24 @@ pub struct Source {
     pub display: String,
     /// The folder that relative paths of a TOML spec are opened beneath: the jobs folder or a dropped folder.
     pub folder: PathBuf,
+    /// How long data files must have rested; none reads them as they are.
+    pub rest: Option<Rest>,
+}
+
+/// How long data files must have rested: who wrote to one a moment ago may not be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    pub settle: Duration,
+    pub now: Timestamp,
+}
+
+impl Rest {
+    /// Whether a file that was last written at `written` may be read. A time in the future says nothing: another
+    /// machine's clock wrote it.
+    const fn is_over(&self, written: Timestamp) -> bool {
+        written.as_millis() > self.now.as_millis()
+            || self.now.since(written).as_millis() >= self.settle.as_millis()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +147,9 @@ pub enum Error {
     /// The spec is refused; the report has at least one error.
     #[error("{0}")]
     Rejected(Report),
+    /// A data file is still being written, or was while it was read ([`Source::rest`]): nothing is said yet.
+    #[error("`{data}` is still being written")]
+    Unsettled { data: String },
     /// A sink failed: nothing is said about the spec.
     #[error("write the job's files: {0}")]
     Sink(#[source] std::io::Error),

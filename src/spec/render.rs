@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 use crate::diag::{Diagnostic, Report, Severity};
 use crate::spec::document::{Document, Placed, quoted};
-use crate::spec::files::{Files, Found};
+use crate::spec::files::{Files, Found, Written};
 use crate::spec::ids::Visit;
 use crate::spec::index::Index;
 use crate::spec::jsonl::check_parameters;
@@ -20,7 +20,7 @@ use crate::spec::requests::{Rendered, Requests};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::{self, Spec};
 use crate::spec::work::Work;
-use crate::spec::{Checked, Error, Settings, Sinks, Source, name};
+use crate::spec::{Checked, Error, Rest, Settings, Sinks, Source, name};
 
 /// A larger spec is refused before it is parsed: TOML takes seventy times its size in memory.
 const SPEC_BYTES_MAX: u64 = 1024 * 1024;
@@ -45,6 +45,7 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
     if report.has_errors() {
         return Err(rejected(report));
     }
+    let before = resting(source.rest, &files, &found)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(text.as_bytes());
     let requests = Requests { spec: &spec, document, files, found, max_line: settings.max_line };
@@ -56,6 +57,12 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
     let again = &mut |wanted: &[u32], visit: Visit<'_>| requests.ids(wanted, visit);
     let indexed = index.finish(&mut report, again).map_err(Error::Sink)?;
     writer.finish().map_err(Error::Sink)?;
+    for (number, (found, _)) in requests.found.iter().enumerate() {
+        // Whatever was found in it: it is another by now.
+        if source.rest.is_some() && before.get(number) != Some(&requests.files.written(found)) {
+            return Err(Error::Unsettled { data: found.display.clone() });
+        }
+    }
     if report.has_errors() {
         return Err(rejected(report));
     }
@@ -71,6 +78,25 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
         content_hash: hasher.finalize().to_hex().to_string(),
         findings: report,
     })
+}
+
+/// When each data file was last written; an error if one must rest yet.
+fn resting(
+    rest: Option<Rest>,
+    files: &Files,
+    found: &[(Found, DataForm)],
+) -> Result<Vec<Option<Written>>, Error> {
+    let mut all = Vec::new();
+    for (found, _) in found {
+        let written = files.written(found);
+        if let (Some(rest), Some(written)) = (rest, written)
+            && !rest.is_over(written.at)
+        {
+            return Err(Error::Unsettled { data: found.display.clone() });
+        }
+        all.push(written);
+    }
+    Ok(all)
 }
 
 /// With its findings in the order of the file, whatever the order in which its keys are looked at.
@@ -418,6 +444,8 @@ messages = []
             (format!("{chat}on_uncertain = \"maybe\"\n{rows}{messages}"), "unknown on_uncertain `maybe`"),
             (format!("{chat}{rows}{messages}[output]\norder = \"inptu\"\n"), "did you mean `input`?"),
             (format!("{chat}{rows}{messages}[retry]\nmax_attempts = 0\n"), "a.toml:7:16: error: `max_attempts` is 0"),
+            (format!("{chat}{rows}{messages}[retry]\nbase_delay = \"0s\"\n"), "a.toml:7:1: error: `base_delay` is `0s`, expected `1ms` to `1h`"),
+            (format!("{chat}{rows}{messages}[retry]\nmax_attempts = 1001\n"), "`max_attempts` is 1001, expected an integer from 1 to 1000"),
             ("kind = \"chta\"\n".to_owned(), "a.toml:1:8: error: unknown kind `chta`\n  hint: did you mean `chat`?"),
             ("name = \"x\"\n".to_owned(), "a.toml: error: missing `kind`"),
             (chat.to_owned(), "a.toml: error: no requests"),

@@ -52,6 +52,7 @@ impl Trial {
             file: File::open(self.path().join(name)).unwrap(),
             display: name.to_owned(),
             folder: self.path().to_owned(),
+            rest: None,
         }
     }
 
@@ -65,7 +66,7 @@ impl Trial {
                 assert!(report.has_errors());
                 report.to_string()
             }
-            Error::Sink(error) => panic!("{error}"),
+            error @ (Error::Unsettled { .. } | Error::Sink(_)) => panic!("{error}"),
         })?;
         let bytes = if Form::of(name) == Some(Form::Toml) {
             input.clone()

@@ -84,6 +84,8 @@ fn take(zoo: &Zoo, rounds: usize) -> Vec<usize> {
     let root = &zoo.root;
     let mut examiner = root.examiner();
     (examiner.validate, examiner.spec) = (spec::read, root.settings.spec.clone().into());
+    // What is swapped is taken as it is.
+    examiner.settle = Duration::ZERO;
     let (jobs, later) = (&root.settings.jobs, Clock::System.now() + Duration::from_hours(1));
     let mut scanner = Scanner::new(Duration::ZERO);
     let (mut taken, mut examined) = (Vec::new(), 0);
@@ -114,7 +116,7 @@ fn take(zoo: &Zoo, rounds: usize) -> Vec<usize> {
                     fs::remove_file(&path).unwrap();
                     fs::remove_file(jobs.join("rejected").join(format!("{name}.errors.txt"))).unwrap();
                 }
-                Verdict::Changed | Verdict::Gone => {}
+                Verdict::Changed | Verdict::Waits { .. } | Verdict::Gone => {}
             }
         }
     }
