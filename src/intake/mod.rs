@@ -51,6 +51,7 @@ use crate::store;
 
 pub use handle::{Handle, Status};
 pub use name::{is_numbered, numbered};
+pub use scan::{is_never_read, unfit_folder};
 pub use worker::Intake;
 
 /// The folder for data that TOML specs name. Never looked into.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::Error;
-use super::scan::{Candidate, Scan};
+use super::scan::{Candidate, Remark, Scan, Why};
 use crate::domain::Timestamp;
 
 /// Specs taken in between two looks: at 5 to 10 ms each (nine syncs), a few seconds of work.
@@ -34,6 +34,20 @@ impl Round {
     pub(super) fn trouble(&mut self, error: Error, retry: Duration) {
         self.trouble.get_or_insert(error);
         self.sooner(Some(retry));
+    }
+}
+
+/// What the log was told about names in the jobs folder. Those that are gone are forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Told(BTreeMap<OsString, Why>);
+
+impl Told {
+    /// What of a scan's remarks was not told before.
+    pub(super) fn news(&mut self, remarks: Vec<Remark>) -> Vec<Remark> {
+        let before = std::mem::take(&mut self.0);
+        self.0.extend(remarks.iter().map(|remark| (remark.name.clone(), remark.why.clone())));
+        let is_new = |remark: &Remark| before.get(&remark.name) != Some(&remark.why);
+        remarks.into_iter().filter(is_new).collect()
     }
 }
 
@@ -83,6 +97,8 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
     use crate::intake::dir::Stamp;
     use crate::intake::scan::Find;
@@ -116,6 +132,25 @@ mod tests {
         assert_eq!(sift(scan(&["bad", "new"], &[]), 2000), (names(&["new"]), 1, 0, 3000));
         assert_eq!(sift(scan(&["bad"], &[]), 5000), (names(&["bad"]), 0, 0, 60_000));
         assert_eq!(sift(scan(&["bad"], &[]), 5001), (names(&["bad"]), 0, 0, 60_000), "it is forgotten");
+    }
+
+    #[test]
+    fn a_remark_is_told_once_and_again_when_it_changes_or_its_name_comes_back() {
+        let remark = |name: &str, why: &str| Remark { name: name.into(), why: Why::Closed(why.to_owned()) };
+        let mut told = Told::default();
+        let mut told_of = |remarks: &[Remark]| told.news(remarks.to_vec()).len();
+        let (a, b, changed) = (remark("a", "x"), remark("b", "x"), remark("a", "y"));
+        let looks: [(&[Remark], usize); 6] = [
+            (from_ref(&a), 1),
+            (&[a.clone(), b.clone()], 1),
+            (&[b.clone(), a.clone()], 0),
+            (&[changed, b.clone()], 1),
+            (from_ref(&b), 0),
+            (from_ref(&a), 1),
+        ];
+        for (remarks, expected) in looks {
+            assert_eq!(told_of(remarks), expected, "{remarks:?}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::FileType;
@@ -31,10 +32,15 @@ pub(super) const TRACKED_MAX: usize = 10_000;
 /// A dropped folder holds at most this many entries: all of them are looked at in every scan until it rests.
 const FOLDER_ENTRIES_MAX: usize = 10_000;
 
+/// Names about which a scan remarks something.
+const REMARKS_MAX: usize = 1000;
+
 /// How deep a dropped folder may be nested.
 pub(super) const FOLDER_DEPTH_MAX: usize = 16;
 
 pub(super) const NOT_UTF8: &str = "its name is not UTF-8";
+const NO_ENDING: &str = "specs end in `.jsonl` or `.toml`";
+const NO_FOLDER_SPEC: &str = "it is a folder without a `job.toml`";
 const MIXED: &str = "it holds a link, a pipe or a device; regular files and folders are expected";
 
 /// Names that editors, browsers and copying tools use for what is not whole yet.
@@ -57,6 +63,21 @@ pub(super) enum Find {
     Unfit(&'static str),
 }
 
+/// Something that lies there and is not taken in, which a person may not expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    pub(super) name: OsString,
+    pub(super) why: Why,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is no spec.
+    PassedOver(&'static str),
+    /// It can't be looked at.
+    Closed(String),
+}
+
 /// What one look at the jobs folder found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
@@ -64,10 +85,20 @@ pub(super) struct Scan {
     pub(super) ready: Vec<Candidate>,
     /// Not yet at rest.
     pub(super) settling: Vec<OsString>,
+    /// Of what has come to rest.
+    pub(super) remarks: Vec<Remark>,
     /// How many more there are, beyond the bound.
     pub(super) beyond: usize,
     /// When the next of `settling` may be ready.
     pub(super) next: Option<Duration>,
+}
+
+impl Scan {
+    fn remark(&mut self, name: OsString, why: Why) {
+        if self.remarks.len() < REMARKS_MAX {
+            self.remarks.push(Remark { name, why });
+        }
+    }
 }
 
 /// Remembers from look to look what it saw.
@@ -101,7 +132,21 @@ impl Scanner {
                 continue;
             }
             // One entry that can't be looked at must not hide the others.
-            let Ok(Some((find, stamp))) = look_at(dir, &name) else { continue };
+            let (find, stamp) = match look_at(dir, &name) {
+                Ok(Sight::Found(find, stamp)) => (find, stamp),
+                Ok(Sight::PassedOver(why, stamp)) => {
+                    // A folder may get its spec yet.
+                    if self.rested(&stamp, now).is_zero() {
+                        scan.remark(name, Why::PassedOver(why));
+                    }
+                    continue;
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    scan.remark(name, Why::Closed(error.to_string()));
+                    continue;
+                }
+                Ok(Sight::Nothing) | Err(_) => continue,
+            };
             let since = self.since(&name, &stamp, now);
             let wait = self.wait(&stamp, since, now);
             if wait.is_zero() {
@@ -123,15 +168,17 @@ impl Scanner {
         before.map_or(now, |look| look.since)
     }
 
-    /// How long until it may count as settled. An mtime in the future says nothing: another machine's clock
-    /// wrote it, or it was unpacked with it.
+    /// How long until it may count as settled.
     fn wait(&self, stamp: &Stamp, since: Timestamp, now: Timestamp) -> Duration {
-        let looked = self.settle.saturating_sub(now.since(since));
+        self.settle.saturating_sub(now.since(since)).max(self.rested(stamp, now))
+    }
+
+    /// How long until its last write is old enough. An mtime in the future says nothing: another machine's clock
+    /// wrote it, or it was unpacked with it.
+    fn rested(&self, stamp: &Stamp, now: Timestamp) -> Duration {
         let millis = stamp.modified_ns.div_euclid(1_000_000);
         let written = u64::try_from(millis).map_or(Timestamp::from_millis(0), Timestamp::from_millis);
-        let rested =
-            if written > now { Duration::ZERO } else { self.settle.saturating_sub(now.since(written)) };
-        looked.max(rested)
+        if written > now { Duration::ZERO } else { self.settle.saturating_sub(now.since(written)) }
     }
 }
 
@@ -161,29 +208,47 @@ impl Name {
     }
 }
 
+/// Whether the daemon never looks at what has this name in the jobs folder.
+pub fn is_never_read(name: &str) -> bool {
+    matches!(Name::of(OsStr::new(name)), Name::Ignored)
+}
+
+/// Why the daemon would not read a dropped folder, if it would not.
+pub fn unfit_folder(path: &Path) -> io::Result<Option<&'static str>> {
+    Ok(tree(&Dir::open(path)?)?.unfit)
+}
+
+/// What a name turns out to be.
+enum Sight {
+    Nothing,
+    /// No spec, for this reason.
+    PassedOver(&'static str, Stamp),
+    Found(Find, Stamp),
+}
+
 /// What lies under the name, if it concerns intake at all.
-fn look_at(dir: &Dir, name: &OsStr) -> io::Result<Option<(Find, Stamp)>> {
+fn look_at(dir: &Dir, name: &OsStr) -> io::Result<Sight> {
     let meaning = Name::of(name);
     if matches!(meaning, Name::Ignored) {
-        return Ok(None);
+        return Ok(Sight::Nothing);
     }
-    let Some(entry) = dir.stat(name)? else { return Ok(None) };
+    let Some(entry) = dir.stat(name)? else { return Ok(Sight::Nothing) };
     let find = match (entry.kind, meaning) {
-        (FileType::Directory, meaning) => return look_into(dir, name, &meaning),
-        (_, Name::Ignored | Name::Other) => return Ok(None),
+        (FileType::Directory, meaning) => return look_into(dir, name, &meaning, entry.stamp),
+        (_, Name::Ignored | Name::Other) => return Ok(Sight::PassedOver(NO_ENDING, entry.stamp)),
         (FileType::RegularFile, Name::Spec(Form::Jsonl)) => Find::Spec(Dropped::Jsonl),
         (FileType::RegularFile, Name::Spec(Form::Toml)) => Find::Spec(Dropped::Toml),
         (FileType::RegularFile, Name::Odd(why)) => Find::Unfit(why),
         (special, _) => Find::Unfit(what_it_is(special)),
     };
-    Ok(Some((find, entry.stamp)))
+    Ok(Sight::Found(find, entry.stamp))
 }
 
 /// A folder is a drop once it holds a `job.toml`.
-fn look_into(dir: &Dir, name: &OsStr, meaning: &Name) -> io::Result<Option<(Find, Stamp)>> {
+fn look_into(dir: &Dir, name: &OsStr, meaning: &Name, stamp: Stamp) -> io::Result<Sight> {
     let folder = dir.below(name)?;
     if folder.stat(OsStr::new(super::FOLDER_SPEC))?.is_none() {
-        return Ok(None);
+        return Ok(Sight::PassedOver(NO_FOLDER_SPEC, stamp));
     }
     let tree = tree(&folder)?;
     let find = match (meaning, tree.unfit) {
@@ -191,7 +256,7 @@ fn look_into(dir: &Dir, name: &OsStr, meaning: &Name) -> io::Result<Option<(Find
         (_, Some(why)) => Find::Unfit(why),
         _ => Find::Spec(Dropped::Folder),
     };
-    Ok(Some((find, tree.stamp)))
+    Ok(Sight::Found(find, tree.stamp))
 }
 
 /// The stamp of a file or of a dropped folder; none if there is nothing, or something of another kind.
@@ -295,7 +360,7 @@ mod tests {
             Self { temp, dir, scanner: Scanner::new(SETTLE), now }
         }
 
-        fn write(&self, name: impl AsRef<std::path::Path>, text: &str) {
+        fn write(&self, name: impl AsRef<Path>, text: &str) {
             fs::write(self.temp.path().join(name), text).unwrap();
         }
 
@@ -423,6 +488,22 @@ mod tests {
         let expected: BTreeMap<OsString, Find> =
             taken.into_iter().map(|(name, find)| (OsStr::from_bytes(name).to_owned(), find)).collect();
         assert_eq!(jobs.settled(), expected);
+    }
+
+    #[test]
+    fn what_is_no_spec_is_remarked_once_it_rests_and_unfinished_names_are_not() {
+        let mut jobs = Jobs::new();
+        for name in ["notes.txt", "a.json", "a.jsonl.tmp", ".hidden", "a.jsonl"] {
+            jobs.write(name, "x");
+        }
+        fs::create_dir(jobs.temp.path().join("folder")).unwrap();
+        jobs.now = Clock::System.now();
+        assert_eq!(jobs.look_after(Duration::ZERO).remarks, [], "a folder may get its spec yet");
+        let mut remarks = jobs.look_after(Duration::from_mins(1)).remarks;
+        remarks.sort_by(|a, b| a.name.cmp(&b.name));
+        let expected = [("a.json", NO_ENDING), ("folder", NO_FOLDER_SPEC), ("notes.txt", NO_ENDING)];
+        let expected = expected.map(|(name, why)| Remark { name: name.into(), why: Why::PassedOver(why) });
+        assert_eq!(remarks, expected);
     }
 
     #[test]

@@ -20,8 +20,8 @@ use super::known::Known;
 use super::lookout::{Lookout, Seen, make_folders};
 use super::name::safe_name;
 use super::recover::Unmended;
-use super::round::{Failures, Round};
-use super::scan::{Candidate, Scan, Scanner};
+use super::round::{Failures, Round, Told};
+use super::scan::{Candidate, Remark, Scan, Scanner, Why};
 use super::watch::Watch;
 use super::{Error, Handle, Settings, failed};
 use crate::bell::Listener;
@@ -53,6 +53,7 @@ pub struct Intake {
     calls: Listener,
     handle: Handle,
     failures: Failures,
+    told: Told,
     /// Specs that wait for their data, and of which the log knows.
     waiting: BTreeSet<OsString>,
     /// Something half done may lie in the state folder.
@@ -80,6 +81,7 @@ impl Intake {
             calls: handle.calls.listen(),
             handle,
             failures: Failures::default(),
+            told: Told::default(),
             waiting: BTreeSet::new(),
             recover_due: true,
         }
@@ -167,10 +169,11 @@ impl Intake {
     async fn take_in(
         &mut self,
         jobs: Arc<Dir>,
-        scan: Scan,
+        mut scan: Scan,
         round: &mut Round,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
+        self.tell(std::mem::take(&mut scan.remarks));
         let ready = self.failures.sift(scan, round, self.clock.now());
         if ready.is_empty() {
             return Ok(());
@@ -193,6 +196,17 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    /// What lies there for nothing, and what can't be looked at: each name once.
+    fn tell(&mut self, remarks: Vec<Remark>) {
+        for Remark { name, why } in self.told.news(remarks) {
+            let name = printable(&safe_name(&name));
+            match why {
+                Why::PassedOver(why) => info!(%name, why, "no job spec: passed over"),
+                Why::Closed(error) => warn!(%name, %error, "can't be looked at: it is tried again"),
+            }
+        }
     }
 
     async fn take_in_one(
@@ -509,6 +523,39 @@ mod tests {
         intake.root.drop_file("a.jsonl", "one");
         tokio::time::timeout(Duration::from_mins(1), changes.changed()).await.unwrap();
         assert_eq!(intake.store.job_names(), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_jobs_folder_that_is_swapped_is_watched_again() {
+        let mut root = Root::new();
+        root.settings.watch = true;
+        root.settings.rescan = Duration::from_hours(1);
+        root.settings.settle = Duration::from_millis(20);
+        let jobs = root.settings.jobs.clone();
+        let aside = |number: usize| jobs.with_file_name(format!("aside-{number}"));
+        let intake = Running::over(root);
+        for number in 0..4 {
+            intake.handle.look().await;
+            match number {
+                0 => fs::remove_dir_all(&jobs).unwrap(),
+                _ => fs::rename(&jobs, aside(number)).unwrap(),
+            }
+            match number {
+                // Back in its place, a link to another folder, or a new one.
+                1 => fs::rename(aside(number), &jobs).unwrap(),
+                2 => {
+                    fs::create_dir(aside(number + 10)).unwrap();
+                    std::os::unix::fs::symlink(aside(number + 10), &jobs).unwrap();
+                }
+                _ => fs::create_dir(&jobs).unwrap(),
+            }
+            intake.handle.look().await;
+            let mut changes = intake.store.changes();
+            // No look comes by itself: only a hint can bring it.
+            intake.root.drop_file(&format!("{number}.jsonl"), "one");
+            tokio::time::timeout(Duration::from_mins(1), changes.changed()).await.unwrap();
+            assert_eq!(intake.store.accepted().len(), number + 1);
+        }
     }
 
     #[tokio::test(start_paused = true)]
