@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::diag::Diagnostic;
-use crate::intake::FOLDER_SPEC;
+use crate::intake::{self, FOLDER_SPEC};
 use crate::spec::Form;
 
 /// A job spec, opened.
@@ -36,6 +36,14 @@ impl SpecFile {
             return Err(fault("the name is not UTF-8: such files are never read".to_owned()));
         }
         let is_folder = named.is_dir();
+        if is_folder && named.join(FOLDER_SPEC).symlink_metadata().is_ok() {
+            let judged =
+                intake::unfit_folder(named).map_err(|error| fault(format!("can't be read: {error}")))?;
+            if let Some(why) = judged {
+                let hint = "drop regular files, or folders of them, under plain names";
+                return Err(fault(format!("not read: {why}")).hint(hint));
+            }
+        }
         let path = if is_folder { named.join(FOLDER_SPEC) } else { named.to_owned() };
         let display = path.to_string_lossy().into_owned();
         let fault = |message: String| Diagnostic::error(&display, 0, 0, message);

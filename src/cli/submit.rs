@@ -21,12 +21,9 @@ use super::spec_file::SpecFile;
 use super::{Done, Exit, Failure, block_on, load_config, wait};
 use crate::config::Keys;
 use crate::control::JobReport;
-use crate::diag::printable;
-use crate::intake::{FOLDER_SPEC, INPUTS, REJECTED, numbered};
+use crate::diag::{Diagnostic, printable};
+use crate::intake::{FOLDER_SPEC, is_never_read, numbered};
 use crate::store::folder::sync_dir;
-
-/// Folders of the jobs folder that are no jobs.
-const RESERVED: [&str; 2] = [INPUTS, REJECTED];
 
 /// A name that so many others have taken is no accident.
 const NUMBERS_MAX: u32 = 10_000;
@@ -96,6 +93,13 @@ fn place(named: &Path, jobs_dir: &Path) -> Result<Placed, Failure> {
         return Err(Failure::new(Exit::Rejected, message).hint("rename it"));
     }
     let outline = data_files::outline(&spec, jobs_dir)?;
+    for file in &outline.data {
+        let refused = |error: io::Error| {
+            let finding = Diagnostic::error(&spec.display, 0, 0, format!("data file {error}"));
+            Failure::Findings(Exit::Rejected, finding.into())
+        };
+        file.open().map(drop).map_err(refused)?;
+    }
     let can_not = |act: &str, path: &Path| {
         let text = format!("can't {act} `{}`", path.display());
         move |error: io::Error| Failure::new(Exit::StateIo, format!("{text}: {error}"))
@@ -168,7 +172,8 @@ fn copy_into(mut from: File, to: &mut File) -> io::Result<()> {
 fn rename_to_free_name(hidden: &Path, folder: &Path, wanted: &str) -> io::Result<String> {
     for number in 1..NUMBERS_MAX {
         let name = numbered(wanted, number);
-        if RESERVED.contains(&name.as_str()) {
+        // Such as that of `inputs.toml` and its data, or of `a.tmp.toml`.
+        if is_never_read(&name) {
             continue;
         }
         match rename_new(hidden, &folder.join(&name)) {
@@ -249,6 +254,12 @@ mod tests {
         "#);
         let jobs = folder.join("root/jobs");
         assert_eq!(names(&jobs), ["inputs-2"]);
+        fs::copy(&file, folder.join("a.tmp.toml")).unwrap();
+        let printed = daemon.batchd(&["submit", folder.join("a.tmp.toml").to_str().unwrap()]);
+        assert_eq!(
+            (printed.exit, names(&jobs)),
+            (Exit::Done, vec!["a.tmp-2".to_owned(), "inputs-2".to_owned()])
+        );
         assert_eq!(names(&jobs.join("inputs-2")), ["in", "job.toml"]);
         assert_eq!(fs::read(jobs.join("inputs-2/in/a.csv")).unwrap(), b"id\n1\n");
     }
@@ -294,15 +305,25 @@ mod tests {
             ),
             (
                 "linked.toml",
-                Exit::StateIo,
-                "error: can't place a job spec in `DIR/root/jobs`: `DIR/link.csv`: it is a symbolic link\n",
+                Exit::Rejected,
+                "DIR/linked.toml: error: data file `DIR/link.csv`: it is a symbolic link\n",
             ),
         ];
+        let mixed = folder.join("mixed");
+        fs::create_dir(&mixed).unwrap();
+        fs::write(mixed.join("job.toml"), "kind = 'chat'\n").unwrap();
+        std::os::unix::fs::symlink("nowhere", mixed.join("rows.csv")).unwrap();
+        let table = table.into_iter().chain([(
+            "mixed",
+            Exit::Rejected,
+            "DIR/mixed: error: not read: it holds a link, a pipe or a device; regular files and folders are \
+             expected\n  hint: drop regular files, or folders of them, under plain names\n",
+        )]);
         for (file, exit, said) in table {
             let printed = daemon.batchd(&["submit", folder.join(file).to_str().unwrap()]);
             assert_eq!((printed.exit, printed.err.as_str()), (exit, said), "{file}");
         }
-        assert_eq!(names(&folder.join("root/jobs")), Vec::<String>::new());
+        assert!(!folder.join("root/jobs").exists());
     }
 
     #[test]
