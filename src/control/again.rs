@@ -5,6 +5,7 @@
 //! requests as batch lines. Intake takes it in like any other: the name is the job's, and so its results
 //! lie in `results/<name>-2`.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -17,11 +18,12 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Endpoint, Job, JobId, JobState, RequestId};
 use crate::spec;
-use crate::store::folder::{create_private, failed, sync_dir};
+use crate::store::folder::{AGAIN as REQUESTS, ORIGIN, create_private, failed, sync_dir};
 use crate::store::{Error, Result, Store};
 
-/// Where the requests stand in the dropped folder.
-const REQUESTS: &str = "requests.jsonl";
+/// The folder's name while it is written: this, the job's id, and the ending of what is not whole.
+const HIDDEN: &str = ".again-";
+const TEMPORARY: &str = ".tmp";
 
 /// What the folder's name adds to the job's, which may be one that intake passes over: `inputs`, `a.part`.
 const SUFFIX: &str = "again";
@@ -35,11 +37,23 @@ struct BatchLine<'a> {
     body: &'a RawValue,
 }
 
-/// Drops the failed requests of `state`'s job into `jobs`; durable when it returns. The name of the folder.
-/// Blocks, for as long as the journal takes to read. At most one at a time for a job.
-pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path) -> Result<String> {
+/// What came of asking again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Dropped {
+    /// The name of the folder in the jobs folder.
+    Folder(String),
+    /// They are asked again already, by this job or folder: once more would pay twice.
+    Before(String),
+}
+
+/// Drops the failed requests of `state`'s job into `jobs`; durable when it returns. Blocks, for as long as the
+/// journal takes to read. At most one at a time for a job.
+pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path) -> Result<Dropped> {
     let job = &state.job;
-    let hidden = jobs.join(format!(".again-{}.tmp", job.id));
+    if let Some(by) = asked_by(store, job.id, jobs).await? {
+        return Ok(Dropped::Before(by));
+    }
+    let hidden = jobs.join(format!("{HIDDEN}{}{TEMPORARY}", job.id));
     if hidden.exists() {
         disk::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
     }
@@ -57,10 +71,66 @@ pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path
     let spec = hidden.join("job.toml");
     let mut file = BufWriter::new(create_private(&spec)?);
     file.write_all(settings(job).as_bytes()).and_then(|()| sync(file)).map_err(failed("write", &spec))?;
+    let origin = hidden.join(ORIGIN);
+    let mut file = create_private(&origin)?;
+    write!(file, "{}", job.id).and_then(|()| file.sync_all()).map_err(failed("write", &origin))?;
     sync_dir(&hidden)?;
     let name = take_name(&hidden, jobs, job)?;
     sync_dir(jobs)?;
-    Ok(name)
+    Ok(Dropped::Folder(name))
+}
+
+/// What asks the failed requests of the job `id` again: the folder that was dropped, which carries the job's id, as
+/// long as it waits, and from its claim on the job made of it. Nothing once it was refused or taken away.
+async fn asked_by(store: &dyn Store, id: JobId, jobs: &Path) -> Result<Option<String>> {
+    let text = id.to_string();
+    let is_origin =
+        |folder: &Path| fs::read_to_string(folder.join(ORIGIN)).is_ok_and(|origin| origin == text);
+    let waiting = || -> Result<Option<String>> {
+        for entry in fs::read_dir(jobs).map_err(failed("read", jobs))? {
+            let entry = entry.map_err(failed("read", jobs))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') && is_origin(&entry.path()) {
+                return Ok(Some(format!("jobs/{name}")));
+            }
+        }
+        Ok(None)
+    };
+    if let Some(folder) = waiting()? {
+        return Ok(Some(folder));
+    }
+    if let Some(all) = store.folder(id).as_deref().and_then(Path::parent) {
+        for entry in fs::read_dir(all).map_err(failed("read", all))? {
+            let entry = entry.map_err(failed("read", all))?;
+            if is_origin(&entry.path().join("spec")) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let made = match name.parse() {
+                    Ok(made) => store.job(made).await.ok(),
+                    Err(_) => None,
+                };
+                return Ok(Some(made.map_or(name, |made| made.job.name.to_string())));
+            }
+        }
+    }
+    // It may have gone back between the two looks.
+    waiting()
+}
+
+/// Removes what a crash left of folders that were not dropped yet. Nobody may be asking again meanwhile.
+pub(super) fn remove_leftovers(jobs: &Path) -> Result<()> {
+    let entries = match fs::read_dir(jobs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed("read", jobs))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed("read", jobs))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let id = name.strip_prefix(HIDDEN).and_then(|name| name.strip_suffix(TEMPORARY));
+        if id.is_some_and(|id| id.parse::<JobId>().is_ok()) {
+            disk::remove_dir_all(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The requests that have an answer, a bit each.
@@ -156,7 +226,6 @@ fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -164,7 +233,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::control::{Board, Control};
+    use crate::control::{self, Board, Control};
     use crate::domain::job::RetryOverride;
     use crate::domain::{JobSettings, JobStatus, OnUncertain, Order};
     use crate::store::Input;
@@ -199,7 +268,8 @@ mod tests {
         let state = store.set_status(job.id, JobStatus::Cancelled, NOW).await.unwrap();
         fs::create_dir(dir.path().join("job-1-again")).unwrap();
 
-        assert_eq!(drop_failed(&store, &state, dir.path()).await.unwrap(), "job-1-again-2");
+        let dropped = drop_failed(&store, &state, dir.path()).await.unwrap();
+        assert_eq!(dropped, Dropped::Folder("job-1-again-2".to_owned()));
         let folder = dir.path().join("job-1-again-2");
         let lines = fs::read_to_string(folder.join(REQUESTS)).unwrap();
         let kept: String = [1, 3].map(|n| String::from_utf8(line(n).1.to_vec()).unwrap() + "\n").concat();
@@ -225,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn commands_given_at_once_each_drop_a_whole_folder() {
+    async fn failed_requests_are_asked_again_once() {
         let dir = tempfile::tempdir().unwrap();
         let (state, jobs) = (dir.path().join("state"), dir.path().join("jobs"));
         fs::create_dir(&jobs).unwrap();
@@ -243,13 +313,37 @@ mod tests {
         }
         let control = Control::new(store, Board::default(), Clock::simulated(NOW), jobs.clone());
         let (one, two) = tokio::join!(control.retry("job-1"), control.retry("job-1"));
-        one.unwrap();
-        two.unwrap();
-        for folder in ["job-1-again", "job-1-again-2"].map(|name| jobs.join(name)) {
-            let written = fs::read_to_string(folder.join(REQUESTS)).unwrap();
-            assert!(written.lines().eq(&lines));
-            assert!(folder.join("job.toml").is_file());
+        let refused = one.and(two).unwrap_err();
+        assert!(
+            matches!(&refused, control::Error::AskedBefore { by, .. } if by == "jobs/job-1-again"),
+            "{refused}"
+        );
+        let folder = jobs.join("job-1-again");
+        let written = fs::read_to_string(folder.join(REQUESTS)).unwrap();
+        assert!(written.lines().eq(&lines));
+        assert!(folder.join("job.toml").is_file());
+        assert_eq!(fs::read_dir(&jobs).unwrap().count(), 1);
+
+        // Intake claims it: from now on the job that is made of it counts.
+        let made = state.join("jobs").join(conformance::job(2, 9, &["m"], 2).id.to_string());
+        fs::create_dir(&made).unwrap();
+        fs::rename(folder, made.join("spec")).unwrap();
+        let refused = control.retry("job-1").await.unwrap_err();
+        assert!(matches!(refused, control::Error::AskedBefore { .. }), "{refused}");
+        // It was refused, or removed: they may be asked again.
+        fs::remove_dir_all(made).unwrap();
+        control.retry("job-1").await.unwrap();
+    }
+
+    #[test]
+    fn only_leftovers_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = conformance::job(1, 9, &["m"], 2).id;
+        for name in [format!(".again-{id}.tmp"), ".again-mine.tmp".to_owned(), format!("again-{id}")] {
+            fs::create_dir_all(dir.path().join(name).join("below")).unwrap();
         }
-        assert_eq!(fs::read_dir(jobs).unwrap().count(), 2);
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        remove_leftovers(&dir.path().join("none")).unwrap();
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+use self::again::Dropped;
 use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
 use crate::domain::{Counts, JobId, JobState, JobStatus, PauseReason, QueueName, Timestamp};
@@ -117,6 +118,11 @@ pub enum Error {
     NoSuchJob(String),
     #[error("job `{name}` is {status}: it can't be {verb}")]
     WrongStatus { name: String, status: &'static str, verb: &'static str },
+    /// Once more would pay twice.
+    #[error(
+        "the failed requests of `{name}` are asked again already, by `{by}`: retry that one if some fail there"
+    )]
+    AskedBefore { name: String, by: String },
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -197,6 +203,7 @@ impl Control {
     /// neither be dropped by another nor lie about.
     async fn ask_again(&self, state: JobState) -> Result<String, Error> {
         let turn = Arc::clone(&self.again).lock_owned().await;
+        let name = state.job.name.to_string();
         let (store, jobs) = (Arc::clone(&self.store), self.jobs.clone());
         let runtime = Handle::current();
         let dropped = tokio::task::spawn_blocking(move || {
@@ -204,7 +211,17 @@ impl Control {
             drop(turn);
             dropped
         });
-        Ok(dropped.await.map_err(|error| store::Error::Closed(error.to_string()))??)
+        match dropped.await.map_err(|error| store::Error::Closed(error.to_string()))?? {
+            Dropped::Folder(folder) => Ok(folder),
+            Dropped::Before(by) => Err(Error::AskedBefore { name, by }),
+        }
+    }
+
+    /// Removes what a crash left of folders that were not dropped yet. At start, before commands are heard.
+    pub fn remove_leftovers(&self) {
+        if let Err(error) = again::remove_leftovers(&self.jobs) {
+            tracing::warn!(%error, "leftovers of an interrupted `retry` can't be removed");
+        }
     }
 
     async fn change(

@@ -54,6 +54,8 @@ pub(super) fn workers(
         retry: config.retry,
         grace: config.shutdown.grace,
     };
+    let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
+    control.remove_leftovers();
     Ok(Workers {
         intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed),
         fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed),
@@ -63,8 +65,8 @@ pub(super) fn workers(
             downloads,
             clock.clone(),
         ),
-        upkeep: Upkeep::new(Arc::clone(&store), clock.clone()),
-        control: Control::new(store, board.clone(), clock, config.jobs_dir()),
+        upkeep: Upkeep::new(store, clock),
+        control,
         listener,
         board,
     })

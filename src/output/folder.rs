@@ -13,7 +13,9 @@ use super::{Error, Summary};
 use crate::disk::{self, File};
 use crate::domain::{JobId, JobName};
 use crate::fault;
-use crate::store::folder::{JobFolder, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic};
+use crate::store::folder::{
+    AGAIN, JobFolder, ORIGIN, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic,
+};
 
 /// `results/<job name>/`
 #[derive(Clone, Debug)]
@@ -131,9 +133,16 @@ impl ResultsFolder {
         } else {
             return Ok(None);
         };
-        let target = self.0.join(name);
-        if !is_file(&target) {
-            copy(&source, &target).map_err(Error::Files)?;
+        let mut copies = vec![(source, self.0.join(name))];
+        // The requests that `batchd retry` asked again are in no other file of a person's.
+        let requests = state.spec().join(AGAIN);
+        if is_file(&state.spec().join(ORIGIN)) && is_file(&requests) {
+            copies.insert(0, (requests, self.0.join(AGAIN)));
+        }
+        for (source, target) in copies {
+            if !is_file(&target) {
+                copy(&source, &target).map_err(Error::Files)?;
+            }
         }
         Ok(Some(name))
     }
@@ -243,5 +252,11 @@ mod tests {
         fs::write(state.spec().join("job.toml"), "kind = \"chat\"").unwrap();
         assert_eq!(folder.place_spec(state.path()).unwrap(), Some("job.toml"));
         assert_eq!(fs::read(folder.0.join("job.toml")).unwrap(), b"kind = \"chat\"");
+        fs::write(state.spec().join(AGAIN), "{}\n").unwrap();
+        folder.place_spec(state.path()).unwrap();
+        assert!(!folder.0.join(AGAIN).exists(), "a person's data stays where it was");
+        fs::write(state.spec().join(ORIGIN), "").unwrap();
+        folder.place_spec(state.path()).unwrap();
+        assert_eq!(fs::read(folder.0.join(AGAIN)).unwrap(), b"{}\n");
     }
 }

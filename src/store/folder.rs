@@ -20,6 +20,11 @@ use crate::disk::{self, File};
 use crate::domain::JobId;
 use crate::store::{Error, Result};
 
+/// In the folder of a spec that asks failed requests again: the id of the job in which they failed.
+pub const ORIGIN: &str = "again-of";
+/// In the same folder: those requests.
+pub const AGAIN: &str = "requests.jsonl";
+
 /// The paths of one job's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobFolder(PathBuf);
