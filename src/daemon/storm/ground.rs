@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
-use crate::bell::Listener;
+use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, OnUncertain, QueueName, Record, RecordError, RequestId,
@@ -28,11 +28,16 @@ use crate::domain::{
 use crate::store::memory::MemoryStore;
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
+/// No life of a storm asks a fifth as often.
+const VERBS_MAX: u64 = 100_000;
+
 /// See the module's words.
 #[derive(Debug)]
 pub(super) struct Ground {
-    pub(super) memory: Arc<MemoryStore>,
+    pub(super) memory: MemoryStore,
     clock: Clock,
+    /// Rings when the embedded store's would: not for each request, as that of the memory does.
+    news: Bell,
     held: Mutex<BTreeMap<RequestId, Held>>,
     /// Requests of which a restart lost an attempt.
     lost: Mutex<BTreeSet<RequestId>>,
@@ -50,7 +55,31 @@ struct Held {
 
 impl Ground {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { memory: Arc::default(), clock, held: Mutex::default(), lost: Mutex::default() }
+        let (memory, news) = (MemoryStore::default(), Bell::default());
+        Self { memory, clock, news, held: Mutex::default(), lost: Mutex::default() }
+    }
+
+    async fn settle(&self, lease: Lease, settlement: Settlement) -> Result<()> {
+        let (id, is_record) = (lease.request.job, is_record(&settlement));
+        self.memory.settle(lease, settlement).await?;
+        let state = self.memory.job(id).await?;
+        let is_still = state.leased == 0;
+        let is_news = if is_record {
+            state.counts.open() == 0 || (is_still && !state.status.may_send())
+        } else {
+            is_still
+        };
+        if is_news {
+            self.news.ring();
+        }
+        Ok(())
+    }
+
+    /// What rings always.
+    async fn rung<T>(&self, verb: BoxFuture<'_, Result<T>>) -> Result<T> {
+        let done = verb.await;
+        self.news.ring();
+        done
     }
 
     /// Voids every lease and decides about what was in flight. Says which requests that was.
@@ -99,6 +128,10 @@ impl Ground {
     }
 }
 
+const fn is_record(settlement: &Settlement) -> bool {
+    matches!(settlement, Settlement::Complete(_) | Settlement::Discard(_))
+}
+
 /// Whether the process lives. Its store and its connections share one.
 #[derive(Debug, Default)]
 pub(super) struct Pulse(AtomicBool);
@@ -126,16 +159,26 @@ pub(super) struct Life {
     ground: Arc<Ground>,
     pulse: Arc<Pulse>,
     dice: Mutex<Rng>,
+    verbs: AtomicU64,
     /// A verb takes up to so many milliseconds, twice.
     delay_max_ms: u64,
 }
 
 impl Life {
     pub(super) fn new(ground: Arc<Ground>, pulse: Arc<Pulse>, dice: Rng, delay_max_ms: u64) -> Self {
-        Self { ground, pulse, dice: Mutex::new(dice), delay_max_ms }
+        Self { ground, pulse, dice: Mutex::new(dice), verbs: AtomicU64::new(0), delay_max_ms }
+    }
+
+    /// As a person's commands see it, who is outside: at once.
+    pub(super) fn outside(ground: Arc<Ground>, dice: Rng) -> Self {
+        Self::new(ground, Arc::default(), dice, 0)
     }
 
     async fn dawdle(&self) {
+        if self.verbs.fetch_add(1, Ordering::Relaxed) > VERBS_MAX {
+            // Whoever asks without end gets no answer, so that time goes on and the run ends.
+            pending::<()>().await;
+        }
         let millis = self.dice.lock().unwrap().u64(0..=self.delay_max_ms);
         if millis > 0 {
             sleep(Duration::from_millis(millis)).await;
@@ -160,7 +203,7 @@ impl Life {
     async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
         self.pulse.check().await;
         let (request, epoch) = (lease.request, lease.epoch);
-        let is_record = matches!(settlement, Settlement::Complete(_) | Settlement::Discard(_));
+        let is_record = is_record(&settlement);
         {
             let mut held = self.ground.held.lock().unwrap();
             match held.get_mut(&request) {
@@ -175,13 +218,13 @@ impl Life {
         }
         if is_record {
             // It is in the journal at once; the answer may be late.
-            let settled = self.ground.memory.settle(lease, settlement).await;
+            let settled = self.ground.settle(lease, settlement).await;
             self.dawdle().await;
             return settled;
         }
         self.dawdle().await;
         self.ground.held.lock().unwrap().remove(&request);
-        let settled = self.ground.memory.settle(lease, settlement).await;
+        let settled = self.ground.settle(lease, settlement).await;
         self.dawdle().await;
         settled
     }
@@ -189,7 +232,7 @@ impl Life {
 
 impl Store for Life {
     fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>> {
-        self.late(|ground| ground.memory.put_job(job, input))
+        self.late(|ground| ground.rung(ground.memory.put_job(job, input)).boxed())
     }
 
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
@@ -245,11 +288,11 @@ impl Store for Life {
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
-        self.late(move |ground| ground.memory.set_status(job, status, now))
+        self.late(move |ground| ground.rung(ground.memory.set_status(job, status, now)).boxed())
     }
 
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {
-        self.late(move |ground| ground.memory.retry_now(job))
+        self.late(move |ground| ground.rung(ground.memory.retry_now(job)).boxed())
     }
 
     fn journal(&self, job: JobId) -> Result<Box<dyn Journal>> {
@@ -265,7 +308,7 @@ impl Store for Life {
     }
 
     fn changes(&self) -> Listener {
-        self.ground.memory.changes()
+        self.ground.news.listen()
     }
 
     fn progress(&self) -> Listener {

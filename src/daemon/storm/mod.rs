@@ -16,6 +16,7 @@
 //!
 //! No files and no threads: what a crash leaves of those is looked at by killing the real program.
 
+mod evidence;
 mod ground;
 mod laws;
 mod plan;
@@ -44,9 +45,16 @@ fn live_through(seed: u64) -> Story {
     runtime.block_on(Box::pin(world::run(seed)))
 }
 
+/// By the storm's own laws, and by those that hold for every test of batchd.
+fn judge(story: &Story) -> (Vec<String>, Tally) {
+    let (mut broken, tally) = laws::judge(story);
+    broken.extend(evidence::judge(story));
+    (broken, tally)
+}
+
 /// Judges one storm; what is wrong with it, and what it held.
 fn try_storm(seed: u64) -> (Vec<String>, Tally) {
-    match catch_unwind(AssertUnwindSafe(|| laws::judge(&live_through(seed)))) {
+    match catch_unwind(AssertUnwindSafe(|| judge(&live_through(seed)))) {
         Ok(judged) => judged,
         Err(_) => (vec!["it panicked".to_owned()], Tally::default()),
     }
@@ -134,7 +142,7 @@ fn one_storm() {
     let seed = argument("seed").unwrap_or(0);
     let story = live_through(seed);
     println!("{:#?}\n{}", story.plan, story.trace.join("\n"));
-    let (broken, tally) = laws::judge(&story);
+    let (broken, tally) = judge(&story);
     println!("{tally:?}");
     assert!(broken.is_empty(), "seed {seed}:\n{}", broken.join("\n"));
 }

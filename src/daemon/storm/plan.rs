@@ -173,9 +173,11 @@ fn acts(providers: usize, jobs: usize, dice: &mut Rng) -> Vec<(Duration, Act)> {
         };
         acts.push((when(dice, length), Act::Command(verb, dice.usize(0..jobs))));
     }
-    for _ in 0..dice.u32(0..4) {
-        let within = if dice.bool() { 10 } else { length };
-        let down = Duration::from_millis(dice.u64(0..=20_000));
+    // Some storms are a few stops, some a crash loop while most requests are in flight.
+    let is_loop = dice.u32(0..3) == 0;
+    for _ in 0..dice.u32(if is_loop { 3..9 } else { 0..4 }) {
+        let within = if is_loop || dice.bool() { 10 } else { length };
+        let down = Duration::from_millis(dice.u64(0..=if is_loop { 500 } else { 20_000 }));
         acts.push((when(dice, within), if dice.bool() { Act::Die { down } } else { stop(down, dice) }));
     }
     acts.sort_by_key(|(at, _)| *at);
