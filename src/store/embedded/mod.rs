@@ -265,7 +265,14 @@ impl EmbeddedStore {
         if let Err(SendError(Note::Close { reply })) = noted {
             drop(self.commands.send(Command::Close { reply }).await);
         }
-        let answered = answer.await.unwrap_or_else(|_| Err(self.shared.refusal()));
+        let answered = if let Ok(answered) = answer.await {
+            answered
+        } else {
+            // It failed with this in its hands.
+            let (reply, answer) = oneshot::channel();
+            drop(self.commands.send(Command::Close { reply }).await);
+            answer.await.unwrap_or_else(|_| Err(self.shared.refusal()))
+        };
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined =
             tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok())).await;

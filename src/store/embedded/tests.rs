@@ -9,6 +9,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::{Content, EmbeddedStore};
+use crate::disk::Act;
+use crate::disk::probe::{self, Probe, Verdict};
 use crate::domain::{Job, JobId, JobStatus, OnUncertain, Settlement};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
 use crate::store::folder::{JobFolder, temporary_name};
@@ -491,4 +493,30 @@ async fn what_a_held_job_had_in_flight_is_sent_once_more_at_most_too() {
     crash(store).await;
     assert_eq!(crash_in_flight(&world).await, [(0, 2), (1, 2)]);
     assert_eq!(world.open().job(id).await.unwrap().counts.failed, 2);
+}
+
+/// Refuses to sync journals.
+#[derive(Debug)]
+struct NoSync;
+
+impl Probe for NoSync {
+    fn before(&self, act: &Act<'_>) -> Verdict {
+        let is_journal = matches!(act, Act::Sync { path, .. } if path.ends_with("results.log"));
+        if is_journal { Verdict::Refuse(std::io::Error::other("no disk")) } else { Verdict::Go }
+    }
+
+    fn after(&self, _: &Act<'_>) {}
+}
+
+/// The sync thread failed with the order to close in its hands, the index thread never heard of it, and closing
+/// waited for it for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn closing_ends_though_the_last_records_cannot_be_synced() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, &conformance::job(1, 5, &["m"], 2)).await;
+    let _installed = probe::install(world.dir.path(), Arc::new(NoSync));
+    answer_some(&store, 2).await;
+    let closed = tokio::time::timeout(Duration::from_mins(1), store.close()).await;
+    closed.expect("closing ends").unwrap_err();
 }
