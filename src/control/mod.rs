@@ -310,6 +310,7 @@ pub(crate) mod tests {
         states: Mutex<Vec<JobState>>,
         retried: Mutex<Vec<JobId>>,
         closed: Mutex<bool>,
+        shortage: Mutex<Option<String>>,
     }
 
     impl Jobs {
@@ -425,6 +426,10 @@ pub(crate) mod tests {
             self.changes()
         }
 
+        fn shortage(&self) -> Option<String> {
+            self.shortage.lock().unwrap().clone()
+        }
+
         fn close(&self) -> BoxFuture<'_, Result<()>> {
             self.close_now();
             ready(Ok(())).boxed()
@@ -490,6 +495,23 @@ pub(crate) mod tests {
         let names: Vec<String> = control.list().await.unwrap().into_iter().map(|job| job.name).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(control.cancel("c").await.unwrap_err().to_string(), "no job is called `c`");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn running_jobs_show_as_paused_while_the_disk_is_full() {
+        let jobs = Arc::new(Jobs::default());
+        for (name, status) in [("runs", JobStatus::InProgress), ("by-me", paused()), ("held", held())] {
+            jobs.add(name, status);
+        }
+        *jobs.shortage.lock().unwrap() = Some("1 MiB is free".to_owned());
+        let seen = control(&jobs).list().await.unwrap();
+        let seen: Vec<_> = seen.iter().map(|job| (job.status.as_str(), job.reason.as_deref())).collect();
+        let held = ("held", Some("its journal is damaged"));
+        assert_eq!(seen, [("paused", Some("disk")), ("paused", Some("user")), held]);
+        let shown = control(&jobs).show("runs").await.unwrap();
+        assert_eq!(shown.message.as_deref(), Some("1 MiB is free"));
+        *jobs.shortage.lock().unwrap() = None;
+        assert_eq!(control(&jobs).show("runs").await.unwrap().status, "in_progress");
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,6 +15,8 @@ mod file;
 pub(crate) mod probe;
 #[cfg(test)]
 pub(crate) mod recorder;
+#[cfg(test)]
+pub(crate) mod scarce;
 
 use std::fs;
 use std::io;

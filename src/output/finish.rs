@@ -334,6 +334,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::disk::Space;
+    use crate::disk::scarce::{ROOMY, Scarce};
     use crate::domain::{Counts, Kind};
     use crate::output::fake::{ACCEPTED, FakeStore, JOB, answer, job, record, refusal, unanswered};
     use crate::store::Store;
@@ -430,6 +432,43 @@ mod tests {
         assert_eq!(world.lines("errors.jsonl"), published(&[unanswered(2, "timeout"), refusal(4)]));
         assert_eq!((summary.counts.total, summary.counts.completed, summary.counts.failed), (6, 4, 2));
         assert_eq!((summary.tokens.input, summary.tokens.output, summary.tokens.total), (8, 12, 20));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fills_up_at_any_place_is_left_no_fuller_and_published_on_later() {
+        let world = World::with_state(shuffled());
+        let (disk, _installed) = Scarce::under(world.root.path());
+        let mut refused = 0;
+        loop {
+            disk.fill_after(refused);
+            match world.publish().await {
+                Ok(_) => break,
+                Err(Error::Files(error)) => assert!(error.is_full(), "{error}"),
+                Err(error) => panic!("{error}"),
+            }
+            if world.results().join("news").is_dir() {
+                let left: Vec<_> = world.files().into_keys().collect();
+                assert!(!left.iter().any(|name| name.starts_with('.')), "after {refused} acts: {left:?}");
+                assert!(!left.contains(&"summary.json".to_owned()), "after {refused} acts");
+            }
+            refused += 1;
+        }
+        assert!(refused > 5, "{refused}");
+        let expected = published(&[answer(0, "a"), answer(1, "a"), answer(3, "a"), answer(5, "a")]);
+        assert_eq!(world.lines("output.jsonl"), expected);
+        assert_eq!(world.lines("errors.jsonl"), published(&[unanswered(2, "timeout"), refusal(4)]));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_where_the_results_have_no_room() {
+        let world = World::new(shuffled());
+        let (disk, _installed) = Scarce::under(world.root.path());
+        disk.says(Space { free: 100, ..ROOMY });
+        let error = world.publish().await.unwrap_err();
+        assert!(matches!(&error, Error::Files(error) if error.is_full()), "{error}");
+        assert_eq!(world.files(), BTreeMap::new());
+        disk.says(ROOMY);
+        world.publish().await.unwrap();
     }
 
     #[tokio::test]

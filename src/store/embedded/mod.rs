@@ -393,4 +393,6 @@ mod healing;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod scarcity;
+#[cfg(test)]
 mod tests;

@@ -51,8 +51,8 @@ const FILES_MIN: u64 = 64;
 /// Two looks at a disk with room are this far apart. Bounded by what can be written in between, which is reserved.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// How long a write that failed waits for the next try, and how often a full disk is tried.
-pub(super) const TRY_EVERY: Duration = Duration::from_secs(1);
+/// How long a write that failed waits for the next try, and how often a full disk is tried. Tests have less patience.
+pub(super) const TRY_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// What stands in the ballast, for who finds it.
 const BALLAST_TEXT: &[u8] =
@@ -322,5 +322,84 @@ impl Drop for Unwritten<'_> {
         if !self.is_written {
             self.room.lost.fetch_add(1, Ordering::AcqRel);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::scarce::{ROOMY, Scarce};
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn what_is_kept_grows_with_the_disk_up_to_a_bound() {
+        let keep = |floor, slack, ballast| Keep { floor, resume: floor + slack, ballast };
+        assert_eq!(Keep::of(None, 1 << 42), keep(GIB, 64 * MIB, 64 * MIB));
+        assert_eq!(Keep::of(None, 48 * MIB), keep(48 * MIB / 20, 48 * MIB / 256, 48 * MIB / 64));
+        assert_eq!(Keep::of(Some(5 * MIB), 1 << 42), keep(5 * MIB, 64 * MIB, 64 * MIB));
+        assert_eq!(Keep::of(Some(0), 1 << 42), keep(0, 64 * MIB, 0));
+    }
+
+    fn goes_on(room: &Room) -> bool {
+        room.try_to_go_on();
+        room.shortage().is_none()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_goes_on_a_little_above_the_floor_and_rings_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _installed) = Scarce::under(dir.path());
+        let bell = Bell::default();
+        let room = Room::new(dir.path(), Some(GIB), bell.clone());
+        let changes = bell.listen();
+        assert_eq!(room.look(), None);
+        disk.says(Space { free: GIB - 1, ..ROOMY });
+        assert_eq!(room.look(), None, "looked a moment ago");
+        tokio::time::advance(LOOK_EVERY).await;
+        assert!(
+            room.look().unwrap().contains("1024.0 MiB are free, 1.0 GiB must stay free"),
+            "{:?}",
+            room.look()
+        );
+        disk.says(Space { free: GIB + MIB, ..ROOMY });
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(!goes_on(&room), "it would flap");
+        assert!(!changes.has_changed());
+        disk.says(ROOMY);
+        assert!(!goes_on(&room), "tried a moment ago");
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(goes_on(&room) && changes.has_changed());
+        assert_eq!(room.look(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failed_write_a_write_must_succeed_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _installed) = Scarce::under(dir.path());
+        let room = Room::new(dir.path(), None, Bell::default());
+        room.settle_in();
+        assert!(room.ballast().exists());
+        let error = Error::Full("a quota".to_owned());
+        assert!(room.failed(&error, 5) && !room.ballast().exists(), "its room is for what failed");
+        assert!(!room.failed(&error, 5));
+        let unwritten = room.unwritten();
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(!goes_on(&room), "something is still unwritten");
+        unwritten.written();
+        disk.fill("ballast"); // the disk says that it has room, and gives none
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(!goes_on(&room) && !room.ballast().exists());
+        disk.mend();
+        disk.break_syncs("ballast");
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(!goes_on(&room) && !room.ballast().exists());
+        disk.mend();
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(goes_on(&room) && room.ballast().exists());
+        assert_eq!(room.lost(), 0);
+        drop(room.unwritten());
+        assert_eq!(room.lost(), 1);
     }
 }

@@ -1,0 +1,349 @@
+//! The embedded store on a disk that fills up or breaks under it, at each place where it writes: nothing that was
+//! received is lost or settled twice, and it goes on by itself.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::poll;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::tests::crash;
+use super::{Claimed, EmbeddedStore};
+use crate::disk::Space;
+use crate::disk::probe::Installed;
+use crate::disk::scarce::{ROOMY, Scarce};
+use crate::domain::{Job, JobStatus, PauseReason, Settlement};
+use crate::store::conformance::{self, NOW, answer, journal_indexes, lease, put, until_settled};
+use crate::store::{Error, Lease, Store};
+
+/// A store on a disk that can be filled.
+struct World {
+    disk: Arc<Scarce>,
+    _installed: Installed,
+    store: EmbeddedStore,
+    job: Job,
+    dir: TempDir,
+}
+
+impl World {
+    /// With a job of so many requests.
+    async fn of(total: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, installed) = Scarce::under(dir.path());
+        let store = Claimed::take(dir.path()).unwrap().open(Some(1 << 20)).unwrap();
+        let job = conformance::job(1, 5, &["m"], total);
+        put(&store, &job).await;
+        Self { disk, _installed: installed, store, job, dir }
+    }
+
+    /// Leases and begins so many requests.
+    async fn begin(&self, count: usize) -> Vec<Lease> {
+        let leases = lease(&self.store, "m", count, NOW).await;
+        assert_eq!(leases.len(), count);
+        for lease in &leases {
+            self.store.begin(lease).unwrap();
+        }
+        leases
+    }
+
+    async fn settle(&self, lease: Lease) {
+        let settlement = answer(&lease);
+        self.store.settle(lease, settlement).await.unwrap();
+    }
+
+    /// Waits until there is something to lease; it must come by a tick.
+    async fn until_leased(&self) -> Vec<Lease> {
+        let mut changes = self.store.changes();
+        loop {
+            let leases = lease(&self.store, "m", 1, NOW).await;
+            if !leases.is_empty() {
+                assert_eq!(self.store.shortage(), None);
+                return leases;
+            }
+            let ticked = timeout(Duration::from_mins(1), changes.changed()).await;
+            assert!(ticked.is_ok(), "it does not go on by itself: {:?}", self.store.shortage());
+        }
+    }
+
+    /// Waits until it has noticed that there is no room.
+    async fn until_short(&self) {
+        while self.store.shortage().is_none() {
+            lease(&self.store, "m", 0, NOW).await;
+        }
+    }
+
+    async fn status(&self) -> JobStatus {
+        self.store.job(self.job.id).await.unwrap().status
+    }
+
+    /// Everything that was settled is there once, now and after a restart.
+    async fn check(self, mut settled: Vec<u32>) {
+        let count = u32::try_from(settled.len()).unwrap();
+        until_settled(&self.store, self.job.id, count).await;
+        let counts = self.store.job(self.job.id).await.unwrap().counts;
+        assert_eq!(counts.settled(), count);
+        self.store.close().await.unwrap();
+        drop(self.store);
+        let store = EmbeddedStore::open(self.dir.path()).unwrap();
+        let mut found = journal_indexes(&store, self.job.id);
+        found.sort_unstable();
+        settled.sort_unstable();
+        assert_eq!(found, settled);
+        assert_eq!(store.job(self.job.id).await.unwrap().counts, counts);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn below_the_floor_nothing_is_leased_or_begun_until_there_is_more_than_it() {
+    let world = World::of(4).await;
+    let [first, second] = <[Lease; 2]>::try_from(lease(&world.store, "m", 2, NOW).await).unwrap();
+    world.store.begin(&first).unwrap();
+    for scarce in [Space { free: (1 << 20) - 1, ..ROOMY }, Space { files: 3, ..ROOMY }] {
+        world.disk.says(scarce);
+        world.until_short().await;
+        assert!(lease(&world.store, "m", 1, NOW).await.is_empty());
+        assert!(matches!(world.store.begin(&second), Err(Error::Full(_))));
+        let why = world.store.shortage().unwrap();
+        assert!(why.contains(world.dir.path().to_str().unwrap()) && why.contains("must stay free"), "{why}");
+        world.disk.says(ROOMY);
+        let [leased] = <[Lease; 1]>::try_from(world.until_leased().await).unwrap();
+        world.store.settle(leased, Settlement::Release).await.unwrap();
+    }
+    // What is in flight is settled whatever the disk says.
+    world.disk.says(Space { free: 0, ..ROOMY });
+    world.settle(first).await;
+    world.until_short().await;
+    world.store.begin(&second).unwrap_err();
+    world.store.settle(second, Settlement::Release).await.unwrap();
+    assert!(matches!(put_again(&world).await, Err(Error::Full(_))));
+    world.disk.says(ROOMY);
+    world.check(vec![0]).await;
+}
+
+async fn put_again(world: &World) -> Result<(), Error> {
+    let job = conformance::job(2, 5, &["m"], 2);
+    let lines = (0..2).map(|_| (0, "{}".into())).collect();
+    world.store.put_job(job, crate::store::Input::Inline(lines)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn answer_that_can_not_be_written_is_kept_and_written_once_there_is_room() {
+    let world = World::of(4).await;
+    let mut leases = world.begin(3).await;
+    let third = leases.pop().unwrap();
+    for is_stuck in [false, true] {
+        world.disk.fill("results.log");
+        if is_stuck {
+            world.disk.stick(); // and the half line can't be cut off
+        }
+        let failed = world.disk.failed();
+        let settling = world.settle(leases.remove(0));
+        tokio::pin!(settling);
+        assert!(poll!(&mut settling).is_pending());
+        assert!(world.disk.failed() > failed);
+        assert!(world.store.shortage().unwrap().contains("results.log"));
+        assert!(lease(&world.store, "m", 1, NOW).await.is_empty());
+        world.disk.mend();
+        settling.await;
+        let leased = world.until_leased().await.pop().unwrap();
+        world.store.settle(leased, Settlement::Release).await.unwrap();
+    }
+    world.settle(third).await;
+    world.check(vec![0, 1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn answer_that_is_given_up_unwritten_makes_the_close_fail() {
+    let world = World::of(1).await;
+    let lease = world.begin(1).await.pop().unwrap();
+    world.disk.fill("results.log");
+    {
+        let settling = world.settle(lease);
+        tokio::pin!(settling);
+        assert!(poll!(&mut settling).is_pending());
+    }
+    let error = world.store.close().await.unwrap_err();
+    assert!(error.to_string().contains("what came of 1 requests"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn end_of_an_attempt_is_never_forgotten() {
+    let world = World::of(2).await;
+    let lease = world.begin(1).await.pop().unwrap();
+    world.disk.fill("intents.log");
+    let retry = Settlement::Retry { due: NOW, attempts: 1, maybe_paid: true };
+    {
+        let settling = world.store.settle(lease, retry);
+        tokio::pin!(settling);
+        assert!(poll!(&mut settling).is_pending());
+        world.disk.mend();
+        settling.await.unwrap();
+    }
+    let World { store, dir, job, .. } = world;
+    crash(store).await;
+    let store = EmbeddedStore::open(dir.path()).unwrap();
+    let leases = conformance::lease(&store, "m", 9, NOW).await;
+    let mut seen: Vec<_> = leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(0, 2), (1, 1)]);
+    assert_eq!(store.job(job.id).await.unwrap().counts.maybe_paid_twice, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn request_without_room_for_its_answer_or_its_intent_is_not_begun() {
+    for full in ["results.log", "intents.log"] {
+        let world = World::of(2).await;
+        let intents = world.dir.path().join(format!("jobs/{}/intents.log", world.job.id));
+        let lease = lease(&world.store, "m", 1, NOW).await.pop().unwrap();
+        world.disk.fill(full);
+        assert!(matches!(world.store.begin(&lease), Err(Error::Full(_))), "{full}");
+        assert_eq!(fs::read(&intents).unwrap(), b"", "{full}: not sent, and no attempt used");
+        world.store.settle(lease, Settlement::Release).await.unwrap();
+        world.disk.mend();
+        let lease = world.until_leased().await.pop().unwrap();
+        assert_eq!((lease.request.index, lease.attempt), (0, 1), "{full}");
+        world.store.begin(&lease).unwrap();
+        world.settle(lease).await;
+        world.check(vec![0]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn records_whose_sync_fails_count_when_they_are_written_again_and_synced() {
+    let world = World::of(3).await;
+    let mut leases = world.begin(2).await;
+    world.settle(leases.remove(0)).await;
+    until_settled(&world.store, world.job.id, 1).await;
+    world.disk.break_syncs("results.log");
+    world.settle(leases.remove(0)).await;
+    world.until_short().await;
+    assert!(world.store.shortage().unwrap().contains("sync"));
+    assert_eq!(world.store.job(world.job.id).await.unwrap().counts.settled(), 1);
+    assert_eq!(journal_indexes(&world.store, world.job.id).len(), 1);
+    world.disk.mend();
+    until_settled(&world.store, world.job.id, 2).await;
+    assert!(world.disk.overwritten() > 0, "a second sync alone could say that it is there when it is not");
+    let leased = world.until_leased().await.pop().unwrap();
+    world.store.settle(leased, Settlement::Release).await.unwrap();
+    world.check(vec![0, 1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_gone_after_a_failed_sync_closes_the_store() {
+    let world = World::of(2).await;
+    let lease = world.begin(1).await.pop().unwrap();
+    let journal = world.dir.path().join(format!("jobs/{}/results.log", world.job.id));
+    world.disk.break_syncs("results.log");
+    world.settle(lease).await;
+    world.until_short().await;
+    let length = fs::metadata(&journal).unwrap().len();
+    fs::write(&journal, vec![0; usize::try_from(length).unwrap()]).unwrap();
+    world.disk.mend();
+    let error = loop {
+        match world.store.jobs().await {
+            Err(error) => break error,
+            Ok(_) => tokio::task::yield_now().await,
+        }
+    };
+    assert!(error.to_string().contains("is gone"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn index_waits_for_room_and_takes_in_then_what_was_settled() {
+    let world = World::of(4).await;
+    let mut leases = world.begin(3).await;
+    // The whole of what is reserved for sled is taken: its next writes have no room.
+    let db = world.dir.path().join("sled/db");
+    fs::OpenOptions::new().write(true).open(&db).unwrap().set_len(fs::metadata(&db).unwrap().len()).unwrap();
+    world.disk.fill("sled/db");
+    world.settle(leases.remove(0)).await;
+    let retry = Settlement::Retry { due: NOW, attempts: 1, maybe_paid: false };
+    world.store.settle(leases.remove(0), retry).await.unwrap();
+    world.settle(leases.remove(0)).await;
+    world.until_short().await;
+    let state = world.store.job(world.job.id).await.unwrap();
+    assert_eq!((state.counts.settled(), state.waiting, state.leased), (0, 0, 3));
+    assert!(matches!(put_again(&world).await, Err(Error::Full(_))));
+    world.disk.mend();
+    until_settled(&world.store, world.job.id, 2).await;
+    let leased = world.until_leased().await.pop().unwrap();
+    assert_eq!((leased.request.index, leased.attempt), (1, 2), "what waits goes first");
+    world.store.settle(leased, Settlement::Release).await.unwrap();
+    world.check(vec![0, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn status_that_can_not_be_written_is_not_taken() {
+    let world = World::of(2).await;
+    let paused = JobStatus::Paused { reason: PauseReason::User };
+    for (full, to) in [(".state.json.tmp", paused), (".state.json.tmp", JobStatus::Cancelled)] {
+        world.disk.fill(full);
+        let refused = world.store.set_status(world.job.id, to.clone(), NOW).await;
+        assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
+        assert_eq!(world.status().await, JobStatus::InProgress);
+        world.disk.mend();
+        let leased = world.until_leased().await.pop().unwrap();
+        world.store.settle(leased, Settlement::Release).await.unwrap();
+        let taken = world.store.set_status(world.job.id, to.clone(), NOW).await.unwrap();
+        assert_eq!(taken.status, to);
+        if !to.is_final() {
+            world.store.set_status(world.job.id, JobStatus::InProgress, NOW).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn job_is_accepted_whole_or_not_at_all_wherever_the_disk_fills_up() {
+    let world = World::of(1).await;
+    let other = conformance::job(2, 5, &["m"], 2);
+    let mut refused = 0;
+    for acts in 0.. {
+        world.disk.fill_after(acts);
+        let put = put_again(&world).await;
+        world.disk.mend();
+        while world.store.shortage().is_some() {
+            let leased = world.until_leased().await.pop().unwrap();
+            world.store.settle(leased, Settlement::Release).await.unwrap();
+        }
+        let Err(error) = put else { break };
+        assert!(error.is_full(), "{error}");
+        let folder = world.dir.path().join("jobs").join(other.id.to_string());
+        assert!(!folder.join("state.json").exists(), "after {acts} acts");
+        // Whoever wrote its input puts it aside; here that is the store.
+        if folder.exists() {
+            fs::remove_dir_all(&folder).unwrap();
+        }
+        refused += 1;
+    }
+    assert!(refused > 5, "{refused}");
+    assert_eq!(world.store.job(other.id).await.unwrap().counts.total, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nothing_is_opened_on_a_full_disk() {
+    let World { disk, _installed, store, dir, job } = World::of(2).await;
+    store.close().await.unwrap();
+    drop(store);
+    disk.says(Space { free: 1 << 20, ..ROOMY });
+    let claimed = Claimed::take(dir.path()).unwrap();
+    let before = files_of_sled(dir.path());
+    let error = claimed.open(None).unwrap_err();
+    assert!(error.is_full() && error.to_string().contains("are free; now it is 1.0 MiB"), "{error}");
+    assert_eq!(files_of_sled(dir.path()), before);
+    disk.mend();
+    let store = claimed.open(None).unwrap();
+    assert_eq!(store.jobs().await.unwrap()[0].job.id, job.id);
+    assert!(dir.path().join("ballast").exists());
+}
+
+/// Names of sled's files, and their sizes.
+fn files_of_sled(state: &std::path::Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(state.join("sled")).unwrap().map(Result::unwrap);
+    let mut files: Vec<_> = entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()))
+        .collect();
+    files.sort();
+    files
+}
