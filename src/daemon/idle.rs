@@ -64,6 +64,9 @@ impl Watch {
     }
 
     async fn is_quiet(&self) -> store::Result<bool> {
+        if self.store.shortage().is_some() {
+            return Ok(false); // it goes on by itself, and ticks
+        }
         let pauses = self.board.pauses();
         let open: BTreeSet<QueueName> =
             self.store.queues().await?.into_iter().map(|depth| depth.queue).collect();

@@ -23,6 +23,8 @@ struct State {
     broken: Option<&'static str>,
     /// Cuts fail as well.
     is_stuck: bool,
+    /// It knows no reservations.
+    is_plain: bool,
     /// What takes room fails once so many acts have.
     acts_left: Option<u32>,
     /// How often something failed.
@@ -35,7 +37,16 @@ impl Scarce {
     /// Puts such a disk under a folder.
     pub(crate) fn under(folder: &Path) -> (Arc<Self>, Installed) {
         let (space, full, broken, acts_left) = (ROOMY, None, None, None);
-        let state = State { space, full, broken, acts_left, is_stuck: false, failed: 0, overwritten: 0 };
+        let state = State {
+            space,
+            full,
+            broken,
+            acts_left,
+            is_stuck: false,
+            is_plain: false,
+            failed: 0,
+            overwritten: 0,
+        };
         let disk = Arc::new(Self(Mutex::new(state)));
         let installed = probe::install(folder, Arc::clone(&disk) as Arc<dyn Probe>);
         (disk, installed)
@@ -59,6 +70,11 @@ impl Scarce {
     /// From now on nothing can be cut.
     pub(crate) fn stick(&self) {
         self.lock().is_stuck = true;
+    }
+
+    /// From now on it is one that can't reserve room.
+    pub(crate) fn forget_reservations(&self) {
+        self.lock().is_plain = true;
     }
 
     /// What it says that it has left.
@@ -96,6 +112,9 @@ impl State {
         }
         if matches!(act, Act::Cut { .. }) && self.is_stuck {
             return Verdict::Refuse(io::Error::other("stuck"));
+        }
+        if matches!(act, Act::Reserve { .. }) && self.is_plain {
+            return Verdict::Refuse(io::ErrorKind::Unsupported.into());
         }
         let takes_room = matches!(
             act,

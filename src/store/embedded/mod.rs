@@ -378,7 +378,7 @@ impl Store for EmbeddedStore {
     }
 
     fn shortage(&self) -> Option<String> {
-        self.shared.room.shortage()
+        self.shared.room.look()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

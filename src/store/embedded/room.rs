@@ -119,11 +119,6 @@ impl Room {
         }
     }
 
-    /// Why there is no room, as of the last look.
-    pub(super) fn shortage(&self) -> Option<String> {
-        self.lock().shortage.as_ref().map(|shortage| shortage.why.clone())
-    }
-
     /// Looks whether there is still room. Why not, if not.
     pub(super) fn look(&self) -> Option<String> {
         let mut inner = self.lock();
@@ -344,7 +339,7 @@ mod tests {
 
     fn goes_on(room: &Room) -> bool {
         room.try_to_go_on();
-        room.shortage().is_none()
+        room.look().is_none()
     }
 
     #[tokio::test(start_paused = true)]

@@ -211,6 +211,25 @@ async fn request_without_room_for_its_answer_or_its_intent_is_not_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn where_nothing_can_be_reserved_what_is_free_counts() {
+    let world = World::of(2).await;
+    world.disk.forget_reservations();
+    let [first, second] = <[Lease; 2]>::try_from(lease(&world.store, "m", 2, NOW).await).unwrap();
+    world.store.begin(&first).unwrap();
+    // Above the floor, but not by what two answers may take.
+    world.disk.says(Space { free: (1 << 20) + (100 << 10), ..ROOMY });
+    assert!(matches!(world.store.begin(&second), Err(Error::Full(_))));
+    assert!(world.store.shortage().is_some(), "else it would be leased again at once, and again");
+    world.store.settle(second, Settlement::Release).await.unwrap();
+    world.settle(first).await;
+    world.disk.says(ROOMY);
+    let leased = world.until_leased().await.pop().unwrap();
+    world.store.begin(&leased).unwrap();
+    world.settle(leased).await;
+    world.check(vec![0, 1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn records_whose_sync_fails_count_when_they_are_written_again_and_synced() {
     let world = World::of(3).await;
     let mut leases = world.begin(2).await;

@@ -57,7 +57,7 @@ impl EmbeddedStore {
             Error::Full(error.to_string())
         };
         if !is_sure.map_err(refuse)? {
-            room.fits(answers + intents)?;
+            room.fits(answers + intents).map_err(refuse)?;
         }
         files.intents.append(&intent.to_line(), |_| ()).map_err(refuse)?;
         fault::point("store-intent-written");
@@ -67,7 +67,7 @@ impl EmbeddedStore {
     /// See [`Store::settle`](crate::store::Store::settle).
     pub(super) async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
         // What an attempt brings home is kept even by a store that an error has closed: it was paid for.
-        let files = self.files_even_if_closed(lease.request.job)?;
+        let files = self.files_in_the_end(lease.request).await?;
         // Room for the note first: once the record is in the journal nothing may keep it from being counted.
         let room = self.notes.reserve().await.ok().filter(|_| self.check_open().is_ok());
         let held = self.shared.leases.take(&lease)?;
@@ -92,6 +92,20 @@ impl EmbeddedStore {
                 self.ask(|reply| Command::Release { request, held, reply }).await
             }
         }
+    }
+
+    /// The job's files, as soon as they can be opened: they were when it was sent.
+    async fn files_in_the_end(&self, request: RequestId) -> Result<Arc<JobFiles>> {
+        let mut opened = Err(Error::NoSuchJob(request.job));
+        let open = || match self.files_even_if_closed(request.job) {
+            Err(error @ Error::Io { .. }) => Err(error),
+            done => {
+                opened = done;
+                Ok(())
+            }
+        };
+        self.until_written(request, 0, open).await;
+        opened
     }
 
     async fn note(&self, files: &JobFiles, request: RequestId, intent: Intent) {

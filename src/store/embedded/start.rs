@@ -62,6 +62,7 @@ fn level(state: &Path, opened: Opened) -> Result<Index, Failed> {
     // sled asserts on what it reads.
     let leveled = catch_unwind(AssertUnwindSafe(|| {
         let mut index = Index::new(db.open_tree("queue").map_err(broken)?, file);
+        index.reserve(0)?;
         recover::all(&mut index, state)?;
         Ok(index)
     }));

@@ -150,6 +150,9 @@ impl IndexThread {
         while !self.put_off.is_empty() && self.has_room(0).is_ok() {
             let Some(command) = self.put_off.pop_front() else { break };
             self.carry_out(command)?;
+            if self.put_off.is_empty() {
+                self.shared.tick(); // for who was refused leases because of it
+            }
         }
         Ok(())
     }
@@ -191,7 +194,8 @@ impl IndexThread {
             Command::Job { id, reply } => self.reply(reply, self.index.entry(id).map(Entry::state)),
             Command::Queues { reply } => self.reply(reply, Ok(self.index.queues())),
             Command::Lease { queue, max, now, reply } => {
-                let result = if self.shared.room.look().is_some() {
+                // What was put off is bounded by what was in flight when it began.
+                let result = if self.shared.room.look().is_some() || !self.put_off.is_empty() {
                     Ok(Leased::default())
                 } else {
                     self.index.lease(&self.shared.leases, &queue, max, now)
