@@ -20,6 +20,7 @@ mod evidence;
 mod ground;
 mod laws;
 mod plan;
+mod process;
 mod wire;
 mod world;
 

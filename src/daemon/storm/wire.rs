@@ -15,10 +15,11 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::ground::Pulse;
-use super::plan::{self, Weather};
+use super::plan::{self, ProviderPlan, Weather};
+use crate::clock::Seed;
 use crate::domain::{QueueName, RequestId};
 use crate::provider::{HttpReply, HttpRequest, Transport, TransportError};
-use crate::simulate::{Change, Changes, Engine, Faults, SimulatedTransport};
+use crate::simulate::{Change, Changes, Engine, Faults, Latency, Settings, SimulatedTransport};
 
 /// What the flaky weather brings, of each kind the simulator knows.
 const FLAKY: &str = "429=0.1,500=0.08,502=0.03,503=0.04,drop=0.05,cut=0.04,garbage=0.03,empty=0.03,slow=0.03";
@@ -152,7 +153,20 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(provider: &str, engine: Engine, book: Arc<Book>, dice: Rng) -> Self {
+    /// The provider of the plan as it is, and the way to it.
+    pub(super) fn of(plan: &ProviderPlan, seed: u64, book: &Arc<Book>) -> Self {
+        let (least, most) = plan.latency;
+        let server = Settings {
+            latency: Latency::between(least, most),
+            requests_per_minute: plan.admits_per_minute,
+            ..Settings::default()
+        };
+        let seed = Seed::fixed(seed ^ u64::from(plan.name.as_bytes()[0]) << 56);
+        let engine = Engine::new(server, seed).unwrap();
+        Self::new(plan.name, engine, Arc::clone(book), seed.derive("storm/wire"))
+    }
+
+    fn new(provider: &str, engine: Engine, book: Arc<Book>, dice: Rng) -> Self {
         let engine = Arc::new(engine);
         let transport = SimulatedTransport::new(Arc::clone(&engine));
         Self {

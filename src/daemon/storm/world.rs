@@ -8,23 +8,18 @@ use std::time::Duration;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::ground::{Ground, Life, Pulse};
-use super::plan::{Act, Plan, ProviderPlan, Verb, Weather};
+use super::plan::{Act, Plan, Verb, Weather};
+use super::process::{Process, TIMEOUT, publish, settings};
 use super::wire::{Book, Exchange, Line, Moment, Wire};
 use crate::clock::{Clock, Seed};
-use crate::config::{self, Concurrency, Limits};
 use crate::control::{Board, Control};
-use crate::dispatch::{self, Fleet, ProviderSettings, Settings};
+use crate::dispatch::{Fleet, Settings};
 use crate::domain::{JobState, JobStatus, RequestId, Timestamp};
-use crate::provider::{self, Provider};
-use crate::simulate::{self, Engine, Entry, Latency, Payments};
-use crate::store::{self, Store};
+use crate::simulate::{Entry, Payments};
+use crate::store::Store;
 use crate::upkeep::Upkeep;
-
-/// Above every grace, and below `Settings::slow` of the simulator: its slow replies come too late.
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Under a clear sky everything ends within this: all requests one after another take half of it.
 const PATIENCE: Duration = Duration::from_mins(15);
@@ -70,18 +65,6 @@ pub(super) struct LifeSpan {
     pub(super) died: bool,
 }
 
-/// The process while it runs.
-#[derive(Debug)]
-struct Process {
-    pulse: Arc<Pulse>,
-    control: Control,
-    work: CancellationToken,
-    hurry: CancellationToken,
-    rest: CancellationToken,
-    fleet: JoinSet<Result<(), dispatch::Error>>,
-    others: JoinSet<store::Result<()>>,
-}
-
 #[derive(Debug)]
 struct World {
     seed: u64,
@@ -115,7 +98,7 @@ impl World {
         let plan = Plan::new(seed);
         let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
         let book = Arc::new(Book::new());
-        let wires = plan.providers.iter().map(|p| Arc::new(wire(p, seed, &book))).collect();
+        let wires = plan.providers.iter().map(|p| Arc::new(Wire::of(p, seed, &book))).collect();
         Self {
             ground: Arc::new(Ground::new(clock.clone())),
             seed,
@@ -360,90 +343,4 @@ impl World {
             troubles: self.troubles,
         }
     }
-}
-
-/// Ends jobs as `output` does, without writing files.
-async fn publish(store: Arc<dyn Store>, clock: Clock, stop: CancellationToken) -> store::Result<()> {
-    let mut news = store.changes();
-    loop {
-        news.mark_seen();
-        for state in store.jobs().await? {
-            match end_job(&*store, &state, &clock).await {
-                // It moved on in the meantime, and there is news of it.
-                Ok(()) | Err(store::Error::Transition { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        tokio::select! { biased; // to stop goes first
-            () = stop.cancelled() => return Ok(()),
-            () = news.changed() => {}
-        }
-    }
-}
-
-async fn end_job(store: &dyn Store, state: &JobState, clock: &Clock) -> store::Result<()> {
-    let (id, leased, open) = (state.job.id, state.leased, state.counts.open());
-    match state.status {
-        JobStatus::Cancelling if leased == 0 => {
-            store.set_status(id, JobStatus::Cancelled, clock.now()).await?;
-        }
-        JobStatus::Expiring if leased == 0 => {
-            store.set_status(id, JobStatus::Expired, clock.now()).await?;
-        }
-        JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Finalizing if open == 0 => {
-            store.set_status(id, JobStatus::Finalizing, clock.now()).await?;
-            sleep(Duration::from_millis(5)).await;
-            store.set_status(id, JobStatus::Completed, clock.now()).await?;
-        }
-        JobStatus::InProgress
-        | JobStatus::Paused { .. }
-        | JobStatus::Finalizing
-        | JobStatus::Cancelling
-        | JobStatus::Expiring
-        | JobStatus::Held { .. }
-        | JobStatus::Completed
-        | JobStatus::Failed { .. }
-        | JobStatus::Cancelled
-        | JobStatus::Expired => {}
-    }
-    Ok(())
-}
-
-fn wire(plan: &ProviderPlan, seed: u64, book: &Arc<Book>) -> Wire {
-    let (least, most) = plan.latency;
-    let server = simulate::Settings {
-        latency: Latency::between(least, most),
-        requests_per_minute: plan.admits_per_minute,
-        ..simulate::Settings::default()
-    };
-    let seed = Seed::fixed(seed ^ u64::from(plan.name.as_bytes()[0]) << 56);
-    let engine = Engine::new(server, seed).unwrap();
-    Wire::new(plan.name, engine, Arc::clone(book), seed.derive("storm/wire"))
-}
-
-fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> ProviderSettings {
-    let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
-    let settings = provider::Settings {
-        name: plan.name.to_owned(),
-        base_url: base_url.clone(),
-        api_key: Some("sk-test".into()),
-        timeout: TIMEOUT,
-        max_reply: 1 << 20,
-    };
-    let config = config::Provider {
-        name: plan.name.to_owned(),
-        base_url,
-        api_key: None,
-        timeout: TIMEOUT,
-        concurrency: plan.bound,
-        max_reply: settings.max_reply,
-        strict: false,
-        limits: Limits {
-            concurrency: Concurrency::Fixed(plan.slots),
-            requests_per_minute: plan.requests_per_minute,
-            tokens_per_minute: None,
-        },
-        models: Vec::new(),
-    };
-    ProviderSettings { provider: Provider::new(settings, Arc::new(line)).with_clock(clock.clone()), config }
 }
