@@ -412,8 +412,9 @@ mod tests {
         root.drop_file("inputs/a.txt", "another\n");
         let write = |text: &str, at: crate::domain::Timestamp| {
             fs::write(&data, text).unwrap();
-            let seconds = i64::try_from(at.as_secs()).unwrap();
-            let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let millis = i64::try_from(at.as_millis()).unwrap();
+            let (tv_sec, tv_nsec) = (millis / 1000, millis % 1000 * 1_000_000);
+            let time = rustix::fs::Timespec { tv_sec, tv_nsec };
             let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
             rustix::fs::utimensat(rustix::fs::CWD, &data, &times, rustix::fs::AtFlags::empty()).unwrap();
         };

@@ -54,6 +54,8 @@ fn swap(jobs: &Path, outside: &Path, made: &AtomicUsize, stop: &AtomicBool) {
     let is_link = |path: &Path| fs::symlink_metadata(path).unwrap().is_symlink();
     let exchange = |a: &Path, b: &Path| renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE);
     let data = ["data.txt", ".data.txt"].map(|name| jobs.join("inputs").join(name));
+    // No spare may take the place of an earlier one.
+    let mut spares = 0;
     while !stop.load(Ordering::Relaxed) {
         exchange(&data[0], &data[1]).unwrap();
         for (name, make, secret) in PAIRS {
@@ -69,8 +71,8 @@ fn swap(jobs: &Path, outside: &Path, made: &AtomicUsize, stop: &AtomicBool) {
                     }
                     // What was put back meanwhile has the name again: this one gets its chance later.
                     if renameat_with(CWD, &new, CWD, &shown, RenameFlags::NOREPLACE).is_err() {
-                        let spare = jobs.join(format!("{}-{name}", made.load(Ordering::Relaxed)));
-                        fs::rename(new, spare).unwrap();
+                        spares += 1;
+                        fs::rename(new, jobs.join(format!("spare{spares}-{name}"))).unwrap();
                     }
                 }
                 Err(error) => panic!("{error}"),
