@@ -15,6 +15,7 @@ mod process;
 mod world;
 
 mod bad_input;
+mod burst;
 mod commands;
 mod crash;
 mod faults;

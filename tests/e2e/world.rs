@@ -33,6 +33,7 @@ pub(crate) struct Setup {
     /// Of the wait between attempts; the longest is ten times that.
     pub(crate) base_delay: Duration,
     pub(crate) settle: &'static str,
+    pub(crate) rescan: &'static str,
     pub(crate) grace: &'static str,
     pub(crate) log_level: &'static str,
     /// More lines of `[intake]`.
@@ -53,6 +54,7 @@ impl Default for Setup {
             max_attempts: 6,
             base_delay: Duration::from_millis(2),
             settle: "50ms",
+            rescan: "100ms",
             grace: "30s",
             log_level: "info",
             intake: "",
@@ -243,7 +245,17 @@ impl World {
 
 fn config_text(setup: &Setup, base_url: &str) -> String {
     let Setup {
-        concurrency, max_attempts, settle, grace, log_level, intake, provider, storage, more, ..
+        concurrency,
+        max_attempts,
+        settle,
+        rescan,
+        grace,
+        log_level,
+        intake,
+        provider,
+        storage,
+        more,
+        ..
     } = setup;
     let [base_delay, max_delay] =
         [1, 10].map(|times| humantime::format_duration(setup.base_delay * times).to_string());
@@ -251,7 +263,7 @@ fn config_text(setup: &Setup, base_url: &str) -> String {
         r#"root = "root"
 
 [intake]
-rescan = "100ms"
+rescan = "{rescan}"
 settle = "{settle}"
 {intake}
 
