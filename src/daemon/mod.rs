@@ -7,6 +7,8 @@
 
 mod build;
 mod idle;
+#[cfg(test)]
+mod power;
 mod signals;
 #[cfg(test)]
 mod storm;

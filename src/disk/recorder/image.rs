@@ -113,13 +113,13 @@ impl Image {
     pub(super) fn note(&mut self, act: &Act<'_>) {
         match act {
             Act::Create { path } => self.create(path),
-            Act::Append { file, bytes, .. } => self.change(file, Change::Append(bytes.to_vec())),
+            Act::Append { file, bytes, .. } => self.content(file).change(Change::Append(bytes.to_vec())),
             // It changes nothing that is seen, and nothing of what a cut leaves until it is synced.
             Act::Overwrite { file, offset, bytes, .. } => {
                 let (live, from) = (self.content(file).live(), usize::try_from(*offset).unwrap());
                 assert_eq!(&live[from..from + bytes.len()], *bytes, "what is written again is the same");
             }
-            Act::Cut { file, length, .. } => self.change(file, Change::Cut(*length)),
+            Act::Cut { file, length, .. } => self.content(file).change(Change::Cut(*length)),
             Act::Reserve { .. } => {}
             Act::Sync { file, .. } => self.content(file).sync(),
             Act::MakeDir { path } => self.make_folders(path),
@@ -162,14 +162,12 @@ impl Image {
 
     fn content(&mut self, file: &fs::File) -> &mut Content {
         let node = self.node_of(file);
-        match &mut self.nodes[node] {
-            Node::File(content) => content,
-            Node::Folder => panic!("a folder was taken for a file"),
-        }
+        self.content_of(node)
     }
 
-    fn change(&mut self, file: &fs::File, change: Change) {
-        self.content(file).change(change);
+    fn content_of(&mut self, node: NodeId) -> &mut Content {
+        let Node::File(content) = &mut self.nodes[node] else { panic!("a folder was taken for a file") };
+        content
     }
 
     /// The node of an open file; one that is not known counts as durable.
@@ -298,8 +296,7 @@ impl Image {
             self.rename(Rename { from: None, to: Some((place, node)) });
             node
         };
-        let Node::File(content) = &mut self.nodes[node] else { panic!("a folder was taken for a file") };
-        content.change(Change::Cut(0));
+        self.content_of(node).change(Change::Cut(0));
     }
 
     /// Notes a new folder, and those above it that were not there.

@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
+use tokio::sync::Notify;
 
 use self::image::Image;
 use crate::clock::Seed;
@@ -60,6 +61,7 @@ pub(crate) struct Recorder {
     plan: Plan,
     turn: Mutex<()>,
     disk: Mutex<Disk>,
+    off: Notify,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Recorder {
         let image = Image::of(root, &plan.index);
         let disk = Disk { image, acts: 0, is_off: false, index: [None, None], syncs: BTreeSet::new() };
         let (root, turn, disk) = (root.to_owned(), Mutex::default(), Mutex::new(disk));
-        let recorder = Arc::new(Self { root, plan, turn, disk });
+        let recorder = Arc::new(Self { root, plan, turn, disk, off: Notify::new() });
         let installed = probe::install(&recorder.root, Arc::clone(&recorder) as Arc<dyn Probe>);
         (recorder, installed)
     }
@@ -100,6 +102,11 @@ impl Recorder {
 
     pub(crate) fn is_off(&self) -> bool {
         self.disk().is_off
+    }
+
+    /// Returns when the power is cut. For one who waits.
+    pub(crate) async fn until_off(&self) {
+        self.off.notified().await;
     }
 
     /// What was synced so far: names of files and folders, without what is different in every run.
@@ -141,6 +148,7 @@ impl Recorder {
 
     fn switch_off(&self, disk: &mut Disk) {
         disk.is_off = true;
+        self.off.notify_one();
         disk.image.end();
         disk.index[1] = read_tree(&self.plan.index);
     }
@@ -223,7 +231,7 @@ fn write_tree(tree: &Tree, target: &Path) {
 }
 
 /// What a sync is about, without what differs from run to run: ids, and the names of jobs.
-fn class_of(act: &Act<'_>, root: &Path) -> String {
+pub(crate) fn class_of(act: &Act<'_>, root: &Path) -> String {
     let kind = if matches!(act, Act::SyncDir { .. }) { "names of" } else { "content of" };
     let below = act.path().strip_prefix(root).unwrap();
     let parts = below.iter().enumerate().map(|(depth, name)| {
