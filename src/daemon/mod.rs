@@ -6,6 +6,8 @@
 //! results that are whole are written; then the store is closed. A second signal skips the waiting.
 
 mod build;
+#[cfg(test)]
+mod faulty;
 mod idle;
 #[cfg(test)]
 mod power;
