@@ -237,7 +237,7 @@ pub(crate) fn class_of(act: &Act<'_>, root: &Path) -> String {
     let parts = below.iter().enumerate().map(|(depth, name)| {
         let name = name.to_string_lossy();
         let is_id = name.parse::<uuid::Uuid>().is_ok() || (depth == 1 && below.starts_with("results"));
-        if is_id { "*".to_owned() } else { name.into_owned() }
+        if is_id { "*".to_owned() } else { name.replace(|c: char| c.is_ascii_digit(), "#") }
     });
     format!("{kind} {}", parts.collect::<Vec<_>>().join("/"))
 }
