@@ -161,7 +161,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The input line of a request.
     fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>>;
 
-    /// Notes that the lease's attempt is about to be sent. Survives a crash of the process, not of the machine.
+    /// Notes that the lease's attempt is about to be sent. Survives a crash of the process; one of the machine, too, a
+    /// moment later (some 20 ms), which is not waited for.
     /// [`Error::Full`] if there may be no room for the answer: then it must not be sent.
     fn begin(&self, lease: &Lease) -> Result<()>;
 

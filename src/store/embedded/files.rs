@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -25,14 +26,16 @@ const IMAGE_BYTES: u64 = 4 << 20;
 pub(super) struct JobFiles {
     pub(super) input: Arc<File>,
     pub(super) index: File,
-    pub(super) journal: Arc<Log>,
+    pub(super) journal: Log,
     pub(super) intents: Log,
+    /// The sync thread is told of intents that are not durable.
+    begun: AtomicBool,
 }
 
 impl JobFiles {
     /// Nobody reads or appends, and every record is durable: closing the files forgets nothing.
     pub(super) fn is_at_rest(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) == 1 && Arc::strong_count(&self.journal) == 1
+        Arc::strong_count(self) == 1
     }
 
     /// Gives back the room that was reserved for answers; for a job that has none in flight.
@@ -48,9 +51,20 @@ impl JobFiles {
         Ok(Self {
             input: Arc::new(open(folder.input())?),
             index: open(folder.index())?,
-            journal: Arc::new(Log::open(folder.journal())?.expecting(expected)),
+            journal: Log::open(folder.journal())?.expecting(expected),
             intents: Log::open(folder.intents())?,
+            begun: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the sync thread is to be told of an intent that was just written: once for all of a moment.
+    pub(super) fn is_first_begun(&self) -> bool {
+        !self.begun.swap(true, Ordering::AcqRel)
+    }
+
+    /// Before intents are synced: what is written from now on may miss that sync, and is told anew.
+    pub(super) fn heed_begun(&self) {
+        self.begun.store(false, Ordering::Release);
     }
 }
 

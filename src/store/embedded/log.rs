@@ -149,6 +149,9 @@ impl Log {
         if is_doubtful {
             return self.sync_anew();
         }
+        if length <= self.durable() {
+            return Ok(());
+        }
         if let Err(error) = file.sync_data() {
             self.lock().is_doubtful = true;
             return Err(failed("sync", &self.path)(error));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::domain::{Record, RequestId, Settlement};
+use crate::domain::{JobId, Record, RequestId, Settlement};
 use crate::fault;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::files::JobFiles;
@@ -43,7 +43,7 @@ impl EmbeddedStore {
     }
 
     /// Takes room for the answers in flight, so many of this job, and writes the intent.
-    fn prepare_answer(&self, files: &JobFiles, lease: &Lease, begun: u32) -> Result<()> {
+    fn prepare_answer(&self, files: &Arc<JobFiles>, lease: &Lease, begun: u32) -> Result<()> {
         let room = &self.shared.room;
         let [answers, intents] = [files.journal.expected(), INTENT_BYTES].map(|each| u64::from(begun) * each);
         let intent = Intent::Send { index: lease.request.index, attempt: lease.attempt };
@@ -60,6 +60,7 @@ impl EmbeddedStore {
             room.fits(answers + intents).map_err(refuse)?;
         }
         files.intents.append(&intent.to_line(), |_| ()).map_err(refuse)?;
+        self.tell_begun(lease.request.job, files);
         fault::point("store-intent-written");
         Ok(())
     }
@@ -108,14 +109,27 @@ impl EmbeddedStore {
         opened
     }
 
-    async fn note(&self, files: &JobFiles, request: RequestId, intent: Intent) {
+    async fn note(&self, files: &Arc<JobFiles>, request: RequestId, intent: Intent) {
         let line = intent.to_line();
         self.until_written(request, line.len(), || files.intents.append(&line, |_| ())).await;
+        self.tell_begun(request.job, files);
+    }
+
+    /// Lets intents become durable soon. Nobody waits for it: so a power cut, unlike the death of the process, may take
+    /// those of the last moments along.
+    fn tell_begun(&self, job: JobId, files: &Arc<JobFiles>) {
+        if files.is_first_begun() {
+            let told = self.notes.try_send(Note::Begun { job, files: Arc::clone(files) });
+            if told.is_err() {
+                // Thousands of records are on their way; the next intent tells of this one.
+                files.heed_begun();
+            }
+        }
     }
 
     async fn record(
         &self,
-        files: &JobFiles,
+        files: &Arc<JobFiles>,
         room: Option<mpsc::Permit<'_, Note>>,
         held: Held,
         record: &Record,
@@ -134,10 +148,9 @@ impl EmbeddedStore {
             // Appended and noted as one step: so the notes of a job stand in the order of its journal, and what
             // the index acknowledges has no gap in it.
             files.journal.append(&line, |journal_end| {
-                let journal = Arc::clone(&files.journal);
                 if let Some(room) = room.take() {
                     let settled = Settled { request, held, success, journal_end };
-                    room.send(Note::Appended { journal, settled });
+                    room.send(Note::Appended { files: Arc::clone(files), settled });
                 }
             })
         };

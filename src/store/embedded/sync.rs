@@ -1,4 +1,4 @@
-//! The thread that makes journals durable.
+//! The thread that makes journals and intents durable.
 //!
 //! # Operation
 //!
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::JobId;
 use crate::fault;
+use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::Settled;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::room::TRY_EVERY;
@@ -32,8 +33,18 @@ const GATHER: Duration = Duration::from_millis(10);
 /// A record that was appended to its journal.
 #[derive(Debug)]
 pub(super) enum Note {
-    Appended { journal: Arc<Log>, settled: Settled },
-    Close { reply: oneshot::Sender<Result<()>> },
+    Appended {
+        files: Arc<JobFiles>,
+        settled: Settled,
+    },
+    /// Intents were written.
+    Begun {
+        job: JobId,
+        files: Arc<JobFiles>,
+    },
+    Close {
+        reply: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// Runs the sync thread until the store is closed or dropped.
@@ -41,13 +52,14 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
     let mut batch = Vec::new();
     while let Some(first) = notes.blocking_recv() {
         pause(GATHER);
-        let mut journals: BTreeMap<JobId, Arc<Log>> = BTreeMap::new();
+        let mut jobs: BTreeMap<JobId, Arc<JobFiles>> = BTreeMap::new();
         let mut closing = None;
         let mut next = Some(first);
         while let Some(note) = next {
             match note {
-                Note::Appended { journal, settled } => {
-                    journals.entry(settled.request.job).or_insert(journal);
+                Note::Begun { job, files } => drop(jobs.entry(job).or_insert(files)),
+                Note::Appended { files, settled } => {
+                    jobs.entry(settled.request.job).or_insert(files);
                     batch.push(settled);
                 }
                 Note::Close { reply } => closing = Some(reply),
@@ -55,14 +67,16 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
             next = if batch.len() < SYNC_MAX && closing.is_none() { notes.try_recv().ok() } else { None };
         }
         fault::point("store-journal-syncing");
-        if let Err(error) = journals.values().try_for_each(|journal| make_durable(shared, journal)) {
+        if let Err(error) = jobs.values().try_for_each(|files| sync_job(shared, files)) {
             // What they held does not count, and nothing goes on.
             tracing::error!(error = %error, "a journal can't be made durable; nothing more is sent");
             shared.close(&error.to_string());
             return;
         }
         fault::point("store-journal-synced");
-        let sent = commands.blocking_send(Command::Settled(std::mem::take(&mut batch)));
+        let settled = std::mem::take(&mut batch);
+        let sent =
+            if settled.is_empty() { Ok(()) } else { commands.blocking_send(Command::Settled(settled)) };
         let closed = closing.map(|reply| commands.blocking_send(Command::Close { reply }));
         if sent.is_err() || closed.is_some() {
             return;
@@ -70,15 +84,23 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
     }
 }
 
-/// Syncs a journal, until it is synced: what is in it was received, and does not count before. Gives up if what was
+/// Makes a job's intents and records durable. The intents first: what is known to have been sent never lags what is
+/// known of its end.
+fn sync_job(shared: &Shared, files: &JobFiles) -> Result<()> {
+    files.heed_begun();
+    make_durable(shared, &files.intents)?;
+    make_durable(shared, &files.journal)
+}
+
+/// Syncs a log, until it is synced: what is in it was received, and does not count before. Gives up if what was
 /// appended is gone, or the store is to be closed.
-fn make_durable(shared: &Shared, journal: &Log) -> Result<()> {
-    let Err(mut error) = journal.sync() else { return Ok(()) };
+fn make_durable(shared: &Shared, log: &Log) -> Result<()> {
+    let Err(mut error) = log.sync() else { return Ok(()) };
     let unwritten = shared.room.unwritten();
     loop {
         tracing::error!(%error, "answers are received and can't be made durable; they are written again");
         shared.room.failed(&error, 0);
-        match journal.sync() {
+        match log.sync() {
             Ok(()) => {
                 unwritten.written();
                 return Ok(());
@@ -97,4 +119,32 @@ fn make_durable(shared: &Shared, journal: &Log) -> Result<()> {
 )]
 fn pause(duration: Duration) {
     std::thread::sleep(duration);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::store::Store;
+    use crate::store::conformance::{NOW, job, lease, put};
+    use crate::store::embedded::tests::World;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn intents_become_durable_though_no_answer_comes() {
+        let world = World::new();
+        let store = world.open();
+        let job = job(1, 2, &["m"], 1);
+        put(&store, &job).await;
+        let files = store.files(job.id).unwrap();
+        for lease in lease(&store, "m", 2, NOW).await {
+            let before = files.intents.durable();
+            store.begin(&lease).unwrap();
+            let intents = fs::read(world.folder(&job).intents()).unwrap();
+            while files.intents.durable() == before {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(files.intents.durable(), intents.len() as u64);
+        }
+        store.close().await.unwrap();
+    }
 }
