@@ -76,7 +76,7 @@ pub struct Entry {
     /// gone. None while it is in the server, and in the ledger's file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_us: Option<u64>,
-    /// BLAKE3 of the reply's body, if a whole reply was sent. None as `left_us` is.
+    /// BLAKE3 of the reply's body, the white space around it aside, if a whole reply was sent. None as `left_us` is.
     #[serde(serialize_with = "hex", skip_serializing_if = "Option::is_none")]
     pub answer: Option<blake3::Hash>,
 }

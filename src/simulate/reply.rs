@@ -52,7 +52,7 @@ pub(super) struct Traffic {
 pub(super) struct Departure {
     pub(super) sequence: u64,
     pub(super) at: Instant,
-    /// Of the reply's body; none if no whole reply was sent.
+    /// Of the reply's body, the white space around it aside; none if no whole reply was sent.
     pub(super) answer: Option<blake3::Hash>,
 }
 
@@ -154,7 +154,7 @@ impl Reply {
             && in_flight.sequence.is_some()
             && self.delivery == Delivery::Whole
         {
-            in_flight.answer = Some(blake3::hash(&self.body));
+            in_flight.answer = Some(blake3::hash(self.body.trim_ascii()));
         }
     }
 

@@ -11,7 +11,6 @@ use super::world::{LifeSpan, Story};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, Order, Record, RecordError, RequestId};
 use crate::simulate::laws::{Asked, Evidence, JobEvidence, Results, Stop, StopKind, check};
-use crate::simulate::{Entry, Fault, Outcome};
 
 /// What a paused clock rounds away.
 const GRAIN: Duration = Duration::from_millis(1);
@@ -25,7 +24,7 @@ pub(super) fn judge(story: &Story) -> Vec<String> {
                 .states
                 .iter()
                 .zip(&story.journals)
-                .map(|(s, j)| job(story, (provider, ledger), s, j))
+                .map(|(state, journal)| job(story, provider, state, journal))
                 .collect(),
             ledger: ledger.clone(),
             stops: (0..story.lives.len()).filter_map(|life| stop(story, provider, life)).collect(),
@@ -41,12 +40,7 @@ pub(super) fn judge(story: &Story) -> Vec<String> {
 }
 
 /// The part of a job that one provider was asked for.
-fn job(
-    story: &Story,
-    (provider, ledger): (&ProviderPlan, &[Entry]),
-    state: &JobState,
-    journal: &[u8],
-) -> JobEvidence {
+fn job(story: &Story, provider: &ProviderPlan, state: &JobState, journal: &[u8]) -> JobEvidence {
     let job = &state.job;
     let is_ours = |index: u32| job.queues[index as usize % job.queues.len()].provider() == provider.name;
     let is_decided =
@@ -62,13 +56,13 @@ fn job(
         asked: asked.collect(),
         order: Order::Input,
         on_uncertain: job.settings.on_uncertain.unwrap_or_default(),
-        results: Some(results(state, journal, ledger, is_ours)),
+        results: Some(results(state, journal, is_ours)),
         is_running: false,
     }
 }
 
 /// What `output` would have published: what a cancelled job has no record of ends as `cancelled`.
-fn results(state: &JobState, journal: &[u8], ledger: &[Entry], is_ours: impl Fn(u32) -> bool) -> Results {
+fn results(state: &JobState, journal: &[u8], is_ours: impl Fn(u32) -> bool) -> Results {
     let lines = journal.split_inclusive(|byte| *byte == b'\n');
     let mut lines: Vec<(u32, bool, Vec<u8>)> = lines
         .filter_map(|line| JournalLine::parse(line.strip_suffix(b"\n")?))
@@ -91,13 +85,8 @@ fn results(state: &JobState, journal: &[u8], ledger: &[Entry], is_ours: impl Fn(
     };
     let mut results = Results::read(&text(true), &text(false), &|_| None).unwrap();
     for line in &mut results.errors {
-        // A trouble of the way, which the provider has never seen, or a gateway's page, which is no JSON and is
-        // kept as a string: neither can be compared.
-        let id = line.request_id.as_deref();
-        let is_page = |entry: &&Entry| entry.outcome == Outcome::Fault(Fault::BadGateway);
-        if id == Some("") || ledger.iter().filter(is_page).any(|entry| id == Some(&entry.request_id)) {
-            line.request_id = None;
-        }
+        // A trouble of the way, which the provider has never seen, can't be compared.
+        line.request_id.take_if(|id| id.is_empty());
     }
     results.maybe_paid_twice = Some(u64::from(state.counts.maybe_paid_twice));
     results

@@ -34,6 +34,8 @@ pub(super) struct Story {
     pub(super) exchanges: Vec<Exchange>,
     pub(super) commands: Vec<Command>,
     pub(super) lives: Vec<LifeSpan>,
+    /// When the sky was clear and everything was told to go on.
+    pub(super) cleared: Option<Moment>,
     /// Of every job that was put, in the order of their numbers.
     pub(super) states: Vec<JobState>,
     pub(super) journals: Vec<Vec<u8>>,
@@ -76,6 +78,7 @@ struct World {
     put: Vec<usize>,
     process: Option<Process>,
     lives: Vec<LifeSpan>,
+    cleared: Option<Moment>,
     commands: Vec<Command>,
     troubles: Vec<String>,
 }
@@ -109,6 +112,7 @@ impl World {
             put: Vec::new(),
             process: None,
             lives: Vec::new(),
+            cleared: None,
             commands: Vec::new(),
             troubles: Vec::new(),
         }
@@ -299,6 +303,7 @@ impl World {
             let is_held = matches!(state.status, JobStatus::Held { .. });
             self.command(if is_held { Verb::Retry } else { Verb::Resume }, job).await;
         }
+        self.cleared = Some(self.book.tell("everything may go on"));
         let ground = Arc::clone(&self.ground);
         let all_ended = async {
             let memory = &ground.memory;
@@ -340,6 +345,7 @@ impl World {
             plan: self.plan,
             commands: self.commands,
             lives: self.lives,
+            cleared: self.cleared,
             troubles: self.troubles,
         }
     }

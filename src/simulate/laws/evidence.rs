@@ -5,6 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::domain::{OnUncertain, Order};
@@ -92,7 +93,7 @@ pub struct Line {
     pub custom_id: String,
     /// The reply that it holds, by the server's `x-request-id`.
     pub request_id: Option<String>,
-    /// BLAKE3 of the body it holds.
+    /// BLAKE3 of the reply that it holds, without the white space around that.
     pub answer: Option<blake3::Hash>,
     /// `error.code`.
     pub error: Option<String>,
@@ -226,11 +227,19 @@ impl Line {
         let RecordLine { id, custom_id, response, error } = serde_json::from_str(line)?;
         let (request_id, answer) = match response {
             Some(Response { request_id, body }) => {
-                (Some(request_id), Some(blake3::hash(with_images(body.get(), image).as_bytes())))
+                (Some(request_id), Some(blake3::hash(reply(body.get(), image).as_bytes())))
             }
             None => (None, None),
         };
         Ok(Self { id, custom_id, request_id, answer, error: error.map(|error| error.code) })
+    }
+}
+
+/// The reply as it was before it became a member: one that is no JSON (a gateway's page) stands there as a string.
+fn reply(body: &str, image: &dyn Fn(&str) -> Option<Vec<u8>>) -> String {
+    match serde_json::from_str::<String>(body) {
+        Ok(text) if serde_json::from_str::<IgnoredAny>(&text).is_err() => text,
+        Ok(_) | Err(_) => with_images(body, image),
     }
 }
 

@@ -10,7 +10,7 @@
 //! | L2 | and only one; a published file never changes |
 //! | L3 | what a crash repeats was in flight, nothing is paid for more than twice by crashes, a drain repeats nothing |
 //! | L4 | an answer that was sent whole, and not just before a stop, is the one that is kept |
-//! | L5 | a line is what the server answered to that request, byte for byte |
+//! | L5 | a line is what the server answered to that request, byte for byte, white space around it aside |
 //! | L6 | after the first refusal of key or quota only a few more requests are sent |
 //! | L7 | nobody comes back sooner than told, nor are more in flight than allowed |
 //! | L8 | every dropped file ends in exactly one place |

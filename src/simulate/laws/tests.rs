@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::*;
-use crate::domain::{OnUncertain, Order};
+use crate::domain::{JobId, OnUncertain, Order, Record, RequestId, Response};
 use crate::simulate::{Entry, Fault, Outcome};
 
 const SECOND: u64 = 1_000_000;
@@ -338,5 +338,18 @@ fn jobs_and_results_are_read_from_their_files() {
         (Some("req_1"), Some(answer))
     );
     assert_eq!((results.errors[0].error.as_deref(), results.errors[0].answer), (Some("timeout"), None));
+
+    // A page and an empty reply are kept as strings; a reply that is JSON may not be.
+    let kept = |body: &[u8]| {
+        let response = Response::new(502, "req_2".to_owned(), body);
+        let request = RequestId { job: JobId::from_bytes([7; 16]), index: 0 };
+        let record = Record { request, custom_id: "b".to_owned(), response: Some(response), error: None };
+        let line = String::from_utf8(record.to_line()).unwrap();
+        Results::read("", &line, &image).unwrap().errors[0].answer
+    };
+    assert_eq!(kept(b"<html>\r\n\"bad\"</html>\r\n"), Some(hash("<html>\r\n\"bad\"</html>")));
+    assert_eq!(kept(b""), Some(hash("")));
+    assert_eq!(kept(b"{\"x\": 1.0}\n"), Some(hash("{\"x\": 1.0}")));
+    assert_ne!(kept(b"\"{}\""), Some(hash("{}")));
     assert!(Results::read("{\"id\":", "", &image).is_err(), "a torn line is no line");
 }

@@ -12,6 +12,7 @@
 //! | pace | nobody comes back before `Retry-After`; slots, bounds and rates are never exceeded |
 //! | lane | behind a closed gate one request at a time tries, and none before its time |
 //! | stop | of a paused, ended or expired job nothing is sent |
+//! | idle | under a clear sky no provider waits longer than it has asked to, nor does the end |
 
 mod pace;
 mod records;
@@ -83,6 +84,7 @@ pub(super) fn judge(story: &Story) -> (Vec<String>, Tally) {
     court.pace();
     court.lane();
     court.stopped_jobs();
+    court.idle();
     court.count();
     (court.broken, court.tally)
 }

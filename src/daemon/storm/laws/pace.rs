@@ -1,4 +1,4 @@
-//! Pace, lane, stop: how many are sent at a time, and when none may be.
+//! Pace, lane, stop, idle: how many are sent at a time, when none may be, and when one must be.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,6 +14,10 @@ const HEARD: Duration = Duration::from_millis(400);
 
 /// A closed gate lets nobody try before.
 const GATE_WAIT: Duration = Duration::from_mins(1);
+
+/// Longer than anybody is told to wait, and far below the ten minutes after which a dispatcher looks around by itself
+/// though nobody has woken it.
+const SILENCE: Duration = Duration::from_mins(2);
 
 impl Court<'_> {
     /// Slots, bounds and rates.
@@ -102,6 +106,33 @@ impl Court<'_> {
         });
         *gate = Gate::Trying { which, strikes };
         now >= until || resumed
+    }
+
+    /// Idle: whoever is not told that a place is free or a retry due is late by minutes, and by nothing else.
+    fn silence(&mut self, who: &str, from: Duration, to: Duration) {
+        if to.saturating_sub(from) > SILENCE {
+            self.broken("idle", format_args!("{who} waits from {from:?} to {to:?} for nothing"));
+        }
+    }
+
+    pub(super) fn idle(&mut self) {
+        let story = self.story;
+        let Some(cleared) = story.cleared else { return };
+        let mut last_of_all = cleared.at;
+        for provider in &story.plan.providers {
+            let mut quiet_since = cleared.at;
+            let of = |e: &&Exchange| e.queue.provider() == provider.name && e.sent > cleared;
+            // In the order in which they were sent.
+            for exchange in story.exchanges.iter().filter(of) {
+                self.silence(provider.name, quiet_since, exchange.sent.at);
+                let ended = exchange.ended.map_or(exchange.sent, |(at, _)| at);
+                quiet_since = quiet_since.max(ended.at);
+            }
+            last_of_all = last_of_all.max(quiet_since);
+        }
+        if let Some(stopped) = story.lives.last().and_then(|life| life.stopped) {
+            self.silence("the end", last_of_all, stopped.at);
+        }
     }
 
     /// Stop.
