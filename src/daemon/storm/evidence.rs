@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::plan::{self, ProviderPlan, Verb};
+use super::process::TIMEOUT;
 use super::wire::{Moment, Said};
 use super::world::{LifeSpan, Story};
 use crate::domain::record::JournalLine;
@@ -98,7 +99,10 @@ fn stop(story: &Story, provider: &ProviderPlan, life: usize) -> Option<Stop> {
     let ours = story.exchanges.iter().filter(|e| e.life == life && e.queue.provider() == provider.name);
     let lost = ours.filter(|e| {
         e.ended.is_some_and(|(at, said)| {
-            said == Said::Died || (said == Said::GivenUp && stopped.is_some_and(|stopped| stopped <= at))
+            // Who hangs up because the time is over does, to the ledger, what an abandoned drain does.
+            let is_late = said == Said::Unsure && at.at >= e.sent.at + TIMEOUT;
+            let is_given_up = said == Said::GivenUp || is_late;
+            said == Said::Died || (is_given_up && stopped.is_some_and(|stopped| stopped <= at))
         })
     });
     let in_flight = lost.count() as u64;

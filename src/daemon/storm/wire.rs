@@ -24,8 +24,8 @@ use crate::simulate::{Change, Changes, Engine, Faults, Latency, Settings, Simula
 /// What the flaky weather brings, of each kind the simulator knows.
 const FLAKY: &str = "429=0.1,500=0.08,502=0.03,503=0.04,drop=0.05,cut=0.04,garbage=0.03,empty=0.03,slow=0.03";
 
-/// No storm sends a fifth as much.
-const SENT_MAX: usize = 20_000;
+/// No storm sends half as much.
+pub(super) const SENT_MAX: usize = 10_000;
 
 /// What an exchange came to, as it really was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

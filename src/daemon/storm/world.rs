@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ground::{Ground, Life, Pulse};
 use super::plan::{Act, Plan, Verb, Weather};
 use super::process::{Process, TIMEOUT, publish, settings};
-use super::wire::{Book, Exchange, Line, Moment, Wire};
+use super::wire::{Book, Exchange, Line, Moment, SENT_MAX, Wire};
 use crate::clock::{Clock, Seed};
 use crate::control::{Board, Control};
 use crate::dispatch::{Fleet, Settings};
@@ -46,6 +46,13 @@ pub(super) struct Story {
     /// What went wrong while it ran.
     pub(super) troubles: Vec<String>,
     pub(super) trace: Vec<String>,
+}
+
+impl Story {
+    /// Whether requests were sent until nobody answered any more.
+    pub(super) fn is_endless(&self) -> bool {
+        self.exchanges.len() > SENT_MAX
+    }
 }
 
 /// A command that was carried out.

@@ -69,6 +69,15 @@ impl Tally {
 /// Every law that the story breaks.
 pub(super) fn judge(story: &Story) -> (Vec<String>, Tally) {
     let mut court = Court { story, broken: story.troubles.clone(), tally: Tally::default() };
+    if story.is_endless() {
+        // The other laws look at each against all: over so many that takes minutes and says nothing more.
+        court.broken(
+            "pace",
+            format_args!("{} requests are sent, and there is no end to it", story.exchanges.len()),
+        );
+        court.lane();
+        return (court.broken, court.tally);
+    }
     let mut by_request: BTreeMap<RequestId, Vec<&Exchange>> = BTreeMap::new();
     for exchange in &story.exchanges {
         by_request.entry(exchange.request).or_default().push(exchange);
