@@ -211,6 +211,17 @@ async fn request_without_room_for_its_answer_or_its_intent_is_not_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_was_not_sent_goes_back_even_if_its_job_can_not_be_read_any_more() {
+    let world = World::of(1).await;
+    let lease = lease(&world.store, "m", 1, NOW).await.pop().unwrap();
+    fs::remove_file(world.dir.path().join(format!("jobs/{}/input.jsonl", world.job.id))).unwrap();
+    assert!(matches!(world.store.line(lease.request).await, Err(Error::Io { .. })));
+    let released = world.store.settle(lease, Settlement::Release);
+    timeout(Duration::from_secs(5), released).await.expect("else the daemon could not be stopped").unwrap();
+    assert_eq!((world.store.shortage(), world.store.job(world.job.id).await.unwrap().leased), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn where_nothing_can_be_reserved_what_is_free_counts() {
     let world = World::of(2).await;
     world.disk.forget_reservations();

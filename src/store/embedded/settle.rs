@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::domain::{JobId, Record, RequestId, Settlement};
@@ -18,7 +17,6 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::Settled;
 use crate::store::embedded::intents::Intent;
-use crate::store::embedded::leases::Held;
 use crate::store::embedded::room::TRY_EVERY;
 use crate::store::embedded::sync::Note;
 use crate::store::embedded::threads::Command;
@@ -67,32 +65,33 @@ impl EmbeddedStore {
 
     /// See [`Store::settle`](crate::store::Store::settle).
     pub(super) async fn settle_lease(&self, lease: Lease, settlement: Settlement) -> Result<()> {
-        // What an attempt brings home is kept even by a store that an error has closed: it was paid for.
-        let files = self.files_in_the_end(lease.request).await?;
-        // Room for the note first: once the record is in the journal nothing may keep it from being counted.
-        let room = self.notes.reserve().await.ok().filter(|_| self.check_open().is_ok());
-        let held = self.shared.leases.take(&lease)?;
-        let request = lease.request;
         match settlement {
-            Settlement::Complete(record) => self.record(&files, room, held, &record, true).await,
-            Settlement::Discard(record) => self.record(&files, room, held, &record, false).await,
+            Settlement::Complete(record) => self.record(&lease, &record, true).await,
+            Settlement::Discard(record) => self.record(&lease, &record, false).await,
             Settlement::Retry { due, attempts, maybe_paid } => {
-                drop(room);
+                let request = lease.request;
+                let files = self.files_in_the_end(request).await?;
+                let held = self.shared.leases.take(&lease)?;
                 let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
                 self.note(&files, request, intent).await;
                 fault::point("store-ended-written");
                 self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
             }
-            Settlement::Release => {
-                drop(room);
-                if held.sent {
-                    // It was refused, unpaid: a crash must not take it for one that was in flight.
-                    let intent = Intent::Back { index: request.index, attempt: held.attempt };
-                    self.note(&files, request, intent).await;
-                }
-                self.ask(|reply| Command::Release { request, held, reply }).await
-            }
+            Settlement::Release => self.release(&lease).await,
         }
+    }
+
+    /// What was not sent left nothing to write, and goes back whatever the disk does: a stop must not wait for it.
+    async fn release(&self, lease: &Lease) -> Result<()> {
+        let request = lease.request;
+        let held = self.shared.leases.take(lease)?;
+        if held.sent {
+            // It was refused, unpaid: a crash must not take it for one that was in flight.
+            let files = self.files_in_the_end(request).await?;
+            let intent = Intent::Back { index: request.index, attempt: held.attempt };
+            self.note(&files, request, intent).await;
+        }
+        self.ask(|reply| Command::Release { request, held, reply }).await
     }
 
     /// The job's files, as soon as they can be opened: they were when it was sent.
@@ -127,16 +126,14 @@ impl EmbeddedStore {
         }
     }
 
-    async fn record(
-        &self,
-        files: &Arc<JobFiles>,
-        room: Option<mpsc::Permit<'_, Note>>,
-        held: Held,
-        record: &Record,
-        success: bool,
-    ) -> Result<()> {
+    async fn record(&self, lease: &Lease, record: &Record, success: bool) -> Result<()> {
+        let request = lease.request;
+        // What an attempt brings home is kept even by a store that an error has closed: it was paid for.
+        let files = self.files_in_the_end(request).await?;
+        // Room for the note first: once the record is in the journal nothing may keep it from being counted.
+        let room = self.notes.reserve().await.ok().filter(|_| self.check_open().is_ok());
+        let held = self.shared.leases.take(lease)?;
         let line = record.to_journal_line(held.attempt);
-        let request = record.request;
         let Some(room) = room else {
             // The next start settles it. Blocks, but nothing goes on any more.
             self.until_written(request, line.len(), || files.journal.append(&line, |_| ())).await;
@@ -150,7 +147,7 @@ impl EmbeddedStore {
             files.journal.append(&line, |journal_end| {
                 if let Some(room) = room.take() {
                     let settled = Settled { request, held, success, journal_end };
-                    room.send(Note::Appended { files: Arc::clone(files), settled });
+                    room.send(Note::Appended { files: Arc::clone(&files), settled });
                 }
             })
         };
