@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
@@ -44,6 +45,17 @@ pub(super) struct Stop {
     pub(super) hurry: CancellationToken,
     /// So long may what is in flight take after `work`.
     pub(super) grace: Duration,
+}
+
+impl Stop {
+    /// Returns when nothing is waited for any more.
+    async fn cut(&self) {
+        self.work.cancelled().await;
+        tokio::select! { biased;
+            () = self.hurry.cancelled() => {}
+            () = sleep(self.grace) => {}
+        }
+    }
 }
 
 /// See the module's words.
@@ -124,14 +136,19 @@ impl Dispatcher {
     /// in flight at `stop` may take until `grace` has passed.
     pub(super) async fn run(mut self, stop: Stop) -> Result<()> {
         let name = format!("the dispatcher of {}", self.queue);
-        let ended = guarded(&name, self.serve(&stop.work)).await;
+        let cut = stop.cut().shared();
+        // It may be settling what a full disk does not take.
+        let ended = tokio::select! { biased;
+            ended = guarded(&name, self.serve(&stop.work)) => ended,
+            () = cut.clone() => Ok(()),
+        };
         if ended.is_err() {
             stop.work.cancel(); // it is the store's error, or a bug: no queue may send any more
         }
         self.board.clear(&self.queue);
         // Each whatever became of the one before: what is in flight may be paid for already.
         let given_back = self.give_back().await;
-        let drained = self.drain(&stop).await;
+        let drained = self.drain(cut).await;
         ended.and(given_back).and(drained)
     }
 
@@ -345,9 +362,9 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Lets attempts finish within the grace, then abandons them: they were sent, so they are uncertain.
-    async fn drain(&mut self, stop: &Stop) -> Result<()> {
-        let deadline = Instant::now() + stop.grace;
+    /// Lets attempts finish until `cut`, then abandons them: they were sent, so they are uncertain.
+    async fn drain(&mut self, cut: impl Future<Output = ()>) -> Result<()> {
+        tokio::pin!(cut);
         let mut failed = None;
         loop {
             // What has ended is counted before anything is abandoned.
@@ -357,8 +374,7 @@ impl Dispatcher {
                     let error = self.on_ended(ended).err();
                     failed = failed.or(error);
                 }
-                () = stop.hurry.cancelled() => break,
-                () = sleep_until(deadline) => break,
+                () = &mut cut => break,
             }
         }
         if !self.running.is_empty() {
@@ -377,13 +393,16 @@ mod tests {
     use bytes::Bytes;
     use futures_util::future::BoxFuture;
     use serde_json::Value;
-    use tokio::time::sleep;
+    use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::clock::{Clock, Seed};
+    use crate::disk::scarce::Scarce;
     use crate::dispatch::{Fleet, ProviderSettings, Settings};
     use crate::domain::{Job, JobStatus, PauseReason};
     use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
+    use crate::store::embedded::EmbeddedStore;
     use crate::store::memory::MemoryStore;
     use crate::store::{self, Input, Store, conformance};
 
@@ -562,5 +581,27 @@ mod tests {
         assert!(matches!(ended, Err(Error::Store(store::Error::Closed(_)))));
         assert_eq!(started.elapsed(), Duration::from_secs(9), "the second was waited for");
         assert!(!world.work.is_cancelled(), "the other workers were not told to end");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_stop_waits_for_a_disk_that_takes_nothing_no_longer_than_for_requests() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _installed) = Scarce::under(dir.path());
+        let mut world = World::new();
+        world.store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+        // A line that can't be read any more: it fails unsent, and that has to be written down.
+        world.put(1, &["\""]).await;
+        disk.fill("results.log");
+        let stop = async {
+            while world.store.shortage().is_none() {
+                yield_now().await;
+            }
+            world.work.cancel();
+            world.hurry.cancel();
+        };
+        let stopped = async { tokio::join!(world.fleet(1, 1), stop).0 };
+        timeout(Duration::from_secs(9), stopped).await.expect("it ends").unwrap();
+        let error = world.store.close().await.unwrap_err();
+        assert!(error.to_string().contains("what came of 1 requests"), "{error}");
     }
 }
