@@ -146,6 +146,9 @@ impl Log {
             let end = self.lock();
             (Arc::clone(&end.file), end.length, end.is_doubtful)
         };
+        if self.durable() == length {
+            return Ok(());
+        }
         if is_doubtful {
             return self.sync_anew();
         }

@@ -274,15 +274,19 @@ impl EmbeddedStore {
             answer.await.unwrap_or_else(|_| Err(self.shared.refusal()))
         };
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let joined =
-            tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok())).await;
         let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        for files in files.values() {
-            files.give_back();
-        }
+        let ended = tokio::task::spawn_blocking(move || {
+            let joined = threads.into_iter().all(|thread| thread.join().is_ok());
+            // An error that ended them may have left records that are appended and not synced.
+            let synced = files.values().map(|files| files.journal.sync()).fold(Ok(()), Result::and);
+            for files in files.values() {
+                files.give_back();
+            }
+            if joined { synced } else { Err(Error::Closed("a thread of it panicked".to_owned())) }
+        });
+        let ended = ended.await.unwrap_or_else(|error| Err(Error::Closed(error.to_string())));
         match self.shared.room.lost() {
-            0 if matches!(joined, Ok(true)) => was_open.and(answered),
-            0 => Err(self.shared.refusal()),
+            0 => was_open.and(answered).and(ended),
             lost => Err(Error::Full(format!(
                 "the disk did not take what came of {lost} requests before the end: it is lost, and they may be asked again"
             ))),

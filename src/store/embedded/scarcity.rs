@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use futures_util::poll;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::tests::crash;
+use super::threads::Command;
 use super::{Claimed, EmbeddedStore};
 use crate::disk::Space;
 use crate::disk::probe::Installed;
@@ -302,6 +304,27 @@ async fn index_waits_for_room_and_takes_in_then_what_was_settled() {
     assert_eq!((leased.request.index, leased.attempt), (1, 2), "what waits goes first");
     world.store.settle(leased, Settlement::Release).await.unwrap();
     world.check(vec![0, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_waits_for_a_sync_when_the_index_fails_is_synced_by_the_close() {
+    let world = World::of(1).await;
+    put_again(&world).await.unwrap();
+    let mut leases = world.begin(2).await;
+    let (second, first) = (leases.pop().unwrap(), leases.pop().unwrap());
+    assert_ne!(first.request.job, second.request.job);
+    let journal = Arc::clone(&world.store.files(second.request.job).unwrap().journal);
+    world.disk.break_syncs("results.log");
+    world.settle(first).await;
+    world.until_short().await;
+    // The sync thread is busy with the first.
+    world.settle(second).await;
+    let (reply, answer) = oneshot::channel();
+    world.store.commands.send(Command::Close { reply }).await.unwrap();
+    answer.await.unwrap().unwrap();
+    world.disk.mend();
+    world.store.close().await.unwrap_err();
+    assert_ne!(journal.durable(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
