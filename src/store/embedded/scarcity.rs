@@ -328,6 +328,19 @@ async fn what_waits_for_a_sync_when_the_index_fails_is_synced_by_the_close() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn job_that_is_too_large_for_the_disk_stops_no_other() {
+    let world = World::of(1).await;
+    world.disk.fill("sled/db");
+    let large = conformance::job(2, 5, &["m"], 4_000_000);
+    let put = world.store.put_job(large, crate::store::Input::Inline(Vec::new())).await;
+    assert!(matches!(put, Err(Error::Full(_))), "{put:?}");
+    assert_eq!(world.store.shortage(), None);
+    let lease = world.begin(1).await.pop().unwrap();
+    world.settle(lease).await;
+    world.check(vec![0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn status_that_can_not_be_written_is_not_taken() {
     let world = World::of(2).await;
     let paused = JobStatus::Paused { reason: PauseReason::User };

@@ -147,7 +147,7 @@ impl IndexThread {
 
     /// Takes in what was put off, as far as there is room.
     fn catch_up(&mut self) -> Result<()> {
-        while !self.put_off.is_empty() && self.has_room(0).is_ok() {
+        while !self.put_off.is_empty() && self.has_room().is_ok() {
             let Some(command) = self.put_off.pop_front() else { break };
             self.carry_out(command)?;
             if self.put_off.is_empty() {
@@ -160,7 +160,7 @@ impl IndexThread {
     /// Carries out one verb, or puts off what settles requests while there is no room to take it in.
     fn take(&mut self, mut command: Command) -> Result<()> {
         let settles = matches!(command, Command::Settled(_) | Command::Wait { .. });
-        if !settles || (self.put_off.is_empty() && self.has_room(0).is_ok()) {
+        if !settles || (self.put_off.is_empty() && self.has_room().is_ok()) {
             return self.carry_out(command);
         }
         if let Command::Wait { reply, .. } = &mut command {
@@ -171,19 +171,25 @@ impl IndexThread {
         Ok(())
     }
 
-    /// Whether sled may write what comes next, and `more` bytes.
-    fn has_room(&mut self, more: u64) -> Result<()> {
-        self.index.reserve(more).map_err(|error| {
-            self.shared.room.failed(&error, more);
+    /// Whether sled may write what comes next. If not, nothing is leased until it may.
+    fn has_room(&mut self) -> Result<()> {
+        self.index.reserve(0).map_err(|error| {
+            self.shared.room.failed(&error, 0);
             Error::Full(error.to_string())
         })
+    }
+
+    /// Whether sled may write so much for a new job. If not, the others go on without it.
+    fn make_room(&mut self, bytes: u64) -> Result<()> {
+        self.has_room()?;
+        self.index.reserve(bytes).map_err(|error| Error::Full(error.to_string()))
     }
 
     /// Carries out one verb. Its own failure is its caller's; one that leaves the index in doubt is ours.
     fn carry_out(&mut self, command: Command) -> Result<()> {
         match command {
             Command::MakeRoom { requests, reply } => {
-                let result = self.has_room(u64::from(requests) * INDEX_BYTES);
+                let result = self.make_room(u64::from(requests) * INDEX_BYTES);
                 self.reply(reply, result)
             }
             Command::Put { job, reply } => {
@@ -223,7 +229,7 @@ impl IndexThread {
                 self.reply(reply, result)
             }
             Command::RetryNow { id, files, reply } => {
-                let result = self.has_room(0).and_then(|()| self.retry_now(id, &files));
+                let result = self.has_room().and_then(|()| self.retry_now(id, &files));
                 self.shared.tick();
                 self.reply(reply, result)
             }
@@ -257,7 +263,7 @@ impl IndexThread {
         if ends {
             after.finished_at = Some(now);
             after.counts = Some(entry.counts_at_end());
-            self.has_room(0)?;
+            self.has_room()?;
         }
         self.replace(&JobFolder::new(&self.shared.state, id), &before, &after)?;
         self.index.entry_mut(id)?.status = status;
