@@ -34,8 +34,10 @@ const BLOCK_BYTES: u64 = 512;
 pub(super) struct Ahead {
     path: PathBuf,
     file: File,
-    /// None where the file system does not reserve.
-    bytes: Option<u64>,
+    /// What sled may take between two looks.
+    bytes: u64,
+    /// Whether the file system can reserve, as far as is known.
+    reserves: bool,
 }
 
 impl Ahead {
@@ -43,7 +45,7 @@ impl Ahead {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::append_private(path).map_err(failed("open", path))?;
         let total = disk::space(path).map_err(failed("look at", path))?.total;
-        Ok(Self { path: path.to_owned(), file, bytes: Some(AHEAD.min(total / AHEAD_PART)) })
+        Ok(Self { path: path.to_owned(), file, bytes: AHEAD.min(total / AHEAD_PART), reserves: true })
     }
 
     /// Makes what sled has written durable: its own `flush` does not.
@@ -53,29 +55,35 @@ impl Ahead {
 
     /// Sees to it that sled's next writes, and `more` bytes, have room. Costs one `fstat` where they have.
     pub(super) fn reserve(&mut self, more: u64) -> Result<()> {
-        let Some(bytes) = self.bytes else { return self.look(more) };
+        if !self.reserves {
+            return self.look(more);
+        }
         let path = &self.path;
         let metadata = self.file.inner().metadata().map_err(failed("look at", path))?;
         // sled cuts its file now and then, and our room with it: so the file itself is asked, each time.
         let ahead = metadata.blocks().saturating_mul(BLOCK_BYTES).saturating_sub(metadata.len());
-        if ahead >= bytes + more {
+        if ahead >= self.bytes + more {
             return Ok(());
         }
-        match self.file.reserve(metadata.len(), 2 * bytes + more) {
+        match self.file.reserve(metadata.len(), self.step(more)) {
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                self.bytes = None;
+                self.reserves = false;
                 self.look(more)
             }
             reserved => reserved.map_err(failed("reserve room in", path)),
         }
     }
 
+    /// How many bytes [`Ahead::reserve`] takes at once.
+    pub(super) const fn step(&self, more: u64) -> u64 {
+        2 * self.bytes + more
+    }
+
     /// Where nothing can be reserved: whether it is free at least.
     fn look(&self, more: u64) -> Result<()> {
         let path = &self.path;
         let space = disk::space(path).map_err(failed("look at", path))?;
-        let needed = AHEAD.min(space.total / AHEAD_PART) + more;
-        if space.free >= needed {
+        if space.free >= self.bytes + more {
             return Ok(());
         }
         Err(failed("find room for", path)(std::io::ErrorKind::StorageFull.into()))
@@ -122,7 +130,7 @@ mod tests {
         let taken = || fs::metadata(&path).unwrap().blocks() * BLOCK_BYTES;
         for _ in 0..2 {
             ahead.reserve(0).unwrap();
-            assert!(taken() >= ahead.bytes.unwrap(), "{}", taken());
+            assert!(taken() >= ahead.bytes, "{}", taken());
             assert_eq!(fs::metadata(&path).unwrap().len() % 4096, 0, "its length stays");
             let theirs = fs::OpenOptions::new().append(true).open(&path).unwrap();
             (&theirs).write_all(&[1; 4096]).unwrap();

@@ -76,6 +76,11 @@ impl Index {
         self.file.reserve(more)
     }
 
+    /// How many bytes of the disk that takes.
+    pub(super) const fn reserves(&self, more: u64) -> u64 {
+        self.file.step(more)
+    }
+
     /// Adds a job whose keys are in the tree, and counts what is open.
     pub(super) fn load(&mut self, job: Job, status: JobStatus, row: Row) -> Result<()> {
         let open = Open::read(self, job.id)?;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures_util::poll;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::room::TRY_EVERY;
 use super::tests::crash;
 use super::threads::Command;
 use super::{Claimed, EmbeddedStore};
@@ -48,6 +49,12 @@ impl World {
             self.store.begin(lease).unwrap();
         }
         leases
+    }
+
+    /// Its next writes have no room then.
+    fn take_what_is_reserved_for_sled(&self) {
+        let db = fs::OpenOptions::new().write(true).open(self.dir.path().join("sled/db")).unwrap();
+        db.set_len(db.metadata().unwrap().len()).unwrap();
     }
 
     async fn settle(&self, lease: Lease) {
@@ -286,9 +293,7 @@ async fn what_is_gone_after_a_failed_sync_closes_the_store() {
 async fn index_waits_for_room_and_takes_in_then_what_was_settled() {
     let world = World::of(4).await;
     let mut leases = world.begin(3).await;
-    // The whole of what is reserved for sled is taken: its next writes have no room.
-    let db = world.dir.path().join("sled/db");
-    fs::OpenOptions::new().write(true).open(&db).unwrap().set_len(fs::metadata(&db).unwrap().len()).unwrap();
+    world.take_what_is_reserved_for_sled();
     world.disk.fill("sled/db");
     world.settle(leases.remove(0)).await;
     let retry = Settlement::Retry { due: NOW, attempts: 1, maybe_paid: false };
@@ -325,6 +330,26 @@ async fn what_waits_for_a_sync_when_the_index_fails_is_synced_by_the_close() {
     world.disk.mend();
     world.store.close().await.unwrap_err();
     assert_ne!(journal.durable(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn index_without_room_does_not_go_on_and_stop_in_turn() {
+    let world = World::of(2).await;
+    let lease = world.begin(1).await.pop().unwrap();
+    world.take_what_is_reserved_for_sled();
+    world.disk.fill("sled/db");
+    // Enough above the floor for the slack and the ballast, and not for sled.
+    world.disk.says(Space { free: 130 << 20, ..ROOMY });
+    world.settle(lease).await;
+    world.until_short().await;
+    let changes = world.store.changes();
+    let end = Instant::now() + TRY_EVERY * 5;
+    while Instant::now() < end {
+        assert!(conformance::lease(&world.store, "m", 1, NOW).await.is_empty());
+    }
+    assert!(!changes.has_changed(), "it said that it goes on");
+    world.disk.mend();
+    world.check(vec![0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

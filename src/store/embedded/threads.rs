@@ -174,7 +174,7 @@ impl IndexThread {
     /// Whether sled may write what comes next. If not, nothing is leased until it may.
     fn has_room(&mut self) -> Result<()> {
         self.index.reserve(0).map_err(|error| {
-            self.shared.room.failed(&error, 0);
+            self.shared.room.failed(&error, self.index.reserves(0));
             Error::Full(error.to_string())
         })
     }
