@@ -170,9 +170,9 @@ pub fn remove_dir_all(path: &Path) -> io::Result<()> {
 /// What a file system has left for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes that a process without privileges may still take.
+    /// Bytes that a process without privileges may still take; [`u64::MAX`] where the file system does not say.
     pub free: u64,
-    /// Bytes of the whole file system.
+    /// Bytes of the whole file system; 0 where it does not say.
     pub total: u64,
     /// Files that may still be made; [`u64::MAX`] where the file system does not count them.
     pub files: u64,
@@ -187,7 +187,8 @@ pub fn space(path: &Path) -> io::Result<Space> {
     let stat = rustix::fs::statvfs(path)?;
     let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
     Ok(Space {
-        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        // Zero of zero is how some that are mounted through FUSE say nothing: then it shows only by writing.
+        free: if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) },
         total: stat.f_blocks.saturating_mul(stat.f_frsize),
         files,
     })
@@ -196,4 +197,15 @@ pub fn space(path: &Path) -> io::Result<Space> {
 /// Whether an error says that there is no room: for bytes, for files, or within a quota.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_does_not_say_what_it_has_is_not_full() {
+        let space = space(Path::new("/proc")).unwrap();
+        assert_eq!(space, Space { free: u64::MAX, total: 0, files: u64::MAX });
+    }
 }

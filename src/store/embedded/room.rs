@@ -126,7 +126,7 @@ impl Room {
             inner.looked = Some(Instant::now());
             // A file system that does not even say what it has left will not take a write either.
             let why = match disk::space(&self.state) {
-                Ok(space) => self.keep(space).and_then(|keep| self.below(space, keep.floor)),
+                Ok(space) => self.below(space, self.keep(space).floor),
                 Err(error) => Some(format!("look at {}: {error}", self.state.display())),
             };
             if let Some(why) = why {
@@ -144,8 +144,8 @@ impl Room {
         if let Some(shortage) = &mut inner.shortage {
             shortage.failed = Some(shortage.failed.unwrap_or(0).max(bytes));
         } else {
-            let free = disk::space(&self.state)
-                .map_or_else(|_| String::new(), |space| format!(" ({} free)", size(space.free)));
+            let space = disk::space(&self.state).ok().filter(|space| space.total > 0);
+            let free = space.map_or_else(String::new, |space| format!(" ({} free)", size(space.free)));
             let why = format!("{error}{free}; sending goes on by itself when it can be written");
             begin(&mut inner, why, Some(bytes));
         }
@@ -164,7 +164,7 @@ impl Room {
             shortage.failed
         };
         let Ok(space) = disk::space(&self.state) else { return };
-        let Some(keep) = self.keep(space) else { return };
+        let keep = self.keep(space);
         let ballast = if self.ballast().exists() { 0 } else { keep.ballast };
         let needed = keep.resume.saturating_add(ballast).saturating_add(wanted.unwrap_or(0));
         if let Some(why) = self.below(space, needed) {
@@ -194,11 +194,8 @@ impl Room {
 
     /// Takes the ballast's room, if there is so much more than must be free.
     pub(super) fn settle_in(&self) {
-        let Some((space, keep)) =
-            disk::space(&self.state).ok().and_then(|space| Some((space, self.keep(space)?)))
-        else {
-            return;
-        };
+        let Ok(space) = disk::space(&self.state) else { return };
+        let keep = self.keep(space);
         let needed = keep.resume.saturating_add(keep.ballast);
         if keep.ballast > 0 && !self.ballast().exists() && self.below(space, needed).is_none() {
             // Without it there are the floor and the reservations.
@@ -235,9 +232,8 @@ impl Room {
         self.state.join("ballast")
     }
 
-    /// None where the file system does not say how large it is.
-    fn keep(&self, space: Space) -> Option<Keep> {
-        (space.total > 0).then(|| Keep::of(self.min_free, space.total))
+    fn keep(&self, space: Space) -> Keep {
+        Keep::of(self.min_free, space.total)
     }
 
     /// Why there is less than `bytes`, or too few files, if so.
@@ -260,7 +256,7 @@ impl Room {
     /// Whether the file system has `bytes` beside the floor, where they can't be reserved.
     pub(super) fn fits(&self, bytes: u64) -> Result<()> {
         let Ok(space) = disk::space(&self.state) else { return Ok(()) };
-        let Some(keep) = self.keep(space) else { return Ok(()) };
+        let keep = self.keep(space);
         self.below(space, keep.floor.saturating_add(bytes)).map_or(Ok(()), |why| Err(Error::Full(why)))
     }
 
@@ -396,5 +392,23 @@ mod tests {
         assert_eq!(room.lost(), 0);
         drop(room.unwritten());
         assert_eq!(room.lost(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nothing_says_how_much_is_free_a_write_alone_says_whether_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _installed) = Scarce::under(dir.path());
+        disk.says(Space { free: u64::MAX, total: 0, files: u64::MAX });
+        let room = Room::new(dir.path(), None, Bell::default());
+        assert_eq!(room.look(), None);
+        room.failed(&Error::Full("a quota".to_owned()), 5);
+        assert_eq!(room.look().unwrap(), "a quota; sending goes on by itself when it can be written");
+        disk.fill("ballast");
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(!goes_on(&room));
+        disk.mend();
+        disk.says(Space { free: u64::MAX, total: 0, files: u64::MAX });
+        tokio::time::advance(TRY_EVERY).await;
+        assert!(goes_on(&room));
     }
 }
