@@ -24,7 +24,11 @@ use crate::disk::File;
 use crate::domain::{JobId, Timestamp};
 use crate::fault;
 use crate::spec::{self, Checked, Form, Rest, Sinks, Source};
+use crate::store::Store;
 use crate::store::folder::{self, JobFolder};
+
+/// So much of a job's files is written between two looks at the room that is left.
+const LOOK_EACH: u64 = 1 << 20;
 
 /// Reads a spec: [`spec::read`], or what a test puts in its place.
 pub(super) type Validate = fn(Source, &spec::Settings, Sinks<'_>) -> Result<Checked, spec::Error>;
@@ -41,6 +45,8 @@ pub(super) struct Examiner {
     pub(super) now: Timestamp,
     pub(super) validate: Validate,
     pub(super) stop: CancellationToken,
+    /// Says how far the disk may be filled.
+    pub(super) store: Arc<dyn Store>,
 }
 
 /// What became of a candidate.
@@ -173,9 +179,14 @@ impl Examiner {
         }
     }
 
-    fn sink(&self, path: &Path) -> Result<BufWriter<Stoppable>, Error> {
+    fn sink(&self, path: &Path) -> Result<BufWriter<Bounded>, Error> {
         let file = folder::create_private(path)?;
-        Ok(BufWriter::new(Stoppable { file, stop: self.stop.clone() }))
+        Ok(BufWriter::new(Bounded {
+            file,
+            stop: self.stop.clone(),
+            store: Arc::clone(&self.store),
+            granted: 0,
+        }))
     }
 }
 
@@ -185,19 +196,30 @@ impl From<Error> for Unread {
     }
 }
 
-/// A file that can be written until the daemon stops: a long validation ends soon after that.
+/// A file that can be written until the daemon stops, since a long validation is to end soon after that, and as
+/// long as there is room for it: a job that is to come must not stop those that are there.
 #[derive(Debug)]
-struct Stoppable {
+struct Bounded {
     file: File,
     stop: CancellationToken,
+    store: Arc<dyn Store>,
+    /// Bytes that may be written before the next look.
+    granted: u64,
 }
 
-impl Write for Stoppable {
+impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.stop.is_cancelled() {
             return Err(io::Error::other("the daemon stops"));
         }
-        self.file.write(bytes)
+        if self.granted < bytes.len() as u64 {
+            let asked = LOOK_EACH.max(bytes.len() as u64);
+            self.store.fits(asked).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
+            self.granted = asked;
+        }
+        let written = self.file.write(bytes)?;
+        self.granted = self.granted.saturating_sub(written as u64);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -205,7 +227,7 @@ impl Write for Stoppable {
     }
 }
 
-fn finish(sink: BufWriter<Stoppable>, path: &Path) -> Result<(), Error> {
+fn finish(sink: BufWriter<Bounded>, path: &Path) -> Result<(), Error> {
     let file = sink.into_inner().map_err(|error| failed("write", path)(error.into_error()))?.file;
     file.sync_all().map_err(failed("sync", path))
 }
@@ -228,7 +250,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::intake::fixture::{Root, id};
+    use crate::intake::fixture::{FakeStore, Root, id};
 
     fn examine(root: &Root, name: &str) -> Result<Verdict, Error> {
         root.examiner().examine(&root.candidate(name), id(1))
@@ -334,6 +356,33 @@ mod tests {
         assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull));
         assert_eq!((root.waiting(), root.rejected().len()), (vec!["a.jsonl".to_owned()], 0));
         assert!(root.job_folders().is_empty());
+    }
+
+    #[test]
+    fn a_job_whose_files_would_take_what_must_stay_free_goes_back_before_it_does() {
+        let root = Root::new();
+        root.drop_file("a.toml", "one\n");
+        let store = FakeStore::new(&root);
+        *store.full.lock().unwrap() = true;
+        let examiner = Examiner { store, ..root.examiner() };
+        let error = examiner.examine(&root.candidate("a.toml"), id(1)).unwrap_err();
+        assert!(error.to_string().ends_with("what is free must stay free"), "{error}");
+        assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+        assert_eq!((root.waiting(), root.rejected().len()), (vec!["a.toml".to_owned()], 0));
+        assert!(root.job_folders().is_empty());
+    }
+
+    #[test]
+    fn a_job_that_is_written_finds_out_midway_that_the_room_is_gone() {
+        let root = Root::new();
+        let store = FakeStore::new(&root);
+        let file = folder::create_private(&root.temp.path().join("big")).unwrap();
+        let mut sink = Bounded { file, stop: CancellationToken::new(), store: store.clone(), granted: 0 };
+        let block = vec![b'x'; 1 << 16];
+        sink.write_all(&block).unwrap();
+        *store.full.lock().unwrap() = true;
+        let written = (1..1000).take_while(|_| sink.write_all(&block).is_ok()).count();
+        assert_eq!((written as u64 + 1) << 16, LOOK_EACH);
     }
 
     #[test]

@@ -91,6 +91,7 @@ impl Root {
             now: Clock::System.now(),
             validate: read,
             stop: CancellationToken::new(),
+            store: FakeStore::new(self),
         }
     }
 
@@ -228,13 +229,21 @@ pub(super) struct FakeStore {
     jobs: Mutex<Vec<JobState>>,
     /// The next job is refused.
     pub(super) broken: Mutex<bool>,
+    /// Nothing more fits.
+    pub(super) full: Mutex<bool>,
     pub(super) changes: Bell,
 }
 
 impl FakeStore {
     pub(super) fn new(root: &Root) -> Arc<Self> {
         let state = root.settings.state.clone();
-        Arc::new(Self { state, jobs: Mutex::default(), broken: Mutex::new(false), changes: Bell::default() })
+        Arc::new(Self {
+            state,
+            jobs: Mutex::default(),
+            broken: Mutex::default(),
+            full: Mutex::default(),
+            changes: Bell::default(),
+        })
     }
 
     pub(super) fn accepted(&self) -> Vec<Job> {
@@ -327,6 +336,14 @@ impl Store for FakeStore {
 
     fn changes(&self) -> Listener {
         self.changes.listen()
+    }
+
+    fn fits(&self, _: u64) -> Result<()> {
+        if *self.full.lock().unwrap() {
+            Err(Error::Full("what is free must stay free".to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     fn progress(&self) -> Listener {

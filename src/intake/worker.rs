@@ -187,6 +187,7 @@ impl Intake {
             now: self.clock.now(),
             validate: self.validate,
             stop: stop.clone(),
+            store: Arc::clone(&self.store),
         };
         for candidate in ready {
             if stop.is_cancelled() {

@@ -198,6 +198,17 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether `bytes` of what can wait, like a new job's files, may be written below `state/`: what must stay free
+    /// stays free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if they may not.
+    fn fits(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
     /// Waits until everything settled so far is durable, and closes the store.
     fn close(&self) -> BoxFuture<'_, Result<()>>;
 }

@@ -385,6 +385,10 @@ impl Store for EmbeddedStore {
         self.shared.room.look()
     }
 
+    fn fits(&self, bytes: u64) -> Result<()> {
+        self.shared.room.fits(bytes)
+    }
+
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         self.shut().boxed()
     }

@@ -114,12 +114,17 @@ async fn below_the_floor_nothing_is_leased_or_begun_until_there_is_more_than_it(
         world.until_short().await;
         assert!(lease(&world.store, "m", 1, NOW).await.is_empty());
         assert!(matches!(world.store.begin(&second), Err(Error::Full(_))));
+        assert!(matches!(world.store.fits(0), Err(Error::Full(_))));
         let why = world.store.shortage().unwrap();
         assert!(why.contains(world.dir.path().to_str().unwrap()) && why.contains("must stay free"), "{why}");
         world.disk.says(ROOMY);
         let [leased] = <[Lease; 1]>::try_from(world.until_leased().await).unwrap();
         world.store.settle(leased, Settlement::Release).await.unwrap();
     }
+    // What can wait leaves the floor.
+    world.disk.says(Space { free: 3 << 20, ..ROOMY });
+    world.store.fits(2 << 20).unwrap();
+    assert!(matches!(world.store.fits((2 << 20) + 1), Err(Error::Full(_))));
     // What is in flight is settled whatever the disk says.
     world.disk.says(Space { free: 0, ..ROOMY });
     world.settle(first).await;
