@@ -53,8 +53,8 @@ fn waits_for_a_person(stuck: &Stuck) -> Failure {
     };
     let intake = stuck.intake.iter().map(|trouble| format!("specs can't be taken in ({trouble})"));
     let waiting: Vec<String> = stuck.jobs.iter().map(job).chain(intake).collect();
-    let hint =
-        "put the reason right, then start batchd again; what you paused goes on with `batchd resume JOB`";
+    let hint = "put the reason right, then start batchd again; while `batchd run` runs, `batchd retry JOB` goes on with what is \
+         held, and `batchd resume JOB` with what you paused";
     Failure::new(Exit::SomeFailed, format!("waiting for a person: {}", waiting.join("; "))).hint(hint)
 }
 
@@ -76,7 +76,8 @@ mod tests {
                 Ok(Ending::Stuck(Stuck { jobs: Vec::new(), intake: Some("disk full".to_owned()) })),
                 Exit::SomeFailed,
                 "error: waiting for a person: specs can't be taken in (disk full)\n  \
-                 hint: put the reason right, then start batchd again; what you paused goes on with `batchd resume JOB`\n"
+                 hint: put the reason right, then start batchd again; while `batchd run` runs, `batchd retry JOB` goes on with what is \
+                 held, and `batchd resume JOB` with what you paused\n"
                     .to_owned(),
             ),
             (Ok(Ending::Interrupted), Exit::Interrupted, String::new()),

@@ -107,7 +107,8 @@ impl Publication {
         let end = end_of(&self.state.status);
         let (code, message) = if !matches!(end, JobStatus::Cancelled | JobStatus::Expired) {
             return Err(Error::Unpublishable(format!(
-                "request {index} counts as settled and has no record; damaged lines of the journal: {damaged}"
+                "request {index} counts as settled and has no record (damaged lines of the journal: {damaged}); stop \
+                 batchd and run `batchd rebuild`, then `batchd retry` asks for it again"
             )));
         } else if damaged > 0 {
             // Its answer may be what is damaged: it was paid for, and must not be called cancelled. The job
@@ -557,7 +558,7 @@ mod tests {
         let world = World::new(store);
         let error = world.publish().await.unwrap_err();
         assert!(
-            matches!(&error, Error::Unpublishable(why) if why.ends_with("damaged lines of the journal: 1")),
+            matches!(&error, Error::Unpublishable(why) if why.contains("(damaged lines of the journal: 1)")),
             "{error}"
         );
         // On its way to its end a job can't be held, so it has to get there.

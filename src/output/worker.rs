@@ -383,7 +383,8 @@ mod tests {
         store.change(|state| state.counts.failed = 1);
         with_worker(&store, async |_| {
             let why =
-                "request 1 counts as settled and has no record; damaged lines of the journal: 0".to_owned();
+                "request 1 counts as settled and has no record (damaged lines of the journal: 0); stop batchd and run \
+                 `batchd rebuild`, then `batchd retry` asks for it again".to_owned();
             store.becomes(JobStatus::Held { why }).await;
         })
         .await;

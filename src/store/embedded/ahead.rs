@@ -99,8 +99,15 @@ pub(super) fn why_not_open(path: &Path) -> Option<String> {
     let enough = space.free >= needed && space.files >= OPEN_FILES;
     (!enough).then(|| {
         let [free, needed] = [space.free, needed].map(|bytes| bytesize::ByteSize::b(bytes).display().iec());
-        let (path, files) = (path.display(), space.files.min(OPEN_FILES));
-        format!("{path} is opened when {needed} and {OPEN_FILES} files are free; now it is {free} and {files} files")
+        let path = path.display();
+        if space.files < OPEN_FILES {
+            let files = space.files;
+            format!(
+                "{path} is opened when {OPEN_FILES} more files can be made; now it is {files}: remove some"
+            )
+        } else {
+            format!("{path} is opened when {needed} are free; now it is {free}: free some space")
+        }
     })
 }
 

@@ -35,6 +35,11 @@ use crate::store::embedded::{lost, uncertain};
 use crate::store::folder::{JobFolder, failed};
 use crate::store::{Error, Result};
 
+/// What a person can do about a journal that has lost answers, and about intents.
+const ASK_AGAIN: &str =
+    "stop batchd and put a sound copy back, or let `batchd retry` ask again for what is missing";
+const GO_ON: &str = "`batchd retry` goes on, and may pay again for what was in flight";
+
 /// Brings every job below `state/jobs` into the index, and drops from it what has no folder any more.
 pub(super) fn all(index: &mut Index, state: &Path) -> Result<()> {
     let jobs = state.join("jobs");
@@ -144,7 +149,9 @@ impl Recovery<'_> {
             Known::Not => (put(self.index, self.folder, self.job)?, None),
             Known::Shorter(row) => {
                 let synced = row.acknowledged;
-                self.hold(&format!("the journal results.log has lost answers: it was {synced} bytes long"))?;
+                self.hold(&format!(
+                    "the journal results.log has lost answers: it was {synced} bytes long; {ASK_AGAIN}"
+                ))?;
                 (put(self.index, self.folder, self.job)?, None)
             }
         };
@@ -214,11 +221,11 @@ impl Recovery<'_> {
     /// Mends the journal. Index and success of each record beyond `synced`, the first of each index.
     fn read_journal(&mut self, synced: Option<u64>) -> Result<BTreeMap<u32, bool>> {
         let path = self.folder.journal();
-        self.make_if_missing(&path, "the journal results.log is missing")?;
+        self.make_if_missing(&path, &format!("the journal results.log is missing; {ASK_AGAIN}"))?;
         let (records, scan) = scan_journal(&path, synced, self.job.total)?;
         if let Some(offset) = scan.damaged_at {
             // Before the index has taken in what lies behind the damage, and the next start sees none.
-            self.hold(&format!("the journal results.log is damaged at byte {offset}"))?;
+            self.hold(&format!("the journal results.log is damaged at byte {offset}; {ASK_AGAIN}"))?;
         }
         scan.mend(&path)?;
         Ok(records)
@@ -227,12 +234,15 @@ impl Recovery<'_> {
     /// Mends the intents.
     fn read_intents(&mut self, open: &Open) -> Result<Said> {
         let path = self.folder.intents();
-        self.make_if_missing(&path, "intents.log is missing: how often requests were sent is not known")?;
+        self.make_if_missing(
+            &path,
+            &format!("intents.log is missing: how often requests were sent is not known; {GO_ON}"),
+        )?;
         let mut said = Said::default();
         let scan = Scan::read(&path, None, |line| said.take(line, |number| open.contains(number)))?;
         if let Some(offset) = scan.damaged_at {
             let what = "how often requests were sent is not known for sure";
-            self.hold(&format!("intents.log is damaged at byte {offset}: {what}"))?;
+            self.hold(&format!("intents.log is damaged at byte {offset}: {what}; {GO_ON}"))?;
             // A person decides about it once, and not at every start.
             scan.take_out_damage(&path)?;
         } else if !scan.is_whole() {

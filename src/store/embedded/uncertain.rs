@@ -36,7 +36,7 @@ pub(super) fn why_held(job: &Job, last: &BTreeMap<u32, Last>) -> Option<String> 
     let uncertain = last.values().filter(|last| last.sent.is_some()).count();
     let holds = uncertain > 0 && job.settings.on_uncertain == Some(OnUncertain::Hold);
     let why = "requests were in flight when batchd died, and may have been paid for";
-    holds.then(|| format!("{uncertain} {why}; `batchd retry` sends them again"))
+    holds.then(|| format!("{uncertain} {why}; `batchd retry` sends them again, `batchd cancel` does not"))
 }
 
 /// Decides about every request of `last` that has a begun attempt without an end. Those of a job that `ends`, because
