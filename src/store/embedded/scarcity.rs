@@ -323,7 +323,7 @@ async fn what_waits_for_a_sync_when_the_index_fails_is_synced_by_the_close() {
     let mut leases = world.begin(2).await;
     let (second, first) = (leases.pop().unwrap(), leases.pop().unwrap());
     assert_ne!(first.request.job, second.request.job);
-    let journal = Arc::clone(&world.store.files(second.request.job).unwrap().journal);
+    let files = world.store.files(second.request.job).unwrap();
     world.disk.break_syncs("results.log");
     world.settle(first).await;
     world.until_short().await;
@@ -334,7 +334,7 @@ async fn what_waits_for_a_sync_when_the_index_fails_is_synced_by_the_close() {
     answer.await.unwrap().unwrap();
     world.disk.mend();
     world.store.close().await.unwrap_err();
-    assert_ne!(journal.durable(), 0);
+    assert_ne!(files.journal.durable(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
