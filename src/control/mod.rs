@@ -118,6 +118,8 @@ pub enum Error {
     NoSuchJob(String),
     #[error("job `{name}` is {status}: it can't be {verb}")]
     WrongStatus { name: String, status: &'static str, verb: &'static str },
+    #[error("job `{name}` is held: it can't be {verb}; `batchd show {name}` says why, and what to do")]
+    Held { name: String, verb: &'static str },
     /// Once more would pay twice.
     #[error(
         "the failed requests of `{name}` are asked again already, by `{by}`: retry that one if some fail there"
@@ -232,15 +234,21 @@ impl Control {
         allowed: impl FnOnce(&JobStatus) -> bool,
     ) -> Result<JobReport, Error> {
         let state = self.find(job).await?;
-        let state = if state.status == to {
-            state
-        } else if allowed(&state.status) {
-            self.store.set_status(state.job.id, to, self.clock.now()).await?
-        } else {
-            let (name, status) = (state.job.name.to_string(), state.status.as_str());
-            return Err(Error::WrongStatus { name, status, verb });
+        if state.status == to {
+            return Ok(self.report(&state));
+        }
+        let refused = |status| match (state.job.name.to_string(), status) {
+            (name, "held") => Error::Held { name, verb },
+            (name, status) => Error::WrongStatus { name, status, verb },
         };
-        Ok(self.report(&state))
+        if !allowed(&state.status) {
+            return Err(refused(state.status.as_str()));
+        }
+        match self.store.set_status(state.job.id, to, self.clock.now()).await {
+            // It moved on meanwhile, or can't be read.
+            Err(store::Error::Transition { from, .. }) => Err(refused(from)),
+            changed => Ok(self.report(&changed?)),
+        }
     }
 
     fn report(&self, state: &JobState) -> JobReport {
@@ -370,6 +378,10 @@ pub(crate) mod tests {
             ready(self.answer(|states| {
                 let at = position(states, id)?;
                 let state = &mut states[at];
+                if state.job.name.as_str() == "unreadable" {
+                    let (from, to) = (state.status.as_str(), status.as_str());
+                    return Err(store::Error::Transition { job: id, from, to });
+                }
                 state.finished_at = status.is_final().then_some(now);
                 state.status = status;
                 Ok(state.clone())
@@ -481,6 +493,28 @@ pub(crate) mod tests {
                 let kept = control.show("a").await.unwrap().status;
                 assert_eq!(kept, expected.unwrap_or(before.as_str()), "{verb} of a job that is {before}");
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_job_that_refuses_says_where_to_read_on() {
+        let jobs = Arc::new(Jobs::default());
+        jobs.add("damaged", held());
+        jobs.add("unreadable", held());
+        let control = control(&jobs);
+        let told = [
+            (
+                control.resume("damaged").await,
+                "`damaged` is held: it can't be resumed; `batchd show damaged`",
+            ),
+            (
+                control.retry("unreadable").await,
+                "`unreadable` is held: it can't be retried; `batchd show unreadable`",
+            ),
+        ];
+        for (refused, says) in told {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
         }
     }
 

@@ -42,6 +42,7 @@ impl From<control::Error> for Failure {
                 (StatusCode::NOT_FOUND, "no_such_job")
             }
             control::Error::WrongStatus { .. }
+            | control::Error::Held { .. }
             | control::Error::AskedBefore { .. }
             | control::Error::Store(store::Error::Transition { .. } | store::Error::Stale(_)) => {
                 (StatusCode::CONFLICT, "wrong_status")
