@@ -119,5 +119,8 @@ fn jobs_that_wait_for_a_person_are_told_by_the_exit_code() {
     fs::write(&journal, bytes).unwrap();
     let output = world.batchd(&["rebuild"]);
     assert_eq!(output.code, Some(1), "{output:?}");
-    assert!(output.stdout.contains("held (the journal results.log is damaged at byte 0)"), "{output:?}");
+    assert!(
+        output.stdout.contains("held (the journal results.log is damaged at byte 0; stop batchd"),
+        "{output:?}"
+    );
 }

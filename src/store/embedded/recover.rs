@@ -36,8 +36,8 @@ use crate::store::folder::{JobFolder, failed};
 use crate::store::{Error, Result};
 
 /// What a person can do about a journal that has lost answers, and about intents.
-const ASK_AGAIN: &str =
-    "stop batchd and put a sound copy back, or let `batchd retry` ask again for what is missing";
+const ASK_AGAIN: &str = "stop batchd, put a sound copy back and run `batchd rebuild`, \
+                         or let `batchd retry` ask again for what is missing";
 const GO_ON: &str = "`batchd retry` goes on, and may pay again for what was in flight";
 
 /// Brings every job below `state/jobs` into the index, and drops from it what has no folder any more.
