@@ -4,12 +4,12 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use batchd::simulate::{Latency, Settings};
 use tokio::time::Instant;
 
+use crate::mounted::Mounted;
 use crate::world::{Daemon, Setup, World, chat_line, chat_lines, eventually, sorted_ids};
 
 /// Sending has to go on so soon after there is room.
@@ -17,6 +17,8 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// A world whose root is a file system of its own.
 struct SmallDisk {
+    /// Unmounted before the world goes.
+    _mounted: Mounted,
     world: World,
 }
 
@@ -27,22 +29,8 @@ impl SmallDisk {
         let server = Settings { latency, ..Settings::default() };
         let storage = ""; // as it is by default
         let world = World::with(&Setup { server, concurrency: 8, storage, ..Setup::default() });
-        let root = world.path("root");
-        let (source, options) = if kind == "tmpfs" {
-            ("tmpfs".to_owned(), "size=48m".to_owned())
-        } else {
-            let image = world.path("image");
-            File::create(&image).unwrap().set_len(64 << 20).unwrap();
-            assert!(succeeds(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)));
-            (image.display().to_string(), "loop".to_owned())
-        };
-        let mut mount = Command::new("mount");
-        if !succeeds(mount.args(["-t", kind, "-o", &options, &source]).arg(&root)) {
-            eprintln!("skipped: a {kind} can't be mounted here");
-            return None;
-        }
-        fs::create_dir_all(world.jobs_dir().join("inputs")).unwrap();
-        Some(Self { world })
+        let mounted = Mounted::new(&world, kind, if kind == "tmpfs" { 48 } else { 64 })?;
+        Some(Self { _mounted: mounted, world })
     }
 
     fn filler(&self) -> PathBuf {
@@ -110,20 +98,6 @@ impl SmallDisk {
 
 fn stop(daemon: Daemon) {
     assert_eq!(daemon.stop().code, Some(0));
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let root = self.world.path("root");
-        if !succeeds(Command::new("umount").arg(&root)) {
-            // The daemon of a test that failed may still be there.
-            succeeds(Command::new("umount").arg("-l").arg(&root));
-        }
-    }
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    command.status().is_ok_and(|status| status.success())
 }
 
 /// Filled while requests are in flight, round after round.

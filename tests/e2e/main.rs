@@ -11,6 +11,7 @@
     reason = "this crate is tests throughout, but the lints know only their functions"
 )]
 
+mod mounted;
 mod process;
 mod world;
 

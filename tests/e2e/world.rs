@@ -1,6 +1,6 @@
 //! A root, its configuration, a stand-in provider within this process, and the binary.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -136,16 +136,19 @@ impl World {
         self.engine().payments(blake3::hash(body.as_bytes())).requests
     }
 
-    /// Drops a file into the watched folder, whole at once as a well-behaved user does.
+    /// Drops a file into the watched folder, whole at once and synced, as a well-behaved user does.
     pub(crate) fn drop(&self, name: &str, content: impl AsRef<[u8]>) {
-        let hidden = self.path("drop.tmp");
-        fs::write(&hidden, content).unwrap();
+        let hidden = self.path("root/drop.tmp");
+        write_synced(&hidden, content.as_ref());
         fs::rename(hidden, self.jobs_dir().join(name)).unwrap();
+        sync(&self.jobs_dir());
     }
 
     /// Puts a file where specs may name it.
     pub(crate) fn input(&self, name: &str, content: impl AsRef<[u8]>) {
-        fs::write(self.jobs_dir().join("inputs").join(name), content).unwrap();
+        let inputs = self.jobs_dir().join("inputs");
+        write_synced(&inputs.join(name), content.as_ref());
+        sync(&inputs);
     }
 
     /// The binary with the world's configuration and nothing of this process's environment.
@@ -200,17 +203,21 @@ impl World {
         Results { dir: self.path("root/results").join(job) }
     }
 
-    /// The job as the running daemon lists it. Asked over its socket: a process for every look would take the
-    /// machine's time from the one that is looked at.
+    /// The job as the running daemon lists it.
     pub(crate) fn listed(&self, job: &str) -> Option<Value> {
+        self.list().into_iter().find(|listed| listed["name"] == job)
+    }
+
+    /// All jobs as the running daemon lists them. Asked over its socket: a process for every look would take the
+    /// machine's time from the one that is looked at.
+    pub(crate) fn list(&self) -> Vec<Value> {
         let mut socket = UnixStream::connect(self.path("root/batchd.sock")).unwrap();
         socket.write_all(b"GET /jobs HTTP/1.0\r\nHost: batchd\r\n\r\n").unwrap();
         let mut reply = String::new();
         socket.read_to_string(&mut reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(" 200 "), "{reply}");
-        let list: Value = serde_json::from_str(body).unwrap();
-        list.as_array().unwrap().iter().find(|listed| listed["name"] == job).cloned()
+        serde_json::from_str(body).unwrap()
     }
 
     /// Waits until the running daemon lists a job with this status.
@@ -241,6 +248,17 @@ impl World {
         }
         found
     }
+}
+
+fn write_synced(path: &Path, content: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(content).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Makes durable which names a folder has.
+pub(crate) fn sync(folder: &Path) {
+    File::open(folder).unwrap().sync_all().unwrap();
 }
 
 fn config_text(setup: &Setup, base_url: &str) -> String {

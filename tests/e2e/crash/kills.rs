@@ -20,12 +20,12 @@ pub(super) fn seed(own: u64) -> u64 {
     clippy::disallowed_methods,
     reason = "a test is no part of the program, whose environment has one door"
 )]
-fn variable(name: &str) -> Option<u64> {
+pub(super) fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
 /// Drops something new: jobs of every form and both policies that need nobody.
-fn drop_some(ordeal: &mut Ordeal, number: usize, lines: usize) {
+pub(super) fn drop_some(ordeal: &mut Ordeal, number: usize, lines: usize) {
     match number % 4 {
         0 => ordeal.drop_lines(&format!("lines{number}x"), lines),
         1 => ordeal.drop_toml(&format!("rows{number}x"), lines / 2, OnUncertain::Retry),

@@ -1,7 +1,7 @@
 //! A world whose daemon dies again and again, and the evidence of it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -16,16 +16,21 @@ use batchd::simulate::laws::{
 };
 use batchd::simulate::{Latency, LedgerSettings, Settings};
 use fastrand::Rng;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::mounted::{Cutter, Mounted};
 use crate::process::{Daemon, Output, bare_command};
-use crate::world::{KEY, Setup, World, chat_line, names};
+use crate::world::{KEY, Setup, World, chat_line, names, sync};
 
 /// Stands in every prompt.
 const PROMPT: &str = "canary-in-the-prompt";
 /// A machine that does ten things at once needs its time between the server's last byte and the journal.
 const KEPT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Answers that a power cut may take along beside what was in flight: what comes while the disk syncs once.
+const UNSYNCED_MAX: u64 = 64;
 
 /// Tens of thousands of requests may be left, and the program is not optimised.
 const END_WITHIN: Duration = Duration::from_mins(15);
@@ -52,6 +57,8 @@ impl Trial {
 
 /// See the module's words.
 pub(super) struct Ordeal {
+    /// Unmounted before the world goes.
+    disk: Option<Mounted>,
     pub(super) world: World,
     pub(super) rng: Rng,
     concurrency: u32,
@@ -62,6 +69,8 @@ pub(super) struct Ordeal {
     stops: Vec<Stop>,
     published: BTreeMap<PathBuf, blake3::Hash>,
     rebuilt: Vec<Rebuilt>,
+    /// The last that the daemon said of each job.
+    promised: BTreeMap<String, Value>,
 }
 
 impl Ordeal {
@@ -82,6 +91,7 @@ impl Ordeal {
             ..Setup::default()
         });
         Self {
+            disk: None,
             world,
             rng: Seed::fixed(trial.seed).derive("crash"),
             concurrency: trial.concurrency,
@@ -90,7 +100,58 @@ impl Ordeal {
             stops: Vec::new(),
             published: BTreeMap::new(),
             rebuilt: Vec::new(),
+            promised: BTreeMap::new(),
         }
+    }
+
+    /// One whose root is a disk of its own, whose power can be cut. None, and a word about it, where that can't be.
+    pub(super) fn on_a_disk(trial: &Trial) -> Option<Self> {
+        let mut ordeal = Self::new(trial);
+        let disk = ordeal.disk.insert(Mounted::new(&ordeal.world, "ext4", 128)?);
+        disk.cutter()?;
+        Some(ordeal)
+    }
+
+    pub(super) fn cutter(&self) -> Cutter {
+        self.disk.as_ref().expect("it is on a disk").cutter().expect("there was one before")
+    }
+
+    /// Starts the daemon after a power cut: what it says now may be more than what it said before, never less.
+    pub(super) fn start_again(&mut self) -> Daemon {
+        let mut daemon = self.start(None);
+        daemon.wait_for_log("batchd is running");
+        for (job, promised) in std::mem::take(&mut self.promised) {
+            let listed = self.world.listed(&job).unwrap_or_else(|| panic!("`{job}` is gone: {promised}"));
+            for count in ["total", "completed", "failed"] {
+                let [then, now] = [&promised, &listed].map(|job| job["counts"][count].as_u64().unwrap());
+                assert!(now >= then, "`{job}` has lost {count}: {promised} became {listed}");
+            }
+            assert_ne!(listed["status"], "held", "{listed}");
+        }
+        daemon
+    }
+
+    /// Takes down what the daemon promises: jobs that it has, answers that count, results that are final.
+    pub(super) fn take_down(&mut self) {
+        let list = self.world.list();
+        let is_done = |job: &&Value| ["completed", "failed"].iter().any(|status| job["status"] == *status);
+        for job in list.iter().filter(is_done) {
+            self.look_at(job["name"].as_str().unwrap());
+        }
+        let named = list.into_iter().map(|job| (job["name"].as_str().unwrap().to_owned(), job));
+        self.promised.extend(named);
+    }
+
+    /// Cuts the power: of all at once, or of the disk a moment before the process.
+    pub(super) fn cut_power(&mut self, daemon: Daemon, cutter: Cutter) {
+        if self.rng.bool() {
+            daemon.signal(Signal::STOP);
+        }
+        let (from_us, in_flight) = (self.now_us(), self.world.engine().in_flight());
+        cutter.cut();
+        daemon.kill();
+        self.disk.as_ref().expect("it is on a disk").mount_again();
+        self.stopped(StopKind::PowerCut, from_us, in_flight);
     }
 
     pub(super) fn stops(&self) -> usize {
@@ -112,9 +173,11 @@ impl Ordeal {
         let line = |n: usize| chat_line(&format!("l-{n}"), &format!("{PROMPT} {job} {n}")) + "\n";
         let refused = line(0).replace(r#""model":"m""#, r#""model":"m","n":0"#);
         let text = refused + &(1..count).map(line).collect::<String>();
-        let other = self.world.path(format!("{job}.linked"));
+        let other = self.world.path(format!("root/{job}.linked"));
         fs::write(&other, text).unwrap();
+        File::open(&other).unwrap().sync_all().unwrap();
         fs::hard_link(&other, self.world.jobs_dir().join(format!("{job}.jsonl"))).unwrap();
+        sync(&self.world.jobs_dir());
         self.note(job, ".jsonl");
     }
 
@@ -212,18 +275,20 @@ impl Ordeal {
 
     /// Whatever lies beside a summary is published, and must stay as it is.
     fn look_at_published(&mut self) {
-        for (_, job) in &self.dropped {
-            let results = self.world.results(job);
-            if results.has("summary.json") && !self.published.contains_key(&results.dir.join("summary.json"))
-            {
-                for name in
-                    ["summary.json", "output.jsonl", "errors.jsonl"].iter().filter(|name| results.has(name))
-                {
-                    let path = results.dir.join(name);
-                    let hash = blake3::hash(&fs::read(&path).unwrap());
-                    self.published.insert(path, hash);
-                }
-            }
+        for job in self.dropped.iter().map(|(_, job)| job.clone()).collect::<Vec<_>>() {
+            self.look_at(&job);
+        }
+    }
+
+    fn look_at(&mut self, job: &str) {
+        let results = self.world.results(job);
+        if !results.has("summary.json") || self.published.contains_key(&results.dir.join("summary.json")) {
+            return;
+        }
+        for name in ["summary.json", "output.jsonl", "errors.jsonl"].iter().filter(|name| results.has(name)) {
+            let path = results.dir.join(name);
+            let hash = blake3::hash(&fs::read(&path).unwrap());
+            self.published.insert(path, hash);
         }
     }
 
@@ -244,7 +309,14 @@ impl Ordeal {
         let listed = counts(&run(&live, &["list", "--json"]).wait());
         daemon.kill();
         for (job, rebuilt) in rebuilt {
-            let live = listed.get(&job).cloned().unwrap_or_else(|| "not listed".to_owned());
+            let mut live = listed.get(&job).cloned().unwrap_or_default();
+            if self.disk.is_some() {
+                // A power cut may take notes of failed attempts out of the log and leave what they were counted as.
+                let maybe_paid = &rebuilt["maybe_paid_twice"];
+                assert!(live["maybe_paid_twice"].as_u64() >= maybe_paid.as_u64(), "{job}: {live}, {rebuilt}");
+                live["maybe_paid_twice"] = maybe_paid.clone();
+            }
+            let [live, rebuilt] = [live, rebuilt].map(|counts| counts.to_string());
             self.rebuilt.push(Rebuilt { what: job, live, rebuilt });
         }
         for copy in [live, anew] {
@@ -263,6 +335,7 @@ impl Ordeal {
             stops: self.stops.clone(),
             concurrency: Some(self.concurrency.into()),
             kept_within: KEPT_WITHIN,
+            unsynced_max: UNSYNCED_MAX,
             published: self.published.iter().map(|(path, hash)| seen(path, *hash)).collect(),
             dropped: self.dropped.iter().map(|(file, job)| self.end_of(file, job)).collect(),
             leaks: self.leaks(),
@@ -359,9 +432,9 @@ fn copy_root(world: &World, to: &Path) {
 }
 
 /// What is counted of each job that a command listed, by the job's name.
-fn counts(output: &Output) -> BTreeMap<String, String> {
+fn counts(output: &Output) -> BTreeMap<String, Value> {
     let list: Value =
         serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let jobs = list.as_array().unwrap().iter();
-    jobs.map(|job| (job["name"].as_str().unwrap().to_owned(), job["counts"].to_string())).collect()
+    jobs.map(|job| (job["name"].as_str().unwrap().to_owned(), job["counts"].clone())).collect()
 }
