@@ -60,6 +60,7 @@ pub use self::start::rebuild;
 use self::files::{JobFiles, prepare};
 use self::index::Index;
 use self::leases::Leases;
+use self::log::Log;
 use self::room::Room;
 use self::state::State;
 use self::sync::Note;
@@ -277,8 +278,9 @@ impl EmbeddedStore {
         let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
         let ended = tokio::task::spawn_blocking(move || {
             let joined = threads.into_iter().all(|thread| thread.join().is_ok());
-            // An error that ended them may have left records that are appended and not synced.
-            let synced = files.values().map(|files| files.journal.sync()).fold(Ok(()), Result::and);
+            // An error that ended them may have left what is appended and not synced.
+            let logs = files.values().flat_map(|files| [&files.intents, &files.journal]);
+            let synced = logs.map(Log::sync).fold(Ok(()), Result::and);
             for files in files.values() {
                 files.give_back();
             }
