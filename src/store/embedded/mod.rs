@@ -18,6 +18,7 @@
 
 mod ahead;
 mod claim;
+mod claimed;
 mod content;
 mod entry;
 mod files;
@@ -54,6 +55,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::claimed::Claimed;
 pub use self::content::Content;
 pub use self::start::rebuild;
 
@@ -69,7 +71,7 @@ use crate::bell::{Bell, Listener};
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
-use crate::store::folder::{JobFolder, failed, make_private_dir};
+use crate::store::folder::{JobFolder, failed};
 use crate::store::lock::Lock;
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
@@ -96,28 +98,6 @@ pub struct EmbeddedStore {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Held until the value is dropped.
     _lock: Arc<Lock>,
-}
-
-/// The state, locked and not open yet: so long as its disk is full nothing must be opened.
-#[derive(Debug)]
-pub struct Claimed {
-    state: PathBuf,
-    lock: Arc<Lock>,
-}
-
-impl Claimed {
-    /// Locks the state below `state`. [`Error::Locked`] if another process has it.
-    pub fn take(state: &Path) -> Result<Self> {
-        make_private_dir(&state.join("jobs"))?;
-        let lock = Arc::new(Lock::take(state)?);
-        Ok(Self { state: state.to_owned(), lock })
-    }
-
-    /// Opens the store as [`EmbeddedStore::open`] does. `min_free` bytes of the disk stay free; without it, a part of
-    /// it. [`Error::is_full`] if there is no room to open it: nothing is harmed, and it may be tried again.
-    pub fn open(&self, min_free: Option<u64>) -> Result<EmbeddedStore> {
-        EmbeddedStore::start(self, start::index(&self.state)?, min_free)
-    }
 }
 
 impl EmbeddedStore {
