@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::promises::Promises;
+use super::promises::{Dropped, Promises};
 use crate::bell::Listener;
 use crate::clock::{Clock, Seed};
 use crate::disk::{self, File, recorder::Recorder};
@@ -32,7 +32,10 @@ const JOBS_MAX: usize = 4;
 const IN_FLIGHT_MAX: usize = 5;
 
 /// A life that lasts longer hangs.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What a life that hangs is reported with.
+pub(super) const HANGS: &str = "nothing goes on any more";
 
 /// How long verbs may take to answer when the power is off.
 const AFTERGLOW: Duration = Duration::from_millis(200);
@@ -44,6 +47,7 @@ pub(super) struct Actor<'w> {
     promises: &'w mut Promises,
     rng: Rng,
     seed: Seed,
+    pub(super) patience: Duration,
 }
 
 /// What runs while the power is on.
@@ -61,7 +65,14 @@ type Result<T = ()> = std::result::Result<T, Off>;
 
 impl<'w> Actor<'w> {
     pub(super) fn new(root: &Path, recorder: &'w Recorder, promises: &'w mut Promises, seed: Seed) -> Self {
-        Self { root: root.to_owned(), recorder, promises, rng: seed.derive("actor"), seed }
+        Self {
+            root: root.to_owned(),
+            recorder,
+            promises,
+            rng: seed.derive("actor"),
+            seed,
+            patience: PATIENCE,
+        }
     }
 
     /// Lives until the power is cut; where it never is, until every job has ended.
@@ -92,8 +103,8 @@ impl<'w> Actor<'w> {
         };
         tokio::select! { biased;
             // Off is the end of most lives.
-            lived = timeout(PATIENCE, self.act(&mut running, to_the_end)) => {
-                assert!(lived.is_ok(), "nothing goes on any more: {:?}", store.jobs().await);
+            lived = timeout(self.patience, self.act(&mut running, to_the_end)) => {
+                assert!(lived.is_ok(), "{HANGS}: {:?}", store.jobs().await);
             }
             () = power => {}
         }
@@ -174,20 +185,34 @@ impl<'w> Actor<'w> {
             return self.wait_for_intake(running).await;
         }
         let name = format!("spec-{number}");
+        let is_sound = self.rng.u8(..4) > 0;
         let count = self.rng.u32(1..6);
-        let text = (0..count).map(|index| line(&name, index) + "\n").collect::<String>();
-        let path = self.root.join("jobs").join(format!("{name}.jsonl"));
-        let is_durable = self.rng.bool();
-        // Before the drop, so that one which the cut lets live is known.
-        self.promises.dropped.insert(name, (text.clone(), false));
-        if is_durable {
-            fs::write(&path, &text).unwrap();
-            self.promises.dropped.values_mut().last().unwrap().1 = !self.recorder.is_off();
+        let text = if is_sound {
+            (0..count).map(|index| line(&name, index) + "\n").collect::<String>()
         } else {
-            let temporary = path.with_extension("tmp");
-            let written = File::create(&temporary).and_then(|mut file| file.write_all(text.as_bytes()));
-            self.checked(written.and_then(|()| disk::rename(&temporary, &path)))?;
+            "{\"no\": \"request\"}\n".to_owned()
+        };
+        let path = self.root.join("jobs").join(format!("{name}.jsonl"));
+        let way = self.rng.u8(..4);
+        // Before the drop, so that one which the cut lets live is known.
+        let dropped = Dropped { text: text.clone(), is_sound, is_durable: false };
+        self.promises.dropped.insert(name.clone(), dropped);
+        match way {
+            0 => {
+                // It has another name, so it is copied rather than moved.
+                let mine = self.root.join(format!("{name}.mine"));
+                fs::write(&mine, &text).unwrap();
+                fs::hard_link(&mine, &path).unwrap();
+            }
+            1 => fs::write(&path, &text).unwrap(),
+            _ => {
+                let temporary = path.with_extension("tmp");
+                let written = File::create(&temporary).and_then(|mut file| file.write_all(text.as_bytes()));
+                self.checked(written.and_then(|()| disk::rename(&temporary, &path)))?;
+            }
         }
+        let dropped = self.promises.dropped.get_mut(&name).unwrap();
+        dropped.is_durable = way < 2 && !self.recorder.is_off();
         self.wait_for_intake(running).await
     }
 

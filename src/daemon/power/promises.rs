@@ -23,6 +23,15 @@ struct Promised {
     published: BTreeMap<PathBuf, Vec<u8>>,
 }
 
+/// A spec that somebody dropped.
+#[derive(Debug)]
+pub(super) struct Dropped {
+    pub(super) text: String,
+    /// It is to become a job; else it is to be rejected.
+    pub(super) is_sound: bool,
+    pub(super) is_durable: bool,
+}
+
 /// What happened to one request.
 #[derive(Debug, Default)]
 struct Sent {
@@ -44,8 +53,10 @@ pub(super) struct Promises {
     /// Journal lines that a reader has shown.
     records: BTreeMap<RequestId, Vec<u8>>,
     sent: BTreeMap<RequestId, Sent>,
-    /// Dropped specs by the name of their job: the text, and whether it was durable.
-    pub(super) dropped: BTreeMap<String, (String, bool)>,
+    /// Lines of intents logs that a cut left, and that no later one may take.
+    intents: BTreeMap<JobId, BTreeSet<Vec<u8>>>,
+    /// Dropped specs by the name of their job.
+    pub(super) dropped: BTreeMap<String, Dropped>,
     /// Jobs put so far, whatever came of them.
     pub(super) put: u8,
     forgotten: u64,
@@ -127,6 +138,9 @@ impl Promises {
 
     /// Holds what a cut left against what was promised.
     pub(super) fn judge_image(&mut self, root: &Path) {
+        for (name, dropped) in &self.dropped {
+            dropped.judge_rejected(name, root);
+        }
         for (id, promised) in &self.jobs {
             let folder = job_folder(root, *id);
             assert!(folder.join("state.json").exists(), "job {} is lost", promised.name);
@@ -138,7 +152,16 @@ impl Promises {
             for (request, line) in self.records.range(range_of(*id)) {
                 assert!(kept.get(&request.index) == Some(line), "the record of {request} is lost");
             }
-            let begun = begun(&fs::read(folder.join("intents.log")).unwrap_or_default());
+            // What one cut left is what the next start went by.
+            for (index, line) in &kept {
+                self.records.entry(RequestId { job: *id, index: *index }).or_insert_with(|| line.clone());
+            }
+            let intents = fs::read(folder.join("intents.log")).unwrap_or_default();
+            let begun = begun(&intents);
+            let intents: BTreeSet<Vec<u8>> = sound_intents(&intents).map(<[u8]>::to_vec).collect();
+            let before = self.intents.entry(*id).or_default();
+            assert!(before.is_subset(&intents), "intents of {} that a cut had left are lost", promised.name);
+            *before = intents;
             for (request, sent) in self.sent.range_mut(range_of(*id)) {
                 if kept.contains_key(&request.index) || !(sent.in_flight || sent.settled) {
                     continue;
@@ -205,10 +228,19 @@ impl Promises {
                 assert!(seen.insert(index), "{name}: request {index} has two records");
             }
         }
-        for (name, (text, is_durable)) in &self.dropped {
+        for (name, dropped) in &self.dropped {
             let same = self.jobs.values().filter(|promised| promised.name.starts_with(name.as_str()));
-            let same = same.filter(|promised| promised.input == text.as_bytes()).count();
-            assert!(same == 1 || (same == 0 && !is_durable), "{name}.jsonl became {same} jobs");
+            let same = same.filter(|promised| promised.input == dropped.text.as_bytes()).count();
+            let rejected = root.join("jobs/rejected").join(format!("{name}.jsonl"));
+            let aside = usize::from(dropped.judge_rejected(name, root));
+            let (jobs_due, aside_due) = if dropped.is_sound { (1, 0) } else { (0, 1) };
+            let is_due = (same, aside) == (jobs_due, aside_due);
+            // A cut may tear what was not durable, so that it is none any more.
+            assert!(
+                is_due || (!dropped.is_durable && same == 0),
+                "{name}.jsonl became {same} jobs and lies {aside} times in rejected/"
+            );
+            assert!(aside == 0 || report_of(&rejected).is_some(), "{name}.jsonl was rejected without a word");
         }
         if let Err(violations) = laws::check(&evidence) {
             panic!("{}", violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
@@ -226,6 +258,29 @@ impl Promises {
             ..Figures::default()
         }
     }
+}
+
+impl Dropped {
+    /// Whether it lies in `rejected/`; then it is as it was dropped. A report is whole and beside what it is about.
+    fn judge_rejected(&self, name: &str, root: &Path) -> bool {
+        let rejected = root.join("jobs/rejected").join(format!("{name}.jsonl"));
+        let text = fs::read_to_string(&rejected).ok();
+        if let Some(report) = report_of(&rejected) {
+            let is_whole = report.starts_with(name) && report.ends_with('\n') && !report.contains('\0');
+            assert!(is_whole, "the report on {name}.jsonl is torn: {report:?}");
+            assert!(text.is_some(), "there is a report on {name}.jsonl, which is not there");
+        }
+        assert!(
+            !self.is_durable || text.as_ref().is_none_or(|text| *text == self.text),
+            "{name}.jsonl has changed in rejected/"
+        );
+        text.is_some()
+    }
+}
+
+fn report_of(rejected: &Path) -> Option<String> {
+    let report = rejected.with_extension("jsonl.errors.txt");
+    fs::read(report).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl Promised {
@@ -267,11 +322,7 @@ fn records(journal: &[u8]) -> impl Iterator<Item = (u32, Vec<u8>)> {
 /// The requests that an intents log says were begun, with nothing said about how that ended.
 fn begun(log: &[u8]) -> BTreeSet<u32> {
     let mut begun = BTreeSet::new();
-    for line in log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
-        let Some((text, crc)) = line.len().checked_sub(8).map(|at| line.split_at(at)) else { continue };
-        if format!("{:08x}", crc32c::crc32c(text)).as_bytes() != crc {
-            continue;
-        }
+    for text in sound_intents(log) {
         let words: Vec<&str> = str::from_utf8(text).unwrap().split_ascii_whitespace().collect();
         let index = words[1].parse().unwrap();
         if words[0] == "send" {
@@ -281,6 +332,15 @@ fn begun(log: &[u8]) -> BTreeSet<u32> {
         };
     }
     begun
+}
+
+/// The sound lines of an intents log, without their checksums.
+fn sound_intents(log: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let whole = log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+    whole.filter_map(|line| {
+        let (text, crc) = line.len().checked_sub(8).map(|at| line.split_at(at))?;
+        (format!("{:08x}", crc32c::crc32c(text)).as_bytes() == crc).then_some(text)
+    })
 }
 
 /// The files of a results folder, by their path below the root.

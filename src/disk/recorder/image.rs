@@ -10,10 +10,8 @@ use std::path::{Path, PathBuf};
 use fastrand::Rng;
 
 use super::content::{Change, Content};
+use super::names::{Folders, NodeId, Place, Rename};
 use crate::disk::Act;
-
-/// Where a file or folder stands in [`Disk::nodes`].
-type NodeId = usize;
 
 const ROOT: NodeId = 0;
 
@@ -35,41 +33,6 @@ pub(super) struct Image {
 enum Node {
     File(Content),
     Folder,
-}
-
-/// The names in each folder that has some.
-type Folders = BTreeMap<NodeId, BTreeMap<OsString, NodeId>>;
-
-/// A name in a folder.
-type Place = (NodeId, OsString);
-
-/// One change of names: a node gets one, loses one, or both.
-#[derive(Debug)]
-struct Rename {
-    from: Option<Place>,
-    to: Option<(Place, NodeId)>,
-}
-
-impl Rename {
-    fn folders(&self) -> impl Iterator<Item = NodeId> {
-        let from = self.from.as_ref().map(|(folder, _)| *folder);
-        [from, self.to.as_ref().map(|((folder, _), _)| *folder)].into_iter().flatten()
-    }
-
-    /// The folder whose sync makes it durable.
-    fn promised_by(&self) -> NodeId {
-        let to = self.to.as_ref().map(|((folder, _), _)| *folder);
-        to.or_else(|| self.from.as_ref().map(|(folder, _)| *folder)).expect("a change changes something")
-    }
-
-    fn apply(&self, folders: &mut Folders) {
-        if let Some((folder, name)) = &self.from {
-            folders.entry(*folder).or_default().remove(name);
-        }
-        if let Some(((folder, name), node)) = &self.to {
-            folders.entry(*folder).or_default().insert(name.clone(), *node);
-        }
-    }
 }
 
 impl Image {
@@ -139,6 +102,18 @@ impl Image {
                 self.rename(Rename { from: None, to: Some((to, node)) });
             }
             Act::Remove { path } => self.remove(self.place(path)),
+        }
+    }
+
+    /// A sync that was only pretended is made after all.
+    pub(super) fn sync_file(&mut self, file: &fs::File) {
+        self.content(file).sync();
+    }
+
+    /// Like [`Self::sync_file`], of a folder; one that is gone needs none.
+    pub(super) fn sync_path(&mut self, path: &Path) {
+        if let Some(folder) = self.find(path) {
+            self.sync_folder(folder);
         }
     }
 
@@ -225,8 +200,8 @@ impl Image {
         if let Some(node) = known.filter(|node| is_same(*node)) {
             return Some(node);
         }
-        if known.is_some() || found.is_some() {
-            // Changes of that name that are still open lie before this one.
+        if self.pending.iter().any(|rename| rename.is_of(&place)) {
+            // Changes of that name that are still open lie before this one. Those of others stay open.
             self.sync_folder(folder);
         }
         let node = found.and_then(|found| self.adopt_node(real, &found));

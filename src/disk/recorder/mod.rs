@@ -27,6 +27,7 @@
 
 mod content;
 mod image;
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,6 +54,10 @@ pub(crate) struct Plan {
     /// The power is cut instead of this act, counted from 1.
     pub(crate) cut_at: Option<u64>,
     pub(crate) lie: Option<Lie>,
+    /// The power is cut that many acts after the first lie at the latest: few cuts would come in time by chance.
+    pub(crate) cut_after_lie: Option<u64>,
+    /// What is pretended is done after all, three acts later: behind the rename that should have waited for it.
+    pub(crate) is_late: bool,
 }
 
 /// See the module's words.
@@ -69,11 +74,24 @@ struct Disk {
     image: Image,
     acts: u64,
     is_off: bool,
+    cut_at: Option<u64>,
+    /// What was pretended, and before which act it is made good.
+    late: Vec<(u64, Late)>,
     /// sled's folder when it was last synced, and at the cut.
     index: [Option<Tree>; 2],
     /// What was synced, see [`class_of`].
     syncs: BTreeSet<String>,
 }
+
+/// A sync that comes too late.
+#[derive(Debug)]
+enum Late {
+    File(fs::File),
+    Folder(PathBuf),
+}
+
+/// How many acts it comes too late: beyond a rename and the sync of its folder.
+const LATE_BY: u64 = 3;
 
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,7 +106,15 @@ impl Recorder {
     /// Records what is done below `root` from now on; what lies there counts as durable.
     pub(crate) fn install(root: &Path, plan: Plan) -> (Arc<Self>, Installed) {
         let image = Image::of(root, &plan.index);
-        let disk = Disk { image, acts: 0, is_off: false, index: [None, None], syncs: BTreeSet::new() };
+        let disk = Disk {
+            image,
+            acts: 0,
+            is_off: false,
+            cut_at: plan.cut_at,
+            late: Vec::new(),
+            index: [None, None],
+            syncs: BTreeSet::new(),
+        };
         let (root, turn, disk) = (root.to_owned(), Mutex::default(), Mutex::new(disk));
         let recorder = Arc::new(Self { root, plan, turn, disk, off: Notify::new() });
         let installed = probe::install(&recorder.root, Arc::clone(&recorder) as Arc<dyn Probe>);
@@ -157,8 +183,35 @@ impl Recorder {
         !self.plan.index.as_os_str().is_empty() && path.starts_with(&self.plan.index)
     }
 
+    fn note_lie(&self, disk: &mut Disk, act: &Act<'_>) {
+        if let Some(acts) = self.plan.cut_after_lie {
+            let latest = disk.acts + acts;
+            disk.cut_at = disk.cut_at.map(|at| at.min(latest));
+        }
+        if self.plan.is_late {
+            let late = if let Act::Sync { file, .. } = act {
+                Late::File(file.try_clone().unwrap())
+            } else {
+                Late::Folder(act.path().to_owned())
+            };
+            disk.late.push((disk.acts + LATE_BY, late));
+        }
+    }
+
     fn is_lie(&self, act: &Act<'_>) -> bool {
         self.plan.lie.as_ref().is_some_and(|lie| lie(act))
+    }
+}
+
+impl Disk {
+    /// Makes good what was pretended long enough ago.
+    fn make_good(&mut self) {
+        for (_, late) in self.late.extract_if(.., |(due, _)| *due <= self.acts) {
+            match late {
+                Late::File(file) => self.image.sync_file(&file),
+                Late::Folder(path) => self.image.sync_path(&path),
+            }
+        }
     }
 }
 
@@ -167,8 +220,10 @@ impl Probe for Recorder {
         let mut disk = self.disk();
         if !disk.is_off {
             disk.acts += 1;
-            if self.plan.cut_at == Some(disk.acts) {
+            if disk.cut_at == Some(disk.acts) {
                 self.switch_off(&mut disk);
+            } else {
+                disk.make_good();
             }
         }
         if disk.is_off {
@@ -191,6 +246,7 @@ impl Probe for Recorder {
         if matches!(act, Act::Sync { .. } | Act::SyncDir { .. }) {
             disk.syncs.insert(class_of(act, &self.root));
             if self.is_lie(act) {
+                self.note_lie(&mut disk, act);
                 return;
             }
         }
