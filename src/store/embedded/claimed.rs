@@ -16,7 +16,7 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// Locks the state below `state`. [`Error::Locked`] if another process has it.
+    /// Locks the state below `state`. [`Error::Locked`](crate::store::Error::Locked) if another process has it.
     pub fn take(state: &Path) -> Result<Self> {
         make_private_dir(&state.join("jobs"))?;
         let lock = Arc::new(Lock::take(state)?);
@@ -24,7 +24,7 @@ impl Claimed {
     }
 
     /// Opens the store as [`EmbeddedStore::open`] does. `min_free` bytes of the disk stay free; without it, a part of
-    /// it. [`Error::is_full`] if there is no room to open it: nothing is harmed, and it may be tried again.
+    /// it. [`Error::is_full`](crate::store::Error::is_full) if there is no room to open it: nothing is harmed, and it may be tried again.
     pub fn open(&self, min_free: Option<u64>) -> Result<EmbeddedStore> {
         EmbeddedStore::start(self, start::index(&self.state)?, min_free)
     }
