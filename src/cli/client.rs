@@ -223,7 +223,7 @@ pub(super) mod tests {
         NAME  STATUS          COMPLETED  FAILED  TOTAL  KIND  ACCEPTED
         news  in_progress     1          0       3      chat  1970-01-01T00:00:01.000Z
         a b   paused (quota)  1          0       3      chat  1970-01-01T00:00:02.000Z
-        50%   completed       1          0       3      chat  1970-01-01T00:00:03.000Z
+        50%   completed       3          0       3      chat  1970-01-01T00:00:03.000Z
         "#);
         let shown = daemon.batchd(&["show", "news"]);
         assert_eq!((shown.exit, shown.err.as_str()), (Exit::Done, ""));
@@ -269,7 +269,7 @@ pub(super) mod tests {
         let printed = daemon.batchd(&["list"]);
         assert_eq!(
             (printed.exit, printed.err.as_str()),
-            (Exit::StateIo, "error: the store is closed: disk full\n")
+            (Exit::StateIo, "error: the store is closed: it was closed\n")
         );
     }
 

@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(printed.out, "");
         assert_eq!(
             printed.err,
-            "news: in_progress, 1 of 3\nold: completed, 1 of 3\nnews: cancelling, 1 of 3\n"
+            "news: in_progress, 1 of 3\nold: completed, 3 of 3\nnews: cancelling, 1 of 3\n"
         );
     }
 }

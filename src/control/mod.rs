@@ -304,28 +304,37 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use futures_util::future::{BoxFuture, FutureExt, ready};
+    use bytes::Bytes;
+    use futures_util::future::{BoxFuture, FutureExt};
 
     use super::*;
     use crate::clock;
     use crate::clock::Seed;
     use crate::domain::{Job, JobSettings, Kind, LineEntry, RequestId, Settlement};
+    use crate::store::conformance::answer;
+    use crate::store::memory::MemoryStore;
     use crate::store::{Input, Journal, Lease, Leased, Line, QueueDepth, Result};
 
-    /// A store that has jobs and nothing else: what commands need of one.
+    /// What a store in memory answers, at once.
+    fn done<T>(verb: BoxFuture<'_, Result<T>>) -> T {
+        verb.now_or_never().expect("nothing is waited for in memory").unwrap()
+    }
+
+    /// A store in memory whose disk can be full, and which can hold a job that can't be read.
     #[derive(Debug, Default)]
     pub(crate) struct Jobs {
-        states: Mutex<Vec<JobState>>,
-        retried: Mutex<Vec<JobId>>,
-        closed: Mutex<bool>,
+        memory: MemoryStore,
+        unreadable: Mutex<Vec<JobId>>,
         shortage: Mutex<Option<String>>,
     }
 
     impl Jobs {
+        /// A job of three requests. One is answered, one waits and one is in flight; of an ended job all are answered.
         pub(crate) fn add(&self, name: &str, status: JobStatus) -> JobId {
-            let mut states = self.states.lock().unwrap();
-            let now = Timestamp::from_millis(1_000 * (states.len() as u64 + 1));
-            let id = clock::job_id(now, &mut Seed::fixed(states.len() as u64).derive("ids"));
+            let number = done(self.jobs()).len() as u64;
+            let now = Timestamp::from_millis(1_000 * (number + 1));
+            let id = clock::job_id(now, &mut Seed::fixed(number).derive("ids"));
+            let queue = QueueName::new("openai", Some("m"));
             let job = Job {
                 id,
                 name: name.parse().unwrap(),
@@ -334,39 +343,80 @@ pub(crate) mod tests {
                 spec_file: format!("{name}.toml"),
                 accepted_at: now,
                 total: 3,
-                queues: vec![QueueName::new("openai", Some("m"))],
+                queues: vec![queue.clone()],
                 content_hash: String::new(),
                 settings: JobSettings::default(),
             };
-            let counts = Counts { total: 3, completed: 1, ..Counts::default() };
-            let finished_at = status.is_final().then_some(now);
-            states.push(JobState { job, status, counts, leased: 1, waiting: 1, finished_at });
+            done(self.put_job(job, Input::Inline(vec![(0, Bytes::from_static(b"{}")); 3])));
+            let leases = done(self.lease(&queue, 3, now)).leases;
+            let due = Timestamp::from_millis(u64::MAX);
+            for lease in leases {
+                let settlement = match lease.request.index {
+                    1 if !status.is_final() => Settlement::Retry { due, attempts: 1, maybe_paid: false },
+                    2 if !status.is_final() => continue,
+                    _ => answer(&lease),
+                };
+                done(self.settle(lease, settlement));
+            }
+            done(self.set_status(id, status, now));
             id
         }
 
+        /// A job that is held since its files can't be read: no command moves it.
+        fn add_unreadable(&self, name: &str) {
+            let id = self.add(name, held());
+            self.unreadable.lock().unwrap().push(id);
+        }
+
         pub(crate) fn close_now(&self) {
-            *self.closed.lock().unwrap() = true;
+            done(self.close());
         }
 
-        fn answer<T>(&self, answer: impl FnOnce(&mut Vec<JobState>) -> Result<T>) -> Result<T> {
-            if *self.closed.lock().unwrap() {
-                return Err(store::Error::Closed("disk full".to_owned()));
-            }
-            answer(&mut self.states.lock().unwrap())
+        /// Whether a waiting request is due at once.
+        fn is_due(&self, job: JobId) -> bool {
+            let state = done(self.job(job));
+            let queue = state.job.queues.first().unwrap();
+            let leased = done(self.lease(queue, 1, Timestamp::default()));
+            leased.leases.iter().any(|lease| lease.request.job == job)
         }
-    }
-
-    fn position(states: &[JobState], id: JobId) -> Result<usize> {
-        states.iter().position(|state| state.job.id == id).ok_or(store::Error::NoSuchJob(id))
     }
 
     impl Store for Jobs {
+        fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>> {
+            self.memory.put_job(job, input)
+        }
+
         fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
-            ready(self.answer(|states| Ok(states.clone()))).boxed()
+            self.memory.jobs()
         }
 
         fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
-            ready(self.answer(|states| Ok(states[position(states, id)?].clone()))).boxed()
+            self.memory.job(id)
+        }
+
+        fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
+            self.memory.queues()
+        }
+
+        fn lease<'a>(
+            &'a self,
+            queue: &'a QueueName,
+            max: usize,
+            now: Timestamp,
+        ) -> BoxFuture<'a, Result<Leased>> {
+            self.memory.lease(queue, max, now)
+        }
+
+        fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>> {
+            self.memory.line(request)
+        }
+
+        fn begin(&self, lease: &Lease) -> Result<()> {
+            self.memory.begin(lease)
+        }
+
+        fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
+            self.memory.settle(lease, settlement)
         }
 
         fn set_status(
@@ -375,67 +425,35 @@ pub(crate) mod tests {
             status: JobStatus,
             now: Timestamp,
         ) -> BoxFuture<'_, Result<JobState>> {
-            ready(self.answer(|states| {
-                let at = position(states, id)?;
-                let state = &mut states[at];
-                if state.job.name.as_str() == "unreadable" {
-                    let (from, to) = (state.status.as_str(), status.as_str());
-                    return Err(store::Error::Transition { job: id, from, to });
-                }
-                state.finished_at = status.is_final().then_some(now);
-                state.status = status;
-                Ok(state.clone())
-            }))
-            .boxed()
+            if self.unreadable.lock().unwrap().contains(&id) {
+                let refused = store::Error::Transition { job: id, from: "held", to: status.as_str() };
+                return std::future::ready(Err(refused)).boxed();
+            }
+            self.memory.set_status(id, status, now)
         }
 
         fn retry_now(&self, id: JobId) -> BoxFuture<'_, Result<()>> {
-            self.retried.lock().unwrap().push(id);
-            ready(Ok(())).boxed()
+            self.memory.retry_now(id)
         }
 
-        fn put_job(&self, _: Job, _: Input) -> BoxFuture<'_, Result<()>> {
-            unimplemented!("commands accept no jobs")
+        fn journal(&self, id: JobId) -> Result<Box<dyn Journal>> {
+            self.memory.journal(id)
         }
 
-        fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
-            unimplemented!("commands see no queues")
+        fn entry(&self, request: RequestId) -> Result<LineEntry> {
+            self.memory.entry(request)
         }
 
-        fn lease<'a>(&'a self, _: &'a QueueName, _: usize, _: Timestamp) -> BoxFuture<'a, Result<Leased>> {
-            unimplemented!("commands lease nothing")
-        }
-
-        fn line(&self, _: RequestId) -> BoxFuture<'_, Result<Line>> {
-            unimplemented!("commands read no requests")
-        }
-
-        fn begin(&self, _: &Lease) -> Result<()> {
-            unimplemented!("commands send nothing")
-        }
-
-        fn settle(&self, _: Lease, _: Settlement) -> BoxFuture<'_, Result<()>> {
-            unimplemented!("commands settle nothing")
-        }
-
-        fn journal(&self, _: JobId) -> Result<Box<dyn Journal>> {
-            unimplemented!("commands read no journal")
-        }
-
-        fn entry(&self, _: RequestId) -> Result<LineEntry> {
-            unimplemented!("commands read no requests")
-        }
-
-        fn folder(&self, _: JobId) -> Option<PathBuf> {
-            None
+        fn folder(&self, id: JobId) -> Option<PathBuf> {
+            self.memory.folder(id)
         }
 
         fn changes(&self) -> Listener {
-            Bell::default().listen()
+            self.memory.changes()
         }
 
         fn progress(&self) -> Listener {
-            self.changes()
+            self.memory.progress()
         }
 
         fn shortage(&self) -> Option<String> {
@@ -443,8 +461,7 @@ pub(crate) mod tests {
         }
 
         fn close(&self) -> BoxFuture<'_, Result<()>> {
-            self.close_now();
-            ready(Ok(())).boxed()
+            self.memory.close()
         }
     }
 
@@ -500,7 +517,7 @@ pub(crate) mod tests {
     async fn held_job_that_refuses_says_where_to_read_on() {
         let jobs = Arc::new(Jobs::default());
         jobs.add("damaged", held());
-        jobs.add("unreadable", held());
+        jobs.add_unreadable("unreadable");
         let control = control(&jobs);
         let told = [
             (
@@ -551,7 +568,7 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn job_shows_as_paused_while_all_its_queues_are() {
         let jobs = Arc::new(Jobs::default());
-        jobs.add("a", JobStatus::InProgress);
+        let job = jobs.add("a", JobStatus::InProgress);
         let control = control(&jobs);
         let queue = QueueName::new("openai", Some("m"));
         let pause = QueuePause {
@@ -569,9 +586,10 @@ pub(crate) mod tests {
         assert_eq!((shown.status.as_str(), shown.reason), ("in_progress", None));
         assert!(bell.has_changed());
         bell.mark_seen();
+        assert!(!jobs.is_due(job));
         control.retry("a").await.unwrap();
         assert!(bell.has_changed());
-        assert_eq!(jobs.retried.lock().unwrap().len(), 1);
+        assert!(jobs.is_due(job), "what waits is tried at once");
     }
 
     #[tokio::test(start_paused = true)]
