@@ -7,7 +7,7 @@
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
 /// Every point there is; a unit test compares it with the sources.
-pub const POINTS: [&str; 42] = [
+pub const POINTS: [&str; 43] = [
     // A spec on its way from the jobs folder to a job.
     "intake-noted",
     "intake-claimed",
@@ -25,6 +25,7 @@ pub const POINTS: [&str; 42] = [
     // A record, from the journal to the index.
     "store-intent-written",
     "store-ended-written",
+    "store-memo-written",
     "store-journal-appended",
     "store-journal-syncing",
     "store-journal-synced",

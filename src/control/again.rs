@@ -252,6 +252,7 @@ mod tests {
             order: Order::Completion,
             retry: RetryOverride { max_attempts: Some(2), ..RetryOverride::default() },
             on_uncertain: Some(OnUncertain::Fail),
+            ..JobSettings::default()
         };
         let line = |n: u32| {
             let body = format!(r#"{{"model":"m","input":"{n}"}}"#);

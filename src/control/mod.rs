@@ -419,6 +419,14 @@ pub(crate) mod tests {
             self.memory.settle(lease, settlement)
         }
 
+        fn write_memo(&self, request: RequestId, memo: Bytes) -> BoxFuture<'_, Result<()>> {
+            self.memory.write_memo(request, memo)
+        }
+
+        fn memo(&self, request: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
+            self.memory.memo(request)
+        }
+
         fn set_status(
             &self,
             id: JobId,

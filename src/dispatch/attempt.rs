@@ -149,9 +149,11 @@ impl Parts {
                         provider.passed();
                         model
                     }
-                    PauseReason::Auth | PauseReason::Quota | PauseReason::Disk | PauseReason::User => {
-                        provider
-                    }
+                    PauseReason::Auth
+                    | PauseReason::Quota
+                    | PauseReason::Disk
+                    | PauseReason::FineTune
+                    | PauseReason::User => provider,
                 };
                 let status = blocked.response.status_code;
                 let message = format!("{status}: {}", blocked.message);

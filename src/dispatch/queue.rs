@@ -315,7 +315,7 @@ impl Dispatcher {
         for id in ids {
             self.jobs.insert(id, self.parts.store.job(id).await?);
         }
-        let may_send = |id| self.jobs.get(&id).is_some_and(|state| state.status.may_send());
+        let may_send = |id| self.jobs.get(&id).is_some_and(JobState::may_send);
         let (keep, back): (Vec<Lease>, Vec<Lease>) =
             std::mem::take(&mut self.ready).into_iter().partition(|lease| may_send(lease.request.job));
         let next = self.next.take_if(|next| !may_send(next.lease.request.job));

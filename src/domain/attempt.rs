@@ -82,6 +82,12 @@ pub enum Settlement {
         /// This attempt may have been paid for.
         maybe_paid: bool,
     },
+    /// Looks again at `due`, at what goes on elsewhere: no failure. A restart makes it due at once.
+    Snooze {
+        due: Timestamp,
+        /// Attempts used up so far.
+        attempts: u32,
+    },
     /// Goes back into the queue at once, as if never leased.
     Release,
 }
@@ -137,6 +143,7 @@ pub fn decide(
             | PauseReason::Auth
             | PauseReason::Model
             | PauseReason::Disk
+            | PauseReason::FineTune
             | PauseReason::User => Settlement::Release,
         },
     }

@@ -1,10 +1,12 @@
 //! A job: the facts fixed when it was accepted ([`Job`]), and where it stands ([`JobState`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::fine_tune::TunedModel;
 use super::id::{JobId, JobName, QueueName};
 use super::request::Kind;
 use super::retry::RetryPolicy;
@@ -43,6 +45,38 @@ impl Job {
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.settings.deadline.map(|deadline| self.accepted_at + deadline)
     }
+
+    /// The status with which it is accepted: it waits for the fine-tunes whose models it uses.
+    pub fn first_status(&self) -> JobStatus {
+        match self.waits_for().next() {
+            Some(_) => JobStatus::Paused { reason: PauseReason::FineTune },
+            None => JobStatus::InProgress,
+        }
+    }
+
+    /// The fine-tunes whose models it uses that had not ended when it was accepted.
+    pub fn waits_for(&self) -> impl Iterator<Item = JobId> {
+        self.settings.models.values().filter_map(|model| match model {
+            TunedModel::Of(job) => Some(*job),
+            TunedModel::Named(_) => None,
+        })
+    }
+
+    /// Whether requests of it go out while it is `status`. What runs at the provider has to be cancelled there, so a
+    /// fine-tune goes out once more on its way to its end.
+    pub const fn may_send(&self, status: &JobStatus) -> bool {
+        match status {
+            JobStatus::InProgress => true,
+            JobStatus::Cancelling | JobStatus::Expiring => matches!(self.kind, Kind::FineTune),
+            JobStatus::Paused { .. }
+            | JobStatus::Held { .. }
+            | JobStatus::Finalizing
+            | JobStatus::Completed
+            | JobStatus::Failed { .. }
+            | JobStatus::Cancelled
+            | JobStatus::Expired => false,
+        }
+    }
 }
 
 /// What a spec may say about how its job runs.
@@ -57,6 +91,9 @@ pub struct JobSettings {
     /// What replaces the config's `[retry]` for this job.
     pub retry: RetryOverride,
     pub on_uncertain: Option<OnUncertain>,
+    /// What each `job:<name>` of its requests' models stands for, by `<name>`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, TunedModel>,
 }
 
 impl Default for JobSettings {
@@ -67,6 +104,7 @@ impl Default for JobSettings {
             order: Order::Input,
             retry: RetryOverride::default(),
             on_uncertain: None,
+            models: BTreeMap::new(),
         }
     }
 }
@@ -171,11 +209,6 @@ impl JobStatus {
             Self::Completed | Self::Failed { .. } | Self::Cancelled | Self::Expired => false,
         }
     }
-
-    /// Whether requests of such a job may be leased.
-    pub const fn may_send(&self) -> bool {
-        matches!(self, Self::InProgress)
-    }
 }
 
 impl fmt::Display for JobStatus {
@@ -196,6 +229,8 @@ pub enum PauseReason {
     Model,
     /// State or results can't be written.
     Disk,
+    /// A model that it uses is being made by a fine-tune.
+    FineTune,
     /// A person said so.
     User,
 }
@@ -207,6 +242,7 @@ impl PauseReason {
             Self::Auth => "auth",
             Self::Model => "model",
             Self::Disk => "disk",
+            Self::FineTune => "fine_tune",
             Self::User => "user",
         }
     }
@@ -253,4 +289,11 @@ pub struct JobState {
     /// Requests waiting for the time of their next attempt.
     pub waiting: u32,
     pub finished_at: Option<Timestamp>,
+}
+
+impl JobState {
+    /// See [`Job::may_send`].
+    pub const fn may_send(&self) -> bool {
+        self.job.may_send(&self.status)
+    }
 }

@@ -5,6 +5,7 @@
 //! can be tried in milliseconds.
 
 pub mod attempt;
+pub mod fine_tune;
 pub mod id;
 pub mod job;
 pub mod line;
@@ -15,6 +16,7 @@ pub mod retry;
 pub mod time;
 
 pub use attempt::{Blocked, Failure, Outcome, Settlement};
+pub use fine_tune::{FineTune, TunedModel, TuningApi, TuningData};
 pub use id::{InvalidName, JobId, JobName, QueueName, RequestId};
 pub use job::{Counts, Job, JobSettings, JobState, JobStatus, OnUncertain, Order, PauseReason};
 pub use line::LineEntry;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
@@ -311,6 +312,14 @@ impl Store for FakeStore {
     }
 
     fn settle(&self, _: Lease, _: Settlement) -> BoxFuture<'_, Result<()>> {
+        futures_util::future::ready(closed()).boxed()
+    }
+
+    fn write_memo(&self, _: RequestId, _: Bytes) -> BoxFuture<'_, Result<()>> {
+        futures_util::future::ready(closed()).boxed()
+    }
+
+    fn memo(&self, _: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
         futures_util::future::ready(closed()).boxed()
     }
 

@@ -205,6 +205,14 @@ impl Store for FakeStore {
         unimplemented!("results are only read")
     }
 
+    fn write_memo(&self, _: RequestId, _: Bytes) -> BoxFuture<'_, Result<()>> {
+        unimplemented!()
+    }
+
+    fn memo(&self, _: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        unimplemented!()
+    }
+
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
         let mut jobs = self.jobs.lock().unwrap();
         let Kept { state, statuses, .. } = jobs.get_mut(&job).unwrap();

@@ -122,6 +122,7 @@ fn settlement_is_sane(outcome: &Outcome, attempt: u32) {
             assert!(!answered && attempts <= attempt);
             assert!(due >= NOW && due.since(NOW) <= DAY + DAY / 10, "due at {due}");
         }
+        Settlement::Snooze { .. } => unreachable!("an exchange goes on nowhere else"),
         Settlement::Release => assert!(matches!(outcome, Outcome::Blocked(_))),
     }
 }

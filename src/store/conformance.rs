@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::domain::record::JournalLine;
 use crate::domain::{
     Job, JobId, JobName, JobSettings, JobStatus, Kind, PauseReason, QueueName, Record, RecordError,
-    RequestId, Response, Settlement, Timestamp,
+    RequestId, Response, Settlement, Timestamp, TunedModel,
 };
 use crate::store::{Error, Input, Lease, Store};
 
@@ -94,11 +94,15 @@ pub(crate) async fn exercise(make: impl AsyncFn() -> Arc<dyn Store>) {
     queues_of_one_job_are_leased_apart(&*make().await).await;
     settled_requests_are_in_the_journal_and_never_leased_again(&*make().await).await;
     retries_wait_until_due_and_count_their_attempts(&*make().await).await;
+    snoozed_requests_wait_and_use_up_no_attempt(&*make().await).await;
     released_requests_come_back_as_they_were(&*make().await).await;
     void_leases_settle_nothing(&*make().await).await;
     paused_and_cancelled_jobs_are_not_leased(&*make().await).await;
     final_statuses_stay(&*make().await).await;
     jobs_share_and_priority_goes_first(&*make().await).await;
+    fine_tunes_go_out_to_be_cancelled(&*make().await).await;
+    jobs_wait_for_the_fine_tunes_whose_models_they_use(&*make().await).await;
+    memos_are_replaced_and_outlive_the_job(&*make().await).await;
     lines_are_read_back(&*make().await).await;
     large_jobs_keep_every_request(&*make().await).await;
     closed_stores_refuse(&*make().await).await;
@@ -249,6 +253,63 @@ async fn jobs_share_and_priority_goes_first(store: &dyn Store) {
     let leased = lease(store, "m", 10, NOW).await;
     let count = |n: u8| leased.iter().filter(|lease| *lease.request.job.as_bytes() == [n; 16]).count();
     assert_eq!((count(1), count(2), count(3)), (5, 3, 2));
+}
+
+async fn snoozed_requests_wait_and_use_up_no_attempt(store: &dyn Store) {
+    let job = job(1, 5, &["m"], 1);
+    put(store, &job).await;
+    for _ in 0..3 {
+        let snoozed = lease(store, "m", 1, NOW + Duration::from_hours(1)).await.pop().unwrap();
+        assert_eq!(snoozed.attempt, 1);
+        let due = NOW + Duration::from_mins(1);
+        store.settle(snoozed, Settlement::Snooze { due, attempts: 0 }).await.unwrap();
+        let early = store.lease(&queue("m"), 1, NOW).await.unwrap();
+        assert_eq!((early.leases.len(), early.next_due), (0, Some(due)));
+    }
+    let state = store.job(job.id).await.unwrap();
+    assert_eq!((state.waiting, state.counts.maybe_paid_twice), (1, 0));
+}
+
+async fn fine_tunes_go_out_to_be_cancelled(store: &dyn Store) {
+    let job = Job { kind: Kind::FineTune, ..job(1, 5, &["m"], 1) };
+    put(store, &job).await;
+    store.set_status(job.id, JobStatus::Cancelling, NOW).await.unwrap();
+    assert_eq!(store.queues().await.unwrap().len(), 1);
+    assert_eq!(lease(store, "m", 1, NOW).await.len(), 1);
+}
+
+async fn jobs_wait_for_the_fine_tunes_whose_models_they_use(store: &dyn Store) {
+    let mut waiting = job(1, 5, &["m"], 1);
+    let maker = JobId::from_bytes([9; 16]);
+    waiting.settings.models.insert("support".to_owned(), TunedModel::Of(maker));
+    put(store, &waiting).await;
+    let status = store.job(waiting.id).await.unwrap().status;
+    assert_eq!(status, JobStatus::Paused { reason: PauseReason::FineTune });
+    assert!(lease(store, "m", 1, NOW).await.is_empty());
+    store.set_status(waiting.id, JobStatus::InProgress, NOW).await.unwrap();
+    assert_eq!(lease(store, "m", 1, NOW).await.len(), 1);
+
+    let mut ready = job(2, 5, &["m"], 1);
+    ready.settings.models.insert("support".to_owned(), TunedModel::Named("ft:m".to_owned()));
+    put(store, &ready).await;
+    assert_eq!(store.job(ready.id).await.unwrap().status, JobStatus::InProgress);
+}
+
+async fn memos_are_replaced_and_outlive_the_job(store: &dyn Store) {
+    let job = job(1, 5, &["m"], 2);
+    put(store, &job).await;
+    let request = |index| RequestId { job: job.id, index };
+    assert_eq!(store.memo(request(0)).await.unwrap(), None);
+    for memo in ["longer than the next", "short"] {
+        store.write_memo(request(0), Bytes::from_static(memo.as_bytes())).await.unwrap();
+        assert_eq!(store.memo(request(0)).await.unwrap().unwrap(), memo);
+    }
+    assert_eq!(store.memo(request(1)).await.unwrap(), None);
+    store.set_status(job.id, JobStatus::Cancelled, NOW).await.unwrap();
+    assert_eq!(store.memo(request(0)).await.unwrap().unwrap(), "short");
+    let none = RequestId { job: JobId::from_bytes([7; 16]), index: 0 };
+    assert!(matches!(store.memo(none).await, Err(Error::NoSuchJob(_))));
+    assert!(matches!(store.write_memo(none, Bytes::new()).await, Err(Error::NoSuchJob(_))));
 }
 
 async fn lines_are_read_back(store: &dyn Store) {

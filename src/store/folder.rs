@@ -11,6 +11,8 @@
 //! | `state.json` | the job and its status; written last, so its presence means *accepted* |
 //! | `intents.log` | what was about to be sent, and attempts that ended without a record |
 //! | `results.log` | the journal |
+//! | `memo-<n>.json` | what the next attempt of request `n` must know of the last one: how far a fine-tune has come |
+//! | `training.jsonl`, `validation.jsonl` | the data of a fine-tune, as it was accepted |
 //! | `results.torn.<n>`, `intents.torn.<n>` | what a crash tore off one of the logs, for a person to look at |
 
 use std::io::{self, Write};
@@ -69,6 +71,10 @@ impl JobFolder {
 
     pub fn journal(&self) -> PathBuf {
         self.0.join("results.log")
+    }
+
+    pub fn memo(&self, index: u32) -> PathBuf {
+        self.0.join(format!("memo-{index}.json"))
     }
 
     /// Whether the job was accepted once, although its `state.json` is missing: then its requests may have been sent

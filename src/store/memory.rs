@@ -45,6 +45,7 @@ struct Entry {
     failed: u32,
     maybe_paid_twice: u32,
     journal: Vec<u8>,
+    memos: BTreeMap<u32, Bytes>,
 }
 
 /// Where a request is.
@@ -72,13 +73,14 @@ impl MemoryStore {
         };
         let entry = Entry {
             places: vec![Place::Fresh; lines.len()],
-            status: JobStatus::InProgress,
+            status: job.first_status(),
             finished_at: None,
             lines,
             completed: 0,
             failed: 0,
             maybe_paid_twice: 0,
             journal: Vec::new(),
+            memos: BTreeMap::new(),
             job,
         };
         self.lock()?.jobs.insert(entry.job.id, entry);
@@ -110,6 +112,7 @@ impl MemoryStore {
                 *place = Place::Waiting { due, attempts };
                 entry.maybe_paid_twice += u32::from(maybe_paid);
             }
+            Settlement::Snooze { due, attempts } => *place = Place::Waiting { due, attempts },
             Settlement::Release => {
                 *place = match due {
                     Some(due) => Place::Waiting { due, attempts: attempt - 1 },
@@ -155,7 +158,7 @@ impl Inner {
         let Self { jobs, turns, epoch, .. } = self;
         let candidates: Vec<Candidate> = jobs
             .values()
-            .filter(|entry| entry.status.may_send() && entry.queue_number(queue).is_some())
+            .filter(|entry| entry.job.may_send(&entry.status) && entry.queue_number(queue).is_some())
             .map(|entry| Candidate { job: entry.job.id, priority: entry.job.settings.priority })
             .collect();
         let mut leased = Leased::default();
@@ -272,7 +275,7 @@ impl Store for MemoryStore {
     fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>> {
         now(self.lock().map(|inner| {
             let mut ready: BTreeMap<QueueName, u64> = BTreeMap::new();
-            for entry in inner.jobs.values().filter(|entry| entry.status.may_send()) {
+            for entry in inner.jobs.values().filter(|entry| entry.job.may_send(&entry.status)) {
                 for queue in &entry.job.queues {
                     *ready.entry(queue.clone()).or_default() += entry.open(queue).count() as u64;
                 }
@@ -300,6 +303,18 @@ impl Store for MemoryStore {
 
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
         now(self.settle_now(&lease, settlement))
+    }
+
+    fn write_memo(&self, request: RequestId, memo: Bytes) -> BoxFuture<'_, Result<()>> {
+        let entry = |inner: &mut Inner| {
+            inner.entry_mut(request.job).map(|entry| entry.memos.insert(request.index, memo)).map(drop)
+        };
+        now(self.lock().and_then(|mut inner| entry(&mut inner)))
+    }
+
+    fn memo(&self, request: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        let memo = |inner: &Inner| Ok(inner.entry(request.job)?.memos.get(&request.index).cloned());
+        now(self.lock().and_then(|inner| memo(&inner)))
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, at: Timestamp) -> BoxFuture<'_, Result<JobState>> {

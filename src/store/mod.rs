@@ -11,7 +11,8 @@
 //!   until a due time, or *settled*. Leases live in memory: after a restart all of them are void.
 //! - A record counts once it is durable in the job's journal. The index may lag the journal and
 //!   never leads it.
-//! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`]) is durable when it returns.
+//! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`], [`Store::write_memo`]) is durable when it
+//!   returns.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -142,7 +143,7 @@ impl<T: Read + Seek + Send> Journal for T {}
 
 /// Where jobs, requests and records are kept.
 pub trait Store: Send + Sync + fmt::Debug {
-    /// Accepts a job: durable when it returns.
+    /// Accepts a job in its [first status](Job::first_status): durable when it returns.
     fn put_job(&self, job: Job, input: Input) -> BoxFuture<'_, Result<()>>;
 
     /// Every job, in the order of acceptance.
@@ -169,6 +170,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Carries out what was decided. Returns when the record is in the journal (which frees the slot);
     /// it counts, and shows in [`Store::job`], once it is durable there.
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>>;
+
+    /// Keeps what a request's next attempt must know of this one, in place of what was kept before: durable when it
+    /// returns. For work that goes on at the provider between attempts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is no room: then what was kept before still is.
+    fn write_memo(&self, request: RequestId, memo: Bytes) -> BoxFuture<'_, Result<()>>;
+
+    /// What [`Store::write_memo`] kept last, also of a job that has ended.
+    fn memo(&self, request: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>>;
 
     /// Moves a job to `status`: durable when it returns. `now` becomes `finished_at` of a final status.
     /// Requests still open in a job that ends as cancelled or expired count as failed from then on.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -64,11 +65,8 @@ impl Ground {
         self.memory.settle(lease, settlement).await?;
         let state = self.memory.job(id).await?;
         let is_still = state.leased == 0;
-        let is_news = if is_record {
-            state.counts.open() == 0 || (is_still && !state.status.may_send())
-        } else {
-            is_still
-        };
+        let is_news =
+            if is_record { state.counts.open() == 0 || (is_still && !state.may_send()) } else { is_still };
         if is_news {
             self.news.ring();
         }
@@ -92,7 +90,7 @@ impl Ground {
                 continue;
             }
             let goes_on =
-                status.may_send() || matches!(status, JobStatus::Paused { .. } | JobStatus::Held { .. });
+                job.may_send(&status) || matches!(status, JobStatus::Paused { .. } | JobStatus::Held { .. });
             let settlement = match held.ended {
                 Some(ended) => ended,
                 None if !held.begun || !goes_on => Settlement::Release,
@@ -285,6 +283,14 @@ impl Store for Life {
 
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
         self.settle_lease(lease, settlement).boxed()
+    }
+
+    fn write_memo(&self, request: RequestId, memo: Bytes) -> BoxFuture<'_, Result<()>> {
+        self.late(move |ground| ground.memory.write_memo(request, memo))
+    }
+
+    fn memo(&self, request: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        self.late(move |ground| ground.memory.memo(request))
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {

@@ -18,6 +18,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// See [`Job::may_send`].
+    pub(super) const fn may_send(&self) -> bool {
+        self.job.may_send(&self.status)
+    }
+
     /// Nothing is in flight.
     pub(super) const fn is_still(&self) -> bool {
         self.leased == 0

@@ -148,7 +148,7 @@ impl Index {
 
     pub(super) fn queues(&self) -> Vec<QueueDepth> {
         let mut depths: BTreeMap<&QueueName, u64> = BTreeMap::new();
-        for entry in self.jobs.values().filter(|entry| entry.status.may_send()) {
+        for entry in self.jobs.values().filter(|entry| entry.may_send()) {
             for (queue, place) in entry.job.queues.iter().zip(&entry.queues) {
                 *depths.entry(queue).or_default() += u64::from(place.fresh) + u64::from(place.waiting);
             }
@@ -167,7 +167,7 @@ impl Index {
         let Self { tree, jobs, turns, out, .. } = self;
         let mut numbers = BTreeMap::new();
         let mut candidates = Vec::new();
-        for entry in jobs.values().filter(|entry| entry.status.may_send()) {
+        for entry in jobs.values().filter(|entry| entry.may_send()) {
             let Some(number) = entry.job.queues.iter().position(|q| q == queue) else { continue };
             let open = entry.queues.get(number).is_some_and(|place| place.fresh + place.waiting > 0);
             if open && let Ok(number) = u16::try_from(number) {
@@ -224,7 +224,7 @@ impl Index {
         let mut noteworthy = false;
         // The rows come last, see the invariants.
         changes.extend(touched.into_iter().filter_map(|id| self.jobs.get(&id)).map(|entry| {
-            noteworthy |= entry.counts().open() == 0 || (entry.leased == 0 && !entry.status.may_send());
+            noteworthy |= entry.counts().open() == 0 || (entry.leased == 0 && !entry.may_send());
             (keys::job(entry.job.id), Some(entry.row.encode()))
         }));
         self.apply(changes)?;

@@ -31,6 +31,7 @@ mod ladder;
 mod leases;
 mod log;
 mod lost;
+mod memo;
 mod mend;
 mod open;
 mod recover;
@@ -49,6 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
@@ -197,8 +199,7 @@ impl EmbeddedStore {
         // Before the folder is made whole: what counts as accepted must be indexed.
         self.ask(|reply| Command::MakeRoom { requests: job.total, reply }).await?;
         let folder = self.job_folder(job.id);
-        let state =
-            State { job: job.clone(), status: JobStatus::InProgress, finished_at: None, counts: None };
+        let state = State { status: job.first_status(), job: job.clone(), finished_at: None, counts: None };
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder, &state, input)).await;
         prepared.map_err(|error| Error::Closed(error.to_string()))?.inspect_err(|error| {
             if error.is_full() {
@@ -316,6 +317,14 @@ impl Store for EmbeddedStore {
 
     fn settle(&self, lease: Lease, settlement: Settlement) -> BoxFuture<'_, Result<()>> {
         self.settle_lease(lease, settlement).boxed()
+    }
+
+    fn write_memo(&self, request: RequestId, memo: Bytes) -> BoxFuture<'_, Result<()>> {
+        self.keep_memo(request, memo).boxed()
+    }
+
+    fn memo(&self, request: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        self.kept_memo(request).boxed()
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {

@@ -209,7 +209,7 @@ impl Recovery<'_> {
     /// Holds the job, if it could send: durable when it returns. One that is held stays so for its first reason; one
     /// on its way to its end sends nothing as it is, and must not come back from it.
     fn hold(&mut self, why: &str) -> Result<()> {
-        if self.status.may_send() || matches!(self.status, JobStatus::Paused { .. }) {
+        if matches!(self.status, JobStatus::InProgress | JobStatus::Paused { .. }) {
             tracing::error!(job = %self.job.id, why, "a job is held");
             self.status = JobStatus::Held { why: why.to_owned() };
             let (job, status) = (self.job.clone(), self.status.clone());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tokio::time::sleep;
 
-use crate::domain::{JobId, Record, RequestId, Settlement};
+use crate::domain::{JobId, Record, RequestId, Settlement, Timestamp};
 use crate::fault;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::files::JobFiles;
@@ -69,16 +69,31 @@ impl EmbeddedStore {
             Settlement::Complete(record) => self.record(&lease, &record, true).await,
             Settlement::Discard(record) => self.record(&lease, &record, false).await,
             Settlement::Retry { due, attempts, maybe_paid } => {
-                let request = lease.request;
-                let files = self.files_in_the_end(request).await?;
-                let held = self.shared.leases.take(&lease)?;
-                let intent = Intent::Ended { index: request.index, attempts, due, maybe_paid };
-                self.note(&files, request, intent).await;
-                fault::point("store-ended-written");
-                self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
+                self.wait(&lease, [due; 2], attempts, maybe_paid).await
+            }
+            // The intents say when a start makes it due.
+            Settlement::Snooze { due, attempts } => {
+                self.wait(&lease, [due, Timestamp::default()], attempts, false).await
             }
             Settlement::Release => self.release(&lease).await,
         }
+    }
+
+    /// Lets a request wait until `due`; after a restart, until `due_at_start`.
+    async fn wait(
+        &self,
+        lease: &Lease,
+        [due, due_at_start]: [Timestamp; 2],
+        attempts: u32,
+        maybe_paid: bool,
+    ) -> Result<()> {
+        let request = lease.request;
+        let files = self.files_in_the_end(request).await?;
+        let held = self.shared.leases.take(lease)?;
+        let intent = Intent::Ended { index: request.index, attempts, due: due_at_start, maybe_paid };
+        self.note(&files, request, intent).await;
+        fault::point("store-ended-written");
+        self.ask(|reply| Command::Wait { request, held, due, attempts, maybe_paid, reply }).await
     }
 
     /// What was not sent left nothing to write, and goes back whatever the disk does: a stop must not wait for it.

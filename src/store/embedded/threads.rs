@@ -243,7 +243,8 @@ impl IndexThread {
         let row = recover::put(&mut self.index, &folder, &job)?;
         self.index.flush()?;
         fault::point("store-job-indexed");
-        self.index.load(job, JobStatus::InProgress, row)?;
+        let status = job.first_status();
+        self.index.load(job, status, row)?;
         self.shared.tick();
         Ok(())
     }
