@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::EmbeddedStore;
-use super::tests::{World, answer_some, crash, files_alone};
+use super::tests::{World, answer_some, answered, crash, files_alone};
 use crate::domain::record::JournalLine;
 use crate::domain::{Job, JobId, JobStatus, OnUncertain, Settlement, Timestamp};
 use crate::store::conformance::{self, NOW, journal_indexes, lease, put, until_settled};
@@ -27,19 +27,6 @@ async fn next_start(world: &World, id: JobId) -> (JobStatus, u32, usize) {
     (state.status, state.counts.completed, leased)
 }
 
-/// A job of five of which three are answered, closed in order.
-async fn answered() -> (World, Job) {
-    let world = World::new();
-    let job = job(1, 5);
-    let store = world.open();
-    put(&store, &job).await;
-    answer_some(&store, 3).await;
-    until_settled(&store, job.id, 3).await;
-    store.close().await.unwrap();
-    drop(store);
-    (world, job)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_job_that_can_not_be_read_is_shown_as_held_and_nothing_can_be_done_with_it() {
     type Spoil = (&'static str, fn(&JobFolder));
@@ -60,7 +47,7 @@ async fn a_job_that_can_not_be_read_is_shown_as_held_and_nothing_can_be_done_wit
         }),
     ];
     for (expected, spoil) in spoils {
-        let (world, job) = answered().await;
+        let (world, job) = answered(3, 5).await;
         let folder = world.folder(&job);
         spoil(&folder);
         let before = files_alone(world.state());
@@ -130,7 +117,7 @@ fn insert_before(path: &Path, line: usize, bytes: &[u8], eats: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn records_behind_a_page_that_a_power_cut_lost_stay() {
-    let (world, job) = answered().await;
+    let (world, job) = answered(3, 5).await;
     let journal = world.folder(&job).journal();
     // The second record is lost, and the first bytes of the third page are the end of its line.
     insert_before(&journal, 1, &LOST, 60);
@@ -160,7 +147,7 @@ async fn a_journal_that_has_lost_what_was_synced_holds_the_job() {
         }),
     ];
     for (why, spoil) in spoils {
-        let (world, job) = answered().await;
+        let (world, job) = answered(3, 5).await;
         spoil(&world.folder(&job).journal());
         for _ in 0..2 {
             let (status, _, leased) = next_start(&world, job.id).await;

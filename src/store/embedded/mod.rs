@@ -390,6 +390,8 @@ mod damage;
 #[cfg(test)]
 mod healing;
 #[cfg(test)]
+mod in_flight;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod scarcity;

@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use super::{Content, EmbeddedStore};
 use crate::disk::Act;
 use crate::disk::probe::{self, Probe, Verdict};
-use crate::domain::{Job, JobId, JobStatus, OnUncertain, Settlement};
+use crate::domain::{Job, JobId, JobStatus, Settlement};
 use crate::store::conformance::{self, NOW, answer, failure, journal_indexes, lease, put, until_settled};
-use crate::store::folder::{JobFolder, temporary_name};
+use crate::store::folder::JobFolder;
 use crate::store::{Error, Store};
 
 /// A store in a folder that lives as long as it.
@@ -58,6 +58,19 @@ pub(super) async fn answer_some(store: &EmbeddedStore, n: usize) {
         let settlement = answer(&lease);
         store.settle(lease, settlement).await.unwrap();
     }
+}
+
+/// A job of which `n` of `total` requests are answered, closed in order.
+pub(super) async fn answered(n: u32, total: u32) -> (World, Job) {
+    let world = World::new();
+    let job = conformance::job(1, 5, &["m"], total);
+    let store = world.open();
+    put(&store, &job).await;
+    answer_some(&store, n as usize).await;
+    until_settled(&store, job.id, n).await;
+    store.close().await.unwrap();
+    drop(store);
+    (world, job)
 }
 
 /// Drops the store as a crash would: leases open, the index not flushed.
@@ -171,14 +184,7 @@ async fn a_lost_index_is_rebuilt_from_the_files() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn records_beyond_the_acknowledged_length_are_settled_again() {
-    let world = World::new();
-    let job = conformance::job(1, 5, &["m"], 10);
-    let store = world.open();
-    put(&store, &job).await;
-    answer_some(&store, 4).await;
-    until_settled(&store, job.id, 4).await;
-    store.close().await.unwrap();
-    drop(store);
+    let (world, job) = answered(4, 10).await;
     // An answer whose index update was lost: it is in the journal alone.
     let request = crate::domain::RequestId { job: job.id, index: 7 };
     let forged = crate::store::Lease { request, attempt: 1, epoch: 0 };
@@ -194,14 +200,7 @@ async fn records_beyond_the_acknowledged_length_are_settled_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_torn_end_is_cut_off_and_kept_aside() {
-    let world = World::new();
-    let job = conformance::job(1, 5, &["m"], 5);
-    let store = world.open();
-    put(&store, &job).await;
-    answer_some(&store, 2).await;
-    until_settled(&store, job.id, 2).await;
-    store.close().await.unwrap();
-    drop(store);
+    let (world, job) = answered(2, 5).await;
     let mut journal = OpenOptions::new().append(true).open(world.journal(job.id)).unwrap();
     journal.write_all(b"{\"id\":\"batch_req_torn").unwrap();
 
@@ -374,125 +373,6 @@ async fn more_jobs_than_files_stay_open_for_keep_every_record() {
     put(&store, &last).await;
     store.line(crate::domain::RequestId { job: last.id, index: 0 }).await.unwrap();
     assert!(store.files.lock().unwrap().len() <= super::OPEN_JOBS_MAX);
-}
-
-/// Leases everything there is, begins it, and crashes.
-async fn crash_in_flight(world: &World) -> Vec<(u32, u32)> {
-    let store = world.open();
-    let leases = lease(&store, "m", 9, NOW).await;
-    for lease in &leases {
-        store.begin(lease).unwrap();
-    }
-    crash(store).await;
-    leases.iter().map(|lease| (lease.request.index, lease.attempt)).collect()
-}
-
-async fn put_uncertain(world: &World, on_uncertain: Option<OnUncertain>) -> JobId {
-    let mut job = conformance::job(1, 5, &["m"], 2);
-    job.settings.on_uncertain = on_uncertain;
-    let store = world.open();
-    put(&store, &job).await;
-    crash(store).await;
-    job.id
-}
-
-/// The records of a job that were written for requests whose end nobody knows.
-fn uncertain_records(store: &EmbeddedStore, id: JobId) -> Vec<(String, String)> {
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut store.journal(id).unwrap(), &mut text).unwrap();
-    let record = |line: &str| {
-        let record: serde_json::Value = serde_json::from_str(line).unwrap();
-        let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-        (word(&record["custom_id"]), word(&record["error"]["code"]))
-    };
-    text.lines().map(record).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_request_that_is_uncertain_is_sent_once_more_and_then_fails() {
-    let world = World::new();
-    let id = put_uncertain(&world, None).await;
-    assert_eq!(crash_in_flight(&world).await, [(0, 1), (1, 1)]);
-    // Starts without a sending in between change nothing.
-    for _ in 0..2 {
-        let store = world.open();
-        let counts = store.job(id).await.unwrap().counts;
-        assert_eq!((counts.open(), counts.maybe_paid_twice), (2, 2));
-        crash(store).await;
-    }
-    assert_eq!(crash_in_flight(&world).await, [(0, 2), (1, 2)]);
-    for _ in 0..2 {
-        let store = world.open();
-        assert!(lease(&store, "m", 9, NOW).await.is_empty());
-        let counts = store.job(id).await.unwrap().counts;
-        assert_eq!((counts.failed, counts.open(), counts.maybe_paid_twice), (2, 0, 2));
-        let uncertain = |n: u32| (format!("line-{n}"), "uncertain".to_owned());
-        assert_eq!(uncertain_records(&store, id), [uncertain(1), uncertain(2)]);
-        crash(store).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn uncertain_requests_may_wait_for_a_person() {
-    let world = World::new();
-    let id = put_uncertain(&world, Some(OnUncertain::Hold)).await;
-    crash_in_flight(&world).await;
-    for _ in 0..2 {
-        let store = world.open();
-        let status = store.job(id).await.unwrap().status;
-        assert!(matches!(&status, JobStatus::Held { why } if why.starts_with("2 requests")), "{status:?}");
-        assert!(lease(&store, "m", 9, NOW).await.is_empty());
-        crash(store).await;
-    }
-    let store = world.open();
-    store.set_status(id, JobStatus::InProgress, NOW).await.unwrap();
-    assert_eq!(lease(&store, "m", 9, NOW).await.len(), 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_start_that_dies_before_it_has_held_a_job_sends_nothing_at_the_next() {
-    let world = World::new();
-    let id = put_uncertain(&world, Some(OnUncertain::Hold)).await;
-    crash_in_flight(&world).await;
-    // Where the job's status is written first: nothing can be put there.
-    let temporary = temporary_name(&JobFolder::new(world.dir.path(), id).state());
-    fs::create_dir(&temporary).unwrap();
-    assert!(EmbeddedStore::open(world.dir.path()).is_err());
-    fs::remove_dir(&temporary).unwrap();
-    let store = world.open();
-    assert!(matches!(store.job(id).await.unwrap().status, JobStatus::Held { .. }));
-    assert!(lease(&store, "m", 9, NOW).await.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn uncertain_requests_may_fail_at_once() {
-    let world = World::new();
-    let id = put_uncertain(&world, Some(OnUncertain::Fail)).await;
-    crash_in_flight(&world).await;
-    let store = world.open();
-    let counts = store.job(id).await.unwrap().counts;
-    assert_eq!((counts.failed, counts.maybe_paid_twice), (2, 0));
-    assert_eq!(uncertain_records(&store, id).len(), 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_a_held_job_had_in_flight_is_sent_once_more_at_most_too() {
-    let world = World::new();
-    let id = put_uncertain(&world, None).await;
-    let store = world.open();
-    for lease in lease(&store, "m", 9, NOW).await {
-        store.begin(&lease).unwrap();
-    }
-    store.set_status(id, JobStatus::Held { why: "x".to_owned() }, NOW).await.unwrap();
-    crash(store).await;
-
-    let store = world.open();
-    let state = store.job(id).await.unwrap();
-    assert_eq!((state.status, state.counts.maybe_paid_twice), (JobStatus::Held { why: "x".to_owned() }, 2));
-    store.set_status(id, JobStatus::InProgress, NOW).await.unwrap();
-    crash(store).await;
-    assert_eq!(crash_in_flight(&world).await, [(0, 2), (1, 2)]);
-    assert_eq!(world.open().job(id).await.unwrap().counts.failed, 2);
 }
 
 /// Refuses to sync journals.
