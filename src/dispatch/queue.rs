@@ -421,7 +421,7 @@ mod tests {
 
     impl Transport for Obedient {
         fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
-            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            let body: Value = serde_json::from_slice(&request.body.to_bytes().unwrap()).unwrap();
             let input = body["input"].as_str().unwrap().to_owned();
             self.asked.lock().unwrap().push(input.clone());
             let (status, seconds) = input.split_once(' ').unwrap();

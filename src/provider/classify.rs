@@ -180,6 +180,7 @@ pub(super) fn classify_transport(error: &TransportError) -> Outcome {
         TransportError::Timeout(_) => ("timeout", true),
         TransportError::Lost(_) => ("connection_lost", true),
         TransportError::Cut(_) => ("truncated", true),
+        TransportError::File(_) => ("file_error", false),
         TransportError::TooLarge(_) => return unanswerable("too_large", error.to_string()),
     };
     Outcome::Failed(Failure {

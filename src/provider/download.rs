@@ -13,7 +13,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::diag::printable;
-use crate::provider::{HttpRequest, Provider, Reach, TransportError, openai};
+use crate::provider::{HttpBody, HttpRequest, Provider, Reach, TransportError, openai};
 
 /// Stores send one to a region's own address at most; the rest is patience.
 const REDIRECTS_MAX: u32 = 3;
@@ -65,7 +65,7 @@ impl Provider {
                 reach: reach(&url, base_url)?,
                 url: url.clone(),
                 headers: openai::plain_headers(),
-                body: Bytes::new(),
+                body: HttpBody::EMPTY,
                 timeout: self.settings.timeout,
                 max_reply: max,
             });

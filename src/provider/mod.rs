@@ -7,6 +7,7 @@
 
 mod address;
 mod answer;
+mod body;
 mod classify;
 mod download;
 mod error_body;
@@ -20,6 +21,7 @@ mod testing;
 mod transport;
 
 use std::fmt;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ use crate::provider::openai::Api;
 
 pub use address::is_public;
 pub use answer::usage_of;
+pub use body::{HttpBody, Part};
 pub use download::DownloadError;
 pub use transport::{HttpTransport, install_crypto};
 
@@ -81,8 +84,8 @@ pub struct HttpRequest {
     pub method: reqwest::Method,
     pub url: Url,
     pub headers: HeaderMap,
-    pub body: Bytes,
-    /// For the whole exchange, connect to last byte.
+    pub body: HttpBody,
+    /// For the whole exchange, connect to last byte; in a [`Transport::transfer`] for a time in which nothing moves.
     pub timeout: Duration,
     /// Largest reply body in bytes, counted after decompression.
     pub max_reply: u64,
@@ -95,7 +98,7 @@ impl fmt::Debug for HttpRequest {
         f.debug_struct("HttpRequest")
             .field("method", &self.method)
             .field("path", &self.url.path())
-            .field("body_bytes", &self.body.len())
+            .field("body_bytes", &self.body.length())
             .finish_non_exhaustive()
     }
 }
@@ -138,11 +141,54 @@ pub enum TransportError {
     /// [`Reach::Public`] was asked for, and the host has no public address. Nothing was sent.
     #[error("`{0}` is not on the public internet")]
     NotPublic(String),
+    /// A file on this side could not be read or written, so the exchange was broken off: a server that gets half a
+    /// request does nothing.
+    #[error("{0}")]
+    File(String),
+}
+
+/// What goes beside a request in a [`Transport::transfer`].
+pub struct Transfer<'a> {
+    /// Where the body of a 2xx goes as it comes; elsewhere it is in the reply.
+    pub sink: Option<Sink<'a>>,
+    /// Told how many bytes of the file have moved so far, up or down.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// Where a body goes, piece by piece.
+pub struct Sink<'a> {
+    /// Is called on the runtime's own threads: what may block for long is buffered by its owner.
+    pub write: &'a mut (dyn Write + Send),
+    /// Largest body in bytes.
+    pub max: u64,
+}
+
+impl fmt::Debug for Transfer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let max = self.sink.as_ref().map(|sink| sink.max);
+        f.debug_struct("Transfer").field("max", &max).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Sink<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sink").field("max", &self.max).finish_non_exhaustive()
+    }
 }
 
 /// Moves one request and its reply. A trait, so that tests and simulations need no sockets.
 pub trait Transport: Send + Sync + fmt::Debug {
     fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>>;
+
+    /// An exchange in which a file goes up or down, which may take hours on a slow line. What is written here
+    /// moves it as a whole; over sockets it is streamed.
+    fn transfer<'a>(
+        &'a self,
+        request: HttpRequest,
+        transfer: Transfer<'a>,
+    ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
+        Box::pin(body::transfer_whole(self, request, transfer))
+    }
 }
 
 /// What a call brought back.
@@ -208,7 +254,7 @@ impl Provider {
             method: reqwest::Method::POST,
             url: url.clone(),
             headers: headers.clone(),
-            body: Bytes::copy_from_slice(request.body.get().as_bytes()),
+            body: HttpBody::Bytes(Bytes::copy_from_slice(request.body.get().as_bytes())),
             timeout: self.settings.timeout,
             max_reply: self.settings.max_reply,
             reach: Reach::Anywhere,
@@ -332,7 +378,7 @@ mod tests {
             method: reqwest::Method::POST,
             url: url.clone(),
             headers: headers.clone(),
-            body: Bytes::from_static(CANARY.as_bytes()),
+            body: Bytes::from_static(CANARY.as_bytes()).into(),
             timeout: settings.timeout,
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,

@@ -6,20 +6,27 @@
 //! - At most one request goes out for one [`Transport::exchange`] (P4). reqwest's own retry is off; hyper
 //!   may open a second connection only where nothing was written to the first.
 //! - A reply is never larger than `max_reply` bytes *after* decompression (P5).
+//! - Files are read as they are sent and written as they come: a transfer's memory does not grow with them. Its
+//!   time-out begins anew whenever a piece has moved.
 //! - No error holds a url or a header: both can carry secrets.
 
 use std::error::Error;
 use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use reqwest::header::{CONTENT_LENGTH, HeaderValue};
 use reqwest::{Client, ClientBuilder, Response, redirect, retry};
+use tokio::time::Instant;
 use url::{Host, Url};
 
 use crate::diag::printable;
 use crate::provider::address::{NotPublic, PublicOnly, names_no_closed_address};
-use crate::provider::{HttpReply, HttpRequest, Reach, Transport, TransportError};
+use crate::provider::body::{Motion, Unreadable, unwritable};
+use crate::provider::{HttpBody, HttpReply, HttpRequest, Reach, Sink, Transfer, Transport, TransportError};
 
 /// DNS, TCP and TLS together. A server that is up answers a handshake far sooner, however busy its models
 /// are.
@@ -74,6 +81,37 @@ impl HttpTransport {
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpReply, TransportError> {
+        let max = request.max_reply;
+        let mut response = self.begin(request, None).await?;
+        let body = read_body(&mut response, max).await?;
+        Ok(reply(&mut response, body))
+    }
+
+    /// Moves a file and tells `motion` of it.
+    async fn carry(
+        &self,
+        request: HttpRequest,
+        sink: Option<Sink<'_>>,
+        motion: &Arc<Motion>,
+    ) -> Result<HttpReply, TransportError> {
+        let max = request.max_reply;
+        let mut response = self.begin(request, Some(Arc::clone(motion))).await?;
+        let body = match sink.filter(|_| response.status().is_success()) {
+            Some(sink) => {
+                pour(&mut response, sink, motion).await?;
+                Bytes::new()
+            }
+            None => read_body(&mut response, max).await?,
+        };
+        Ok(reply(&mut response, body))
+    }
+
+    /// Sends, until the head of the reply is there.
+    async fn begin(
+        &self,
+        request: HttpRequest,
+        motion: Option<Arc<Motion>>,
+    ) -> Result<Response, TransportError> {
         let host = request.url.host();
         if request.reach == Reach::Public && !names_no_closed_address(host.as_ref()) {
             return Err(TransportError::NotPublic(host.map(|host| host.to_string()).unwrap_or_default()));
@@ -81,14 +119,17 @@ impl HttpTransport {
         let client = self.client_for(&request);
         let mut outgoing = reqwest::Request::new(request.method, request.url);
         *outgoing.headers_mut() = request.headers;
-        if !request.body.is_empty() {
-            *outgoing.body_mut() = Some(request.body.into());
+        match request.body {
+            HttpBody::Bytes(bytes) if bytes.is_empty() => {}
+            HttpBody::Bytes(bytes) => *outgoing.body_mut() = Some(bytes.into()),
+            HttpBody::Parts(_) => {
+                // Without it a stream would go out in chunks, which many servers refuse for files.
+                let length = HeaderValue::from(request.body.length());
+                outgoing.headers_mut().insert(CONTENT_LENGTH, length);
+                *outgoing.body_mut() = Some(reqwest::Body::wrap_stream(request.body.into_stream(motion)));
+            }
         }
-        let mut response = client.execute(outgoing).await.map_err(|error| before_reply(&error))?;
-        let body = read_body(&mut response, request.max_reply).await?;
-        let status = response.status().as_u16();
-        let headers = std::mem::take(response.headers_mut());
-        Ok(HttpReply { status, headers, body })
+        client.execute(outgoing).await.map_err(|error| before_reply(&error))
     }
 }
 
@@ -108,6 +149,33 @@ impl Transport for HttpTransport {
             tokio::time::timeout(timeout, self.send(request))
                 .await
                 .unwrap_or(Err(TransportError::Timeout(timeout)))
+        })
+    }
+
+    fn transfer<'a>(
+        &'a self,
+        request: HttpRequest,
+        transfer: Transfer<'a>,
+    ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
+        let timeout = request.timeout;
+        Box::pin(async move {
+            let motion = Arc::new(Motion::default());
+            let mut carried = pin!(self.carry(request, transfer.sink, &motion));
+            let mut stalled = pin!(tokio::time::sleep(timeout));
+            loop {
+                tokio::select! {
+                    biased; // a reply that is there counts, however late; what moves puts the end off
+                    reply = &mut carried => {
+                        (transfer.progress)(motion.bytes());
+                        return reply;
+                    }
+                    () = motion.moved() => {
+                        (transfer.progress)(motion.bytes());
+                        stalled.as_mut().reset(Instant::now() + timeout);
+                    }
+                    () = &mut stalled => return Err(TransportError::Timeout(timeout)),
+                }
+            }
         })
     }
 }
@@ -163,6 +231,26 @@ async fn read_body(response: &mut Response, max: u64) -> Result<Bytes, Transport
     Ok(body.freeze())
 }
 
+/// Writes the body of a reply into `sink`, piece by piece.
+async fn pour(response: &mut Response, sink: Sink<'_>, motion: &Motion) -> Result<(), TransportError> {
+    if response.content_length().is_some_and(|announced| announced > sink.max) {
+        return Err(TransportError::TooLarge(sink.max));
+    }
+    let mut left = sink.max;
+    while let Some(piece) = next_chunk(response).await? {
+        let bytes = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        left = left.checked_sub(bytes).ok_or(TransportError::TooLarge(sink.max))?;
+        sink.write.write_all(&piece).map_err(|error| unwritable(&error))?;
+        motion.add(bytes);
+    }
+    Ok(())
+}
+
+fn reply(response: &mut Response, body: Bytes) -> HttpReply {
+    let headers = std::mem::take(response.headers_mut());
+    HttpReply { status: response.status().as_u16(), headers, body }
+}
+
 async fn next_chunk(response: &mut Response) -> Result<Option<Bytes>, TransportError> {
     response.chunk().await.map_err(|error| TransportError::Cut(root_cause(&error)))
 }
@@ -171,6 +259,8 @@ async fn next_chunk(response: &mut Response) -> Result<Option<Bytes>, TransportE
 fn before_reply(error: &reqwest::Error) -> TransportError {
     if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<NotPublic>()) {
         TransportError::NotPublic(refused.0.clone())
+    } else if let Some(unreadable) = causes(error).find_map(|cause| cause.downcast_ref::<Unreadable>()) {
+        TransportError::File(printable(&unreadable.to_string()))
     } else if error.is_connect() || error.is_builder() {
         TransportError::Connect(root_cause(error))
     } else {
@@ -192,13 +282,17 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write;
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::provider::Part;
     use crate::provider::testing::Listener;
 
     fn request(address: SocketAddr, max_reply: u64, timeout: Duration) -> HttpRequest {
@@ -206,7 +300,7 @@ mod tests {
             method: reqwest::Method::POST,
             url: format!("http://{address}/v1/chat/completions?secret=sk-query").parse().unwrap(),
             headers: reqwest::header::HeaderMap::new(),
-            body: Bytes::from_static(b"{}"),
+            body: Bytes::from_static(b"{}").into(),
             timeout,
             max_reply,
             reach: Reach::Anywhere,
@@ -342,6 +436,102 @@ mod tests {
         while stream.write_all(b" ").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    fn file(content: &[u8]) -> Arc<File> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        Arc::new(file)
+    }
+
+    /// A request whose body is `length` bytes of a file between brackets.
+    fn upload(address: SocketAddr, content: &[u8], length: u64) -> HttpRequest {
+        let parts = [
+            Part::Bytes(Bytes::from_static(b"<")),
+            Part::File { file: file(content), offset: 0, length },
+            Part::Bytes(Bytes::from_static(b">")),
+        ];
+        HttpRequest { body: HttpBody::Parts(parts.into()), ..request(address, 100, Duration::from_mins(1)) }
+    }
+
+    /// Carries out a transfer; gives what came of it, what went into the sink, and the last progress.
+    async fn transfer(
+        request: HttpRequest,
+        max: Option<u64>,
+    ) -> (Result<HttpReply, TransportError>, Vec<u8>, u64) {
+        let (mut sunk, last) = (Vec::new(), AtomicU64::new(0));
+        let progress = |bytes| last.store(bytes, Ordering::Relaxed);
+        let sink = max.map(|max| Sink { write: &mut sunk, max });
+        let transfer = Transfer { sink, progress: &progress };
+        let result = HttpTransport::new().unwrap().transfer(request, transfer).await;
+        (result, sunk, last.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_up_with_its_length_and_byte_for_byte() {
+        let server = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+        let content = "0123456789".repeat(40_000);
+        let (result, _, moved) = transfer(upload(server.address(), content.as_bytes(), 400_000), None).await;
+        assert_eq!((&result.unwrap().body[..], moved), (&b"{}"[..], 400_000));
+        let sent = server.requests().pop().unwrap();
+        assert!(sent.contains("content-length: 400002\r\n") && !sent.contains("chunked"));
+        assert!(sent.ends_with(&format!("\r\n\r\n<{content}>")));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_breaks_the_upload_off() {
+        let server = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+        let (result, ..) = transfer(upload(server.address(), b"0123", 5), None).await;
+        let error = result.unwrap_err();
+        assert!(matches!(error, TransportError::File(_)), "{error:?}");
+        assert_eq!(error.to_string(), "the file can't be read: it has become shorter");
+    }
+
+    #[tokio::test]
+    async fn a_file_comes_down_into_its_sink_and_an_error_into_the_reply() {
+        let get = |server: &Listener| request(server.address(), 4, Duration::from_mins(1));
+        let server = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789").await;
+        let (result, sunk, moved) = transfer(get(&server), Some(10)).await;
+        assert_eq!((result.unwrap().body.len(), &sunk[..], moved), (0, &b"0123456789"[..], 10));
+        let (result, sunk, _) = transfer(get(&server), Some(9)).await;
+        assert!(matches!(result, Err(TransportError::TooLarge(9))) && sunk.is_empty(), "{result:?}");
+        let server = Listener::new(b"HTTP/1.1 404 No\r\ncontent-length: 4\r\n\r\ngone").await;
+        let (result, sunk, _) = transfer(get(&server), Some(9)).await;
+        assert_eq!((&result.unwrap().body[..], sunk.len()), (&b"gone"[..], 0));
+    }
+
+    #[tokio::test]
+    async fn a_file_cut_in_its_middle_or_that_nobody_takes_is_an_error() {
+        let cut = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n0123456789").await;
+        let get = request(cut.address(), 4, Duration::from_mins(1));
+        let (result, ..) = transfer(get.clone(), Some(100)).await;
+        assert!(matches!(result, Err(TransportError::Cut(_))), "{result:?}");
+        let sink = Sink { write: &mut &mut [0; 3][..], max: 100 };
+        let transport = HttpTransport::new().unwrap();
+        let result = transport.transfer(get, Transfer { sink: Some(sink), progress: &|_| {} }).await;
+        assert!(matches!(result, Err(TransportError::File(_))), "{result:?}");
+    }
+
+    // Real time, as above: nothing here waits for longer than the time-out.
+    #[tokio::test]
+    async fn a_transfer_may_take_any_time_while_it_moves_and_ends_when_it_stalls() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let timeout = Duration::from_millis(600);
+        let request = request(listener.local_addr().unwrap(), 100, timeout);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
+            for _ in 0..10 {
+                tokio::time::sleep(timeout / 8).await;
+                stream.write_all(b" ").await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let (result, sunk, _) = transfer(request, Some(100)).await;
+        assert!(matches!(result, Err(TransportError::Timeout(t)) if t == timeout), "{result:?}");
+        assert_eq!(sunk.len(), 10, "it took longer than the time-out, but moved");
     }
 
     #[tokio::test]

@@ -35,12 +35,13 @@ impl Transport for SimulatedTransport {
 }
 
 async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, TransportError> {
+    let body = request.body.to_bytes().map_err(|error| TransportError::File(error.to_string()))?;
     let asked = Request {
         method: &request.method,
         path: request.url.path(),
         query: request.url.query(),
         headers: &request.headers,
-        body: &request.body,
+        body: &body,
         authority: request.url.authority(),
     };
     // Held to the end, with its place among those in flight.
@@ -89,7 +90,7 @@ mod tests {
             method: Method::POST,
             url: Url::parse("https://api.openai.com/v1/moderations").unwrap(),
             headers: HeaderMap::new(),
-            body: Bytes::from_static(br#"{"input":"x"}"#),
+            body: Bytes::from_static(br#"{"input":"x"}"#).into(),
             timeout,
             max_reply: 1 << 20,
             reach: Reach::Anywhere,

@@ -250,13 +250,14 @@ impl Transport for Line {
     fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
         Box::pin(async move {
             self.pulse.check().await;
-            let Body { model, user } = serde_json::from_slice(&request.body).unwrap();
+            let body = request.body.to_bytes().unwrap();
+            let Body { model, user } = serde_json::from_slice(&body).unwrap();
             if self.wire.book.is_full() {
                 // Nobody who sends without end is answered, so that time goes on and the run ends.
                 std::future::pending::<()>().await;
             }
             let queue = QueueName::new(&self.wire.provider, Some(model));
-            let fingerprint = blake3::hash(&request.body);
+            let fingerprint = blake3::hash(&body);
             let number = self.wire.book.send(plan::request_id(user), queue, self.life, fingerprint);
             let mut call = Call { line: self, number, said: None };
             let reply = if let Some(trouble) = self.wire.trouble() {
