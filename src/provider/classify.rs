@@ -16,6 +16,7 @@ use crate::domain::record::text_of;
 use crate::domain::{Blocked, Endpoint, Failure, Outcome, PauseReason, RecordError, Response, Timestamp};
 use crate::provider::answer::{self, Body};
 use crate::provider::error_body::ErrorBody;
+use crate::provider::json::Members;
 use crate::provider::retry_after::{rate_headers, retry_after};
 use crate::provider::{HttpReply, Reply, TransportError};
 
@@ -192,6 +193,17 @@ pub(super) fn classify_transport(error: &TransportError) -> Outcome {
     })
 }
 
+/// Reads a reply that was to bring something else than an answer, and didn't: an error status, or a 2xx that
+/// lacks what it must hold, as `lacks` says.
+pub(super) fn classify_failure(reply: &HttpReply, lacks: &'static str, now: Timestamp) -> Outcome {
+    let text = text_of(&reply.body);
+    if !(200..300).contains(&reply.status) {
+        return error(reply, &text, now);
+    }
+    let has_error = Members::of(&text).is_some_and(|members| members.get("error").is_some());
+    if has_error { error_in_success(reply, &text, now) } else { senseless(reply.status, lacks) }
+}
+
 /// A reply with an error status.
 fn error(reply: &HttpReply, text: &str, now: Timestamp) -> Outcome {
     let error = ErrorBody::read(text);
@@ -272,14 +284,18 @@ fn senseless(status: u16, why: &str) -> Outcome {
     })
 }
 
-fn unanswerable(code: &str, message: String) -> Outcome {
+pub(super) fn unanswerable(code: &str, message: String) -> Outcome {
     Outcome::Unanswerable(RecordError { code: code.to_owned(), message })
 }
 
 fn response(reply: &HttpReply, body: &[u8]) -> Response {
+    Response::new(reply.status, request_id(reply).to_owned(), body)
+}
+
+/// What the server calls this exchange; empty where it doesn't say.
+pub(super) fn request_id(reply: &HttpReply) -> &str {
     let id = REQUEST_IDS.iter().find_map(|name| reply.headers.get(name)?.to_str().ok());
-    let id = id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).unwrap_or_default();
-    Response::new(reply.status, id.to_owned(), body)
+    id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).unwrap_or_default()
 }
 
 #[cfg(test)]

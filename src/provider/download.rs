@@ -16,7 +16,7 @@ use crate::diag::printable;
 use crate::provider::{HttpBody, HttpRequest, Provider, Reach, TransportError, openai};
 
 /// Stores send one to a region's own address at most; the rest is patience.
-const REDIRECTS_MAX: u32 = 3;
+pub(super) const REDIRECTS_MAX: u32 = 3;
 
 /// Why there is no file.
 #[derive(Debug, Error)]
@@ -89,7 +89,7 @@ fn refused(why: &str) -> DownloadError {
 }
 
 /// How far a request to `url` may reach; an error if it may not be made at all.
-fn reach(url: &Url, base_url: &Url) -> Result<Reach, DownloadError> {
+pub(super) fn reach(url: &Url, base_url: &Url) -> Result<Reach, DownloadError> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refused(&format!("`{}` is neither http nor https", url.scheme())));
     }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
+use crate::domain::Timestamp;
 use crate::spec::json::{Member, members};
 
 /// The members of an object, unread.
@@ -39,6 +40,39 @@ impl<'a> Members<'a> {
     pub(super) fn objects(&self, name: &str) -> Option<Vec<Self>> {
         let items: Vec<&RawValue> = serde_json::from_str(self.get(name)?).ok()?;
         items.into_iter().map(|item| Self::of(item.get())).collect()
+    }
+
+    /// A member that is a number, cut to a whole one; none below zero.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        let text = self.get(name)?;
+        let (whole, rest) = text.split_once('.').unwrap_or((text, ""));
+        rest.bytes().all(|byte| byte.is_ascii_digit()).then(|| whole.parse().ok())?
+    }
+
+    /// A member that is a point in time: seconds since 1970, whole or not.
+    pub(super) fn time(&self, name: &str) -> Option<Timestamp> {
+        self.number(name).map(|seconds| Timestamp::from_millis(seconds.saturating_mul(1000)))
+    }
+
+    /// A member that is true or false.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.get(name)?.parse().ok()
+    }
+
+    /// The ids in a member: an array of them, or of objects that have one, or a single one.
+    pub(super) fn ids(&self, name: &str) -> Vec<String> {
+        let Some(text) = self.get(name) else { return Vec::new() };
+        let items: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
+        let items = items.into_iter().map(RawValue::get).chain([text]);
+        items
+            .filter_map(|item| string(item).or_else(|| Self::of(item)?.owned("id")))
+            .map(Cow::into_owned)
+            .collect()
+    }
+
+    /// A member that is a string, apart from this object.
+    fn owned<'b>(&self, name: &str) -> Option<Cow<'b, str>> {
+        self.string(name).map(|text| Cow::Owned(text.into_owned()))
     }
 
     /// Whether a member begins with one of `marks`: `{` an object, `[` an array, `"` a string.
@@ -80,6 +114,24 @@ mod tests {
         {
             assert!(Members::of(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_times_flags_and_ids_are_read_in_every_spelling() {
+        let members = Members::of(concat!(
+            r#"{"a":12,"b":12.75,"c":-1,"d":"12","e":1e3,"t":true,"f":false,"s":"x","#,
+            r#""strings":["x","y\u0041"],"objects":[{"id":"x"},{"no":1},3],"object":{"id":"x"}}"#
+        ))
+        .unwrap();
+        assert_eq!(
+            ["a", "b", "c", "d", "e", "z"].map(|name| members.number(name)),
+            [Some(12), Some(12), None, None, None, None]
+        );
+        assert_eq!(members.time("b"), Some(Timestamp::from_millis(12_000)));
+        assert_eq!(["t", "f", "s"].map(|name| members.flag(name)), [Some(true), Some(false), None]);
+        assert_eq!(members.ids("strings"), ["x", "yA"]);
+        assert_eq!(["objects", "object", "s"].map(|name| members.ids(name)), [["x"], ["x"], ["x"]]);
+        assert!(members.ids("a").is_empty() && members.ids("z").is_empty());
     }
 
     #[test]

@@ -4,21 +4,32 @@
 //! timed out as a whole (P4, P5). `transport` moves bytes, `openai` knows URLs and keys, `classify`
 //! turns a reply into an [`Outcome`], `answer` says what a 200 of each endpoint must hold.
 //! [`Provider::download`] fetches what an answer only points to, and trusts no url in doing so.
+//!
+//! What lies at a provider is asked about in the same way, an exchange a question: `files` and `uploads`, `models`,
+//! `tuning`, over `ask` (one object) and `list` (many).
 
 mod address;
 mod answer;
+mod ask;
 mod body;
 mod classify;
+mod closed;
 mod download;
 mod error_body;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod json;
+mod list;
+mod models;
+mod multipart;
 mod openai;
 mod retry_after;
 #[cfg(test)]
 mod testing;
 mod transport;
+mod tuning;
+mod uploads;
 
 use std::fmt;
 use std::io::Write;
@@ -39,9 +50,15 @@ use crate::provider::openai::Api;
 
 pub use address::is_public;
 pub use answer::usage_of;
+pub use ask::{Called, refused_with};
 pub use body::{HttpBody, Part};
 pub use download::DownloadError;
+pub use files::{FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, Upload};
+pub use list::Page;
+pub use models::{Catalogue, Listed, Model};
 pub use transport::{HttpTransport, install_crypto};
+pub use tuning::{RemoteTuning, TuningError, TuningEvent, TuningMark, TuningStatus};
+pub use uploads::{PART_BYTES_MAX, UPLOAD_BYTES_MAX};
 
 /// One provider's part of the configuration.
 #[derive(Clone)]

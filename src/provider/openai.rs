@@ -18,6 +18,9 @@ use crate::domain::Endpoint;
 /// Some providers sort their traffic by it, and an operator finds us in a proxy's log.
 const AGENT: &str = concat!("batchd/", env!("CARGO_PKG_VERSION"));
 
+/// Where Azure's resources stand, in all its clouds.
+const AZURE: [&str; 3] = [".azure.com", ".azure.us", ".azure.cn"];
+
 /// Keys shorter than this that don't even begin like one are the placeholders that local servers want
 /// (`EMPTY`, `ollama`): no secret, and a word that an answer may well hold.
 const SECRET_BYTES_MIN: usize = 16;
@@ -25,6 +28,9 @@ const SECRET_BYTES_MIN: usize = 16;
 /// A provider's address and key, made ready once so that a request costs a clone.
 pub(super) struct Api {
     origin: Origin,
+    /// Below it stand files, models and fine-tunes.
+    resources: Url,
+    is_azure: bool,
     authorization: Option<HeaderValue>,
     secret: Option<SecretString>,
     /// In the order of [`Endpoint::ALL`].
@@ -37,6 +43,8 @@ impl Api {
         let bearer = api_key.and_then(|key| bearer(key.expose_secret()));
         let mut api = Self {
             origin: base_url.origin(),
+            resources: without_deployment(base_url),
+            is_azure: is_azure(base_url),
             authorization: bearer,
             secret: api_key.filter(|key| is_secret(key.expose_secret())).cloned(),
             targets: Vec::new(),
@@ -44,7 +52,7 @@ impl Api {
         api.targets = Endpoint::ALL
             .into_iter()
             .map(|endpoint| {
-                let url = join(base_url, endpoint);
+                let url = below(base_url, endpoint.path());
                 let headers = api.headers_for(&url);
                 (endpoint, url, headers)
             })
@@ -59,10 +67,26 @@ impl Api {
         (url, headers)
     }
 
-    /// What goes with a JSON request to `url`: the key only if that is the provider itself.
+    /// The url of what lies at `path`, which begins with a slash and is written as urls are.
+    pub(super) fn resource(&self, path: &str) -> Url {
+        below(&self.resources, path)
+    }
+
+    /// Azure: what a request calls `model` is a deployment there, and no list names those.
+    pub(super) const fn is_azure(&self) -> bool {
+        self.is_azure
+    }
+
+    /// What goes with a JSON request to `url`.
     fn headers_for(&self, url: &Url) -> HeaderMap {
-        let mut headers = plain_headers();
+        let mut headers = self.headers(url);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers
+    }
+
+    /// What goes with any request to `url`: the key only if that is the provider itself.
+    pub(super) fn headers(&self, url: &Url) -> HeaderMap {
+        let mut headers = plain_headers();
         if let Some(value) = &self.authorization
             && url.origin() == self.origin
         {
@@ -106,16 +130,33 @@ pub(super) fn plain_headers() -> HeaderMap {
     [(USER_AGENT, HeaderValue::from_static(AGENT))].into_iter().collect()
 }
 
-/// `base_url` with the endpoint's path added; a query (Azure's `api-version`) stays.
-fn join(base_url: &Url, endpoint: Endpoint) -> Url {
+/// `base_url` with `path` added; a query (Azure's `api-version`) stays.
+fn below(base_url: &Url, path: &str) -> Url {
     let mut url = base_url.clone();
-    url.set_path(&format!("{}{}", base_url.path().trim_end_matches('/'), endpoint.path()));
+    url.set_path(&format!("{}{path}", base_url.path().trim_end_matches('/')));
     url.set_fragment(None);
     // A password in a url would show wherever the url does; keys have their own place.
     if url.set_username("").and_then(|()| url.set_password(None)).is_err() {
         return base_url.clone(); // `data:` and its like, which lead nowhere anyway
     }
     url
+}
+
+/// Azure's `…/openai/deployments/NAME` serves one model; files and fine-tunes lie beside all of them.
+fn without_deployment(base_url: &Url) -> Url {
+    let mut url = base_url.clone();
+    let path = base_url.path().trim_end_matches('/');
+    if let Some((resource, name)) = path.rsplit_once("/deployments/")
+        && resource.ends_with("/openai")
+        && !name.contains('/')
+    {
+        url.set_path(resource);
+    }
+    url
+}
+
+fn is_azure(base_url: &Url) -> bool {
+    base_url.host_str().is_some_and(|host| AZURE.iter().any(|domain| host.ends_with(domain)))
 }
 
 fn bearer(key: &str) -> Option<HeaderValue> {
@@ -154,6 +195,33 @@ mod tests {
         let api = api("http://h/v1", "sk-x");
         for endpoint in Endpoint::ALL {
             assert!(api.target(endpoint).0.path().ends_with(endpoint.url()));
+        }
+    }
+
+    #[test]
+    fn files_and_fine_tunes_stand_beside_azures_deployments() {
+        for (base_url, expected, azure) in [
+            ("https://api.openai.com/v1", "https://api.openai.com/v1/files", false),
+            ("http://user:password@localhost:8000/v1/", "http://localhost:8000/v1/files", false),
+            (
+                "https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21",
+                "https://r.openai.azure.com/openai/files?api-version=2024-10-21",
+                true,
+            ),
+            (
+                "https://r.openai.azure.com/openai/deployments/d/",
+                "https://r.openai.azure.com/openai/files",
+                true,
+            ),
+            ("https://r.openai.azure.com/openai/v1/", "https://r.openai.azure.com/openai/v1/files", true),
+            (
+                "https://azure.com.evil.test/deployments/d",
+                "https://azure.com.evil.test/deployments/d/files",
+                false,
+            ),
+        ] {
+            let api = api(base_url, "sk-x");
+            assert_eq!((api.resource("/files").as_str(), api.is_azure()), (expected, azure));
         }
     }
 

@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+
+use crate::provider::{HttpTransport, Provider, Settings};
 
 /// Listens on a port of its own until dropped.
 #[derive(Debug)]
@@ -74,6 +78,25 @@ async fn read_request(stream: &mut TcpStream) -> String {
             }
         }
     }
+}
+
+/// The key of [`provider`].
+pub(super) const CANARY: &str = "sk-CANARY-0123456789";
+
+/// A provider that asks `server`.
+pub(super) fn provider(server: &Listener) -> Provider {
+    provider_at(&format!("http://{}/v1", server.address()))
+}
+
+pub(super) fn provider_at(base_url: &str) -> Provider {
+    let settings = Settings {
+        name: "test".to_owned(),
+        base_url: base_url.parse().unwrap(),
+        api_key: Some(SecretString::from(CANARY)),
+        timeout: Duration::from_mins(1),
+        max_reply: 64 * 1024,
+    };
+    Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
 }
 
 /// A whole reply. `headers` end in a line end each.

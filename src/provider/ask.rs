@@ -1,0 +1,189 @@
+//! One question about what lies at the provider: its files, models and fine-tunes.
+//!
+//! # Invariants
+//!
+//! - One question is one exchange: no retry, no redirect (P4).
+//! - [`Called`]'s error is what `domain::attempt::decide` takes, and never [`Outcome::Answered`].
+//! - Only of what creates something an error says that it may have been done ([`Failure::maybe_paid`]): to look,
+//!   to cancel and to delete twice costs nothing.
+//! - That a server doesn't know an endpoint, an object or a base model is an [`Outcome::Refused`] with its status:
+//!   it concerns this one request, and must not stop those of the same queue.
+
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::domain::record::text_of;
+use crate::domain::{Failure, Outcome, PauseReason, Response};
+use crate::provider::classify::{classify_failure, classify_transport, unanswerable};
+use crate::provider::json::Members;
+use crate::provider::{HttpBody, HttpReply, HttpRequest, Provider, Reach, TransportError};
+
+/// What a call brings, or what an attempt saw instead: never [`Outcome::Answered`].
+pub type Called<T> = Result<T, Box<Outcome>>;
+
+/// The status of a refusal. 404, 405 and 501 say that the server has no such endpoint, or no such object.
+pub fn refused_with(outcome: &Outcome) -> Option<u16> {
+    match outcome {
+        Outcome::Refused(response) => Some(response.status_code),
+        Outcome::Answered(_)
+        | Outcome::Unanswerable(_)
+        | Outcome::Throttled { .. }
+        | Outcome::Failed(_)
+        | Outcome::Blocked(_) => None,
+    }
+}
+
+/// What an id may hold in a url. `:` and `/` stand in the ids of models.
+const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Something with an id that lies at a provider.
+pub(super) trait Object: Sized {
+    /// What a reply lacks that is none.
+    const LACKS: &'static str;
+
+    fn read(text: &str) -> Option<Self>;
+
+    /// What a list goes on behind.
+    fn id(&self) -> Option<&str>;
+}
+
+/// Whether a question leaves something behind at the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// A file, a job: asked twice, there are two.
+    Creates,
+    /// Nothing, or nothing more the second time.
+    Idempotent,
+}
+
+impl Provider {
+    /// The url of an object, and of what lies below it (`/cancel`).
+    pub(super) fn object_url(&self, path: &str, id: &str, below: &str) -> Called<Url> {
+        // Dots alone would lead up in the path, to another endpoint.
+        if matches!(id, "" | "." | "..") {
+            return Err(Box::new(unanswerable("invalid_id", format!("`{id}` is no id"))));
+        }
+        Ok(self.api.resource(&format!("{path}/{}{below}", utf8_percent_encode(id, ID))))
+    }
+
+    /// Asks for an object.
+    pub(super) async fn get<T: Object>(&self, url: Url) -> Called<T> {
+        let reply = self.ask(Method::GET, url, None, Effect::Idempotent).await?;
+        self.object(&reply, Effect::Idempotent)
+    }
+
+    /// Sends JSON, or nothing, and gets an object back.
+    pub(super) async fn post<T: Object>(&self, url: Url, body: Option<Bytes>, effect: Effect) -> Called<T> {
+        let reply = self.ask(Method::POST, url, body, effect).await?;
+        self.object(&reply, effect)
+    }
+
+    /// One exchange; the reply is a 2xx.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<Bytes>,
+        effect: Effect,
+    ) -> Called<HttpReply> {
+        let mut request = self.request(method, url);
+        if let Some(body) = body {
+            request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            request.body = HttpBody::Bytes(body);
+        } else if request.method == Method::POST {
+            // Azure's front end refuses a POST that doesn't say that it is empty.
+            request.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        let result = self.transport.exchange(request).await;
+        self.judge(result, effect)
+    }
+
+    /// A request to `url` without a body.
+    pub(super) fn request(&self, method: Method, url: Url) -> HttpRequest {
+        HttpRequest {
+            method,
+            headers: self.api.headers(&url),
+            url,
+            body: HttpBody::EMPTY,
+            timeout: self.settings.timeout,
+            max_reply: self.settings.max_reply,
+            reach: Reach::Anywhere,
+        }
+    }
+
+    /// What came of an exchange: a 2xx, or why there is none.
+    pub(super) fn judge(
+        &self,
+        result: Result<HttpReply, TransportError>,
+        effect: Effect,
+    ) -> Called<HttpReply> {
+        let mut reply = result.map_err(|error| failed(classify_transport(&error), effect))?;
+        if self.api.leaks_into(&reply.body) {
+            reply.body = self.api.without_key(&reply.body).into();
+        }
+        if (200..300).contains(&reply.status) {
+            Ok(reply)
+        } else {
+            Err(self.failure(&reply, "", effect).into())
+        }
+    }
+
+    /// The object in a 2xx.
+    pub(super) fn object<T: Object>(&self, reply: &HttpReply, effect: Effect) -> Called<T> {
+        let object = T::read(&text_of(&reply.body));
+        object.ok_or_else(|| self.failure(reply, T::LACKS, effect).into())
+    }
+
+    /// Why `reply` doesn't bring what was asked for.
+    pub(super) fn failure(&self, reply: &HttpReply, lacks: &'static str, effect: Effect) -> Outcome {
+        failed(classify_failure(reply, lacks, self.clock.now()), effect)
+    }
+}
+
+/// Narrows what a reply means for a request of a model to what it means here.
+fn failed(outcome: Outcome, effect: Effect) -> Outcome {
+    match outcome {
+        Outcome::Blocked(blocked) if blocked.reason == PauseReason::Model => {
+            Outcome::Refused(blocked.response)
+        }
+        Outcome::Failed(failure) => {
+            let maybe_paid = failure.maybe_paid && effect == Effect::Creates;
+            Outcome::Failed(Failure { maybe_paid, ..failure })
+        }
+        Outcome::Answered(_)
+        | Outcome::Refused(_)
+        | Outcome::Unanswerable(_)
+        | Outcome::Throttled { .. }
+        | Outcome::Blocked(_) => outcome,
+    }
+}
+
+/// An object of any kind: its id, and its JSON.
+pub(super) struct Raw<'a> {
+    pub(super) id: String,
+    pub(super) members: Members<'a>,
+    pub(super) json: Box<RawValue>,
+}
+
+impl<'a> Raw<'a> {
+    /// None unless `text` is a JSON object with an `id`.
+    pub(super) fn of(text: &'a str) -> Option<Self> {
+        let members = Members::of(text)?;
+        let id = members.string("id").filter(|id| !id.is_empty())?.into_owned();
+        Some(Self { id, members, json: one_line(text) })
+    }
+
+    /// A member that is a string, if it isn't empty.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.members.string(name).filter(|text| !text.is_empty()).map(std::borrow::Cow::into_owned)
+    }
+}
+
+/// JSON as a record keeps it.
+pub(super) fn one_line(json: &str) -> Box<RawValue> {
+    Response::new(200, String::new(), json.as_bytes()).body
+}

@@ -1,0 +1,281 @@
+//! Fine-tunes at the provider, over both interfaces: today's jobs, and the fine-tunes of 2023.
+//!
+//! Both are read into one [`RemoteTuning`]. Servers differ in everything but the id, so all else may be absent, and a
+//! healthy fine-tune may carry an `error` of nulls: it has failed only when its `status` says so.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use crate::domain::{Timestamp, TuningApi};
+use crate::provider::Provider;
+use crate::provider::ask::{Called, Effect, Object, Raw, one_line};
+use crate::provider::closed::not_the_key;
+use crate::provider::json::Members;
+use crate::provider::list::with_query;
+
+/// Asked for at a time: what every server allows.
+const PAGE_ITEMS: &str = "100";
+
+/// A fine-tune as the provider describes it. Only the id is certain.
+#[derive(Clone, Debug)]
+pub struct RemoteTuning {
+    pub id: String,
+    pub status: TuningStatus,
+    /// The base model.
+    pub model: Option<String>,
+    /// What it made, once it has succeeded.
+    pub fine_tuned_model: Option<String>,
+    pub trained_tokens: Option<u64>,
+    /// Why it failed, where the provider says so.
+    pub error: Option<TuningError>,
+    /// Ids.
+    pub result_files: Vec<String>,
+    /// Id.
+    pub training_file: Option<String>,
+    pub created_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    /// When it may be done, where the provider says so.
+    pub estimated_finish: Option<Timestamp>,
+    /// The whole object, on one line.
+    pub raw: Box<RawValue>,
+}
+
+/// Where a fine-tune stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TuningStatus {
+    /// Accepted, checked or queued.
+    Pending,
+    /// At work, or stopped for a while.
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+    /// A word that nobody knows yet; empty where the provider says none.
+    Unknown(String),
+}
+
+/// Why a fine-tune failed, in the provider's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TuningError {
+    /// May be empty, as may be the others.
+    pub code: String,
+    pub message: String,
+    pub param: Option<String>,
+}
+
+/// One thing that happened to a fine-tune.
+#[derive(Clone, Debug)]
+pub struct TuningEvent {
+    pub id: Option<String>,
+    pub created_at: Option<Timestamp>,
+    /// `info`, `warn` or `error`, as far as the provider says.
+    pub level: String,
+    pub message: String,
+    /// The whole object, on one line.
+    pub raw: Box<RawValue>,
+}
+
+/// How to know a fine-tune again whose id was lost with a reply.
+#[derive(Clone, Copy, Debug)]
+pub struct TuningMark<'a> {
+    /// A pair that was put into its metadata. The legacy interface has none, and some servers drop it.
+    pub metadata: (&'a str, &'a str),
+    /// The id of its training file, only if that was uploaded for it alone: by a file that others may use, too, their
+    /// fine-tunes would be taken for it.
+    pub training_file: Option<&'a str>,
+}
+
+impl TuningStatus {
+    /// Reads a provider's word.
+    pub fn parse(word: &str) -> Self {
+        let plain: String = word.chars().filter(char::is_ascii_alphabetic).collect();
+        match plain.to_ascii_lowercase().as_str() {
+            // The 2023 documents say `created`, the server of then said `pending`; `notRunning` is Azure's.
+            "pending" | "created" | "validatingfiles" | "validating" | "queued" | "notrunning"
+            | "notstarted" | "submitted" => Self::Pending,
+            "running" | "inprogress" | "pausing" | "paused" | "resuming" | "cancelling" | "canceling" => {
+                Self::Running
+            }
+            "succeeded" | "successed" | "success" | "completed" => Self::Succeeded,
+            "failed" => Self::Failed,
+            "cancelled" | "canceled" => Self::Cancelled,
+            _ => Self::Unknown(word.to_owned()),
+        }
+    }
+
+    /// Whether it stays so.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl RemoteTuning {
+    /// The value of `key` in its metadata.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        Members::of(self.raw.get())?.object("metadata")?.string(key).map(std::borrow::Cow::into_owned)
+    }
+
+    fn is_marked(&self, mark: &TuningMark<'_>) -> Option<Likeness> {
+        let (key, value) = mark.metadata;
+        match self.metadata(key) {
+            Some(found) => (found == value).then_some(Likeness::Certain),
+            None => (mark.training_file? == self.training_file.as_deref()?).then_some(Likeness::ByFile),
+        }
+    }
+}
+
+enum Likeness {
+    Certain,
+    ByFile,
+}
+
+impl Object for RemoteTuning {
+    const LACKS: &'static str = "it lacks the `id` of a fine-tune";
+
+    fn read(text: &str) -> Option<Self> {
+        let tuning = Raw::of(text)?;
+        let members = &tuning.members;
+        let status = TuningStatus::parse(&tuning.text("status").unwrap_or_default());
+        let first = |name| members.ids(name).into_iter().next();
+        Some(Self {
+            model: tuning.text("model"),
+            fine_tuned_model: tuning.text("fine_tuned_model"),
+            trained_tokens: members.number("trained_tokens"),
+            error: error(members).or_else(|| last_words(members).filter(|_| status == TuningStatus::Failed)),
+            result_files: members.ids("result_files"),
+            training_file: first("training_file").or_else(|| first("training_files")),
+            created_at: members.time("created_at"),
+            finished_at: members.time("finished_at"),
+            estimated_finish: members.time("estimated_finish"),
+            status,
+            id: tuning.id,
+            raw: tuning.json,
+        })
+    }
+
+    fn id(&self) -> Option<&str> {
+        Some(&self.id)
+    }
+}
+
+/// What `error` says, if it says anything.
+fn error(members: &Members<'_>) -> Option<TuningError> {
+    if let Some(message) = members.string("error").filter(|text| !text.is_empty()) {
+        return Some(TuningError { message: message.into_owned(), ..TuningError::default() });
+    }
+    let error = members.object("error")?;
+    let text = |name| error.string(name).map(std::borrow::Cow::into_owned).filter(|text| !text.is_empty());
+    let found = TuningError {
+        code: text("code").unwrap_or_default(),
+        message: text("message").unwrap_or_default(),
+        param: text("param"),
+    };
+    (found != TuningError::default()).then_some(found)
+}
+
+/// Why a legacy fine-tune failed stands in the last of its events that is an error.
+fn last_words(members: &Members<'_>) -> Option<TuningError> {
+    let events = members.objects("events")?;
+    let is_error = |event: &&Members<'_>| event.string("level").is_some_and(|level| level == "error");
+    let message = events.iter().rev().find(is_error)?.string("message")?.into_owned();
+    Some(TuningError { message, ..TuningError::default() })
+}
+
+impl Object for TuningEvent {
+    const LACKS: &'static str = "it is no event";
+
+    fn read(text: &str) -> Option<Self> {
+        let members = Members::of(text)?;
+        let text_of = |name| members.string(name).map(std::borrow::Cow::into_owned);
+        Some(Self {
+            id: text_of("id"),
+            created_at: members.time("created_at"),
+            level: text_of("level").unwrap_or_default(),
+            message: text_of("message").unwrap_or_default(),
+            raw: one_line(text),
+        })
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+}
+
+impl Provider {
+    /// Begins a fine-tune. `body` is JSON as the interface has it.
+    ///
+    /// # Errors
+    ///
+    /// What stood in the way; if it may have begun all the same, the failure is `maybe_paid`, and
+    /// [`Provider::find_fine_tune`] tells. A refusal because the provider fine-tunes no more is
+    /// [`Outcome::Refused`](crate::domain::Outcome::Refused), also where its status is that of a refused key:
+    /// [`Provider::why_no_fine_tuning`] words it.
+    pub async fn create_fine_tune(&self, api: TuningApi, body: Bytes) -> Called<RemoteTuning> {
+        let url = self.api.resource(api.path());
+        self.post(url, Some(body), Effect::Creates).await.map_err(|outcome| not_the_key(*outcome).into())
+    }
+
+    pub async fn fine_tune(&self, api: TuningApi, id: &str) -> Called<RemoteTuning> {
+        self.get(self.object_url(api.path(), id, "")?).await
+    }
+
+    /// Asks the provider to end a fine-tune; the object tells whether it has. One that has ended is refused.
+    pub async fn cancel_fine_tune(&self, api: TuningApi, id: &str) -> Called<RemoteTuning> {
+        self.post(self.object_url(api.path(), id, "/cancel")?, None, Effect::Idempotent).await
+    }
+
+    /// Looks for a fine-tune whose id was lost with a reply. One whose metadata say so goes before one that is known
+    /// by its file alone, and of those the newest.
+    pub async fn find_fine_tune(
+        &self,
+        api: TuningApi,
+        mark: &TuningMark<'_>,
+    ) -> Called<Option<RemoteTuning>> {
+        let url = self.api.resource(api.path());
+        let url = match api {
+            TuningApi::Jobs => with_query(url, "limit", PAGE_ITEMS),
+            TuningApi::Legacy => url,
+        };
+        let mut by_file = None;
+        let walked = self.walk(url, |tuning: RemoteTuning| match tuning.is_marked(mark) {
+            Some(Likeness::Certain) => ControlFlow::Break(tuning),
+            Some(Likeness::ByFile) => {
+                by_file.get_or_insert(tuning);
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Continue(()),
+        });
+        match walked.await?.found("fine-tunes") {
+            Ok(None) => Ok(by_file),
+            Err(_) if by_file.is_some() => Ok(by_file),
+            found => found,
+        }
+    }
+
+    /// What happened to a fine-tune, the oldest first; of a very long list the newest ten thousand.
+    pub async fn fine_tune_events(&self, api: TuningApi, id: &str) -> Called<Vec<TuningEvent>> {
+        let url = self.object_url(api.path(), id, "/events")?;
+        let url = match api {
+            TuningApi::Jobs => with_query(url, "limit", PAGE_ITEMS),
+            TuningApi::Legacy => url,
+        };
+        let mut events: Vec<TuningEvent> = Vec::new();
+        let walked = self.walk(url, |event| {
+            events.push(event);
+            ControlFlow::<()>::Continue(())
+        });
+        walked.await?; // half of the events are better than none
+        let times =
+            events.first().map(|event| event.created_at).zip(events.last().map(|event| event.created_at));
+        let is_newest_first = match api {
+            TuningApi::Jobs => times.is_none_or(|(first, last)| first >= last),
+            TuningApi::Legacy => times.is_some_and(|(first, last)| first > last),
+        };
+        if is_newest_first {
+            events.reverse();
+        }
+        Ok(events)
+    }
+}
