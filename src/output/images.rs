@@ -28,7 +28,7 @@ use super::folder::ResultsFolder;
 use super::summary::ImageCounts;
 use crate::disk;
 use crate::fault;
-use crate::spec::json::{Member, members};
+use crate::reading::json::{Member, members};
 use crate::store::folder::{failed, sync_parent, write_atomic};
 
 /// Endings by the first bytes; `bin` where they say nothing.

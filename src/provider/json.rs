@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::domain::Timestamp;
-use crate::spec::json::{Member, members};
+use crate::reading::json::{Member, members};
 
 /// The members of an object, unread.
 #[derive(Debug, Default)]

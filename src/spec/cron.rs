@@ -8,7 +8,7 @@ use std::str::FromStr;
 use chrono::DateTime;
 use cron::Schedule;
 
-use crate::spec::problem::shown;
+use crate::reading::problem::shown;
 
 const DAYS: [&str; 8] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 

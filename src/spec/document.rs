@@ -10,8 +10,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diag::{self, Diagnostic, Report};
-use crate::spec::json;
-use crate::spec::problem::shown;
+use crate::reading::json;
+use crate::reading::problem::shown;
 
 /// The text of a spec and the name that a person knows it by.
 #[derive(Debug)]

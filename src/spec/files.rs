@@ -17,7 +17,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::domain::Timestamp;
-use crate::spec::problem::shown;
+use crate::reading::problem::shown;
 
 /// A glob that matches more files is refused.
 const MATCHES_MAX: usize = 10_000;

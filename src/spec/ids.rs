@@ -5,7 +5,7 @@
 use std::hash::{DefaultHasher, Hasher as _};
 
 use crate::diag::{Diagnostic, Place, Report, Severity};
-use crate::spec::problem::shown;
+use crate::reading::problem::shown;
 
 /// Groups of equal hashes whose ids are compared in one more pass over the input.
 const GROUPS_AT_ONCE: usize = 1000;

@@ -5,9 +5,9 @@ use std::io::{self, BufWriter, Write};
 
 use crate::diag::{Diagnostic, Report};
 use crate::domain::{Job, LineEntry, QueueName};
+use crate::reading::problem::Spot;
 use crate::spec::ids::{Again, Ids};
 use crate::spec::line::Parsed;
-use crate::spec::problem::Spot;
 
 /// A piece of work large enough that a write costs nothing.
 const BUFFER: usize = 64 * 1024;

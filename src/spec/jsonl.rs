@@ -5,12 +5,12 @@ use std::io::{Seek, SeekFrom};
 
 use crate::diag::{Diagnostic, Place, Report, Severity};
 use crate::domain::{JobSettings, Kind};
+use crate::reading::lines::{Hashing, Lines};
+use crate::reading::objects::{self, Object};
+use crate::reading::problem::{Problem, Spot};
 use crate::spec::ids::Visit;
 use crate::spec::index::Index;
 use crate::spec::line::{self, Body, Parsed, Rules};
-use crate::spec::lines::{Hashing, Lines};
-use crate::spec::objects::{self, Object};
-use crate::spec::problem::{Problem, Spot};
 use crate::spec::{Checked, Error, Settings, Sinks, Source, name, params};
 
 /// Parameters of a longer body are not looked at: it is data, and the server judges it.
@@ -104,7 +104,7 @@ fn read_ids(source: &Source, max_line: u64, ending: Option<Kind>, wanted: &[u32]
         let id = read.map(|request| (request.custom_id.to_string(), request.custom_id_offset));
         let id = id.or_else(|| line::id_of_refused(text).map(|(id, offset)| (id, Some(offset))));
         if let Some((id, offset)) = id {
-            let column = offset.map_or(0, |offset| crate::spec::json::column(text, offset));
+            let column = offset.map_or(0, |offset| crate::reading::json::column(text, offset));
             let place = Place { file: source.display.clone(), line: number, column };
             visit(number, &id, place);
         }

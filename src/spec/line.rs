@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use crate::diag;
 use crate::domain::request::UnknownEndpoint;
 use crate::domain::{Endpoint, Kind, Request};
+use crate::reading::json;
+use crate::reading::problem::{Problem, Syntax, shown, what};
 use crate::spec::bare;
-use crate::spec::json;
 use crate::spec::pick::{Field, Picked, pick};
-use crate::spec::problem::{Problem, Syntax, shown, what};
 
 /// A longer `custom_id` is refused: it stands in every record, report and file name.
 const CUSTOM_ID_BYTES_MAX: usize = 512;

@@ -12,15 +12,11 @@ mod files;
 pub(crate) mod fuzz;
 mod ids;
 mod index;
-pub mod json;
 mod jsonl;
 mod line;
-mod lines;
 mod name;
-mod objects;
 pub mod params;
 mod pick;
-mod problem;
 mod render;
 mod requests;
 mod rows;
@@ -38,7 +34,7 @@ use std::time::Duration;
 
 use crate::diag::{Diagnostic, Report, Severity};
 use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request, Timestamp};
-use crate::spec::problem::{Problem, Spot};
+use crate::reading::problem::{Problem, Spot};
 
 /// What an accepted job's input is called in diagnostics.
 const INPUT: &str = "input.jsonl";

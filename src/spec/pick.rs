@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::spec::problem::{Syntax, what};
+use crate::reading::problem::{Syntax, what};
 
 /// A value and where it stands.
 #[derive(Clone, Copy, Debug)]

@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 use crate::diag::{Diagnostic, Report, Severity};
+use crate::reading::objects;
+use crate::reading::problem::{Problem, Spot, shown};
 use crate::spec::document::{Document, Placed, quoted};
 use crate::spec::files::{Files, Found, Written};
 use crate::spec::ids::Visit;
 use crate::spec::index::Index;
 use crate::spec::jsonl::check_parameters;
 use crate::spec::line::{self, Rules};
-use crate::spec::objects;
-use crate::spec::problem::{Problem, Spot, shown};
 use crate::spec::requests::{Rendered, Requests};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::{self, Spec};

@@ -5,18 +5,19 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::diag::{Diagnostic, Place, Report};
 use crate::domain::{Endpoint, Kind};
+use crate::reading::json;
+use crate::reading::lines::Hashing;
+use crate::reading::objects::Visited;
+use crate::reading::problem::{Spot, Syntax};
 use crate::spec::document::{Document, quoted};
 use crate::spec::files::{Files, Found};
 use crate::spec::ids::Visit;
 use crate::spec::line::{self, Rules};
-use crate::spec::lines::Hashing;
-use crate::spec::objects::Visited;
-use crate::spec::problem::{Spot, Syntax};
+use crate::spec::name;
 use crate::spec::rows::{self, DataForm, Row};
 use crate::spec::schema::Spec;
 use crate::spec::template::{Failed, TemplateId};
 use crate::spec::work::{Content, Inline, Piece, Work};
-use crate::spec::{json, name};
 
 /// One request as it was made.
 #[derive(Clone, Copy)]

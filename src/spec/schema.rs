@@ -4,9 +4,9 @@ use toml::de::DeTable;
 
 use crate::diag::{self, Diagnostic, Report};
 use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy};
+use crate::reading::problem::shown;
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::params;
-use crate::spec::problem::shown;
 use crate::spec::template::Templates;
 use crate::spec::work::Work;
 use crate::spec::{ProviderFacts, Settings, cron};

@@ -10,7 +10,7 @@ use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::diag;
-use crate::spec::problem::shown;
+use crate::reading::problem::shown;
 
 /// Instructions that one rendering may use up; a plain insertion takes three.
 const FUEL: u64 = 1_000_000;

@@ -19,7 +19,7 @@ mod value;
 mod words;
 
 use crate::domain::Endpoint;
-use crate::spec::json::{self, Member};
+use crate::reading::json::{self, Member};
 
 use table::{Check, Parameter, Rule};
 use value::{Checker, decoded};

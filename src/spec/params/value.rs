@@ -18,7 +18,7 @@ use super::Finding;
 use super::table::{self, Keys, Map, Object, Shape, Size, Text};
 use super::words::{Path, cut, expected, one_of, range, shown};
 use crate::diag;
-use crate::spec::json::{self, Member};
+use crate::reading::json::{self, Member};
 
 /// Findings of one body that are told: a report shows no more, and looking on would cost for nothing.
 const FINDINGS_MAX: usize = diag::Report::SHOWN_MAX;

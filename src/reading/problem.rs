@@ -1,55 +1,55 @@
 //! What is wrong with one line, before it is known under which name a person knows the line's file.
 
 use crate::diag::{Diagnostic, Severity};
-use crate::spec::json;
+use crate::reading::json;
 
 /// Values in messages are cut to this: a report must stay small whatever the file holds.
 const SHOWN_CHARS_MAX: usize = 80;
 
 /// A finding about a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) severity: Severity,
+pub(crate) struct Problem {
+    pub(crate) severity: Severity,
     /// Byte in the line; none = the line as a whole.
-    pub(super) offset: Option<usize>,
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
+    pub(crate) offset: Option<usize>,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
 }
 
 /// The text is no JSON object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Syntax {
-    pub(super) offset: usize,
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
+pub(crate) struct Syntax {
+    pub(crate) offset: usize,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
     /// The text ends before the object does.
-    pub(super) cut: bool,
+    pub(crate) cut: bool,
 }
 
 /// A line as a person finds it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spot<'a> {
-    pub(super) file: &'a str,
-    pub(super) line: u32,
+pub(crate) struct Spot<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) line: u32,
     /// What columns are counted in; none where the text was made by us.
-    pub(super) text: Option<&'a str>,
+    pub(crate) text: Option<&'a str>,
 }
 
 impl Problem {
-    pub(super) fn error(offset: usize, message: impl Into<String>) -> Self {
+    pub(crate) fn error(offset: usize, message: impl Into<String>) -> Self {
         Self { severity: Severity::Error, offset: Some(offset), message: message.into(), hint: None }
     }
 
-    pub(super) fn warning(offset: usize, message: impl Into<String>) -> Self {
+    pub(crate) fn warning(offset: usize, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(offset, message) }
     }
 
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    pub(super) fn at(self, spot: Spot<'_>) -> Diagnostic {
+    pub(crate) fn at(self, spot: Spot<'_>) -> Diagnostic {
         let column = match (self.offset, spot.text) {
             (Some(offset), Some(text)) => json::column(text, offset),
             _ => 0,
@@ -69,7 +69,7 @@ impl From<Syntax> for Problem {
 
 impl Syntax {
     /// From serde's error about one line of text.
-    pub(super) fn new(text: &str, error: &serde_json::Error) -> Self {
+    pub(crate) fn new(text: &str, error: &serde_json::Error) -> Self {
         let mut offset = error.column().saturating_sub(1);
         // Of a control character within a string serde_json gives the byte before.
         let next = text.as_bytes().get(offset + 1).copied();
@@ -98,7 +98,7 @@ impl Syntax {
 }
 
 /// A value from a file as it stands in a message.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     if cut.len() < text.len() {
         cut.push('…');
@@ -107,7 +107,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// What kind of thing a JSON text is, for messages.
-pub(super) fn what(json: &str) -> &'static str {
+pub(crate) fn what(json: &str) -> &'static str {
     match json.trim_start().as_bytes().first() {
         Some(b'{') => "an object",
         Some(b'[') => "an array",

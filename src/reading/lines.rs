@@ -10,7 +10,7 @@ const CHUNK: usize = 128 * 1024;
 const PASSED_OVER_MAX: u64 = 16 * 1024 * 1024;
 
 /// Reads lines and keeps count of where it is.
-pub(super) struct Lines<R> {
+pub(crate) struct Lines<R> {
     input: BufReader<R>,
     line: Vec<u8>,
     /// Bytes.
@@ -23,22 +23,22 @@ pub(super) struct Lines<R> {
 
 /// A line without its line end (`\n` or `\r\n`).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line<'a> {
-    pub(super) bytes: &'a [u8],
+pub(crate) struct Line<'a> {
+    pub(crate) bytes: &'a [u8],
     /// Of its first byte in the file.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// From 1, blank lines counted.
-    pub(super) number: u32,
+    pub(crate) number: u32,
     /// Whether a line end follows.
-    pub(super) ended: bool,
+    pub(crate) ended: bool,
     /// Its length if that is over the bound: `bytes` then is only how it begins.
-    pub(super) too_long: Option<u64>,
+    pub(crate) too_long: Option<u64>,
     /// It is longer still than `too_long` says, and the last one that is looked at.
-    pub(super) endless: bool,
+    pub(crate) endless: bool,
 }
 
 impl<R: Read> Lines<R> {
-    pub(super) fn new(input: R, max: u64) -> Self {
+    pub(crate) fn new(input: R, max: u64) -> Self {
         let input = BufReader::with_capacity(CHUNK, input);
         // A line index keeps lengths in 32 bits.
         let max = max.min(u64::from(u32::MAX));
@@ -46,7 +46,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// The next line; a UTF-8 byte order mark before the first one is left out.
-    pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         self.line.clear();
         let start = self.offset;
         let mut length: u64 = 0;
@@ -90,9 +90,9 @@ impl<R: Read> Lines<R> {
 }
 
 /// Hashes what is read through it.
-pub(super) struct Hashing<'h, R> {
-    pub(super) input: R,
-    pub(super) hasher: &'h mut blake3::Hasher,
+pub(crate) struct Hashing<'h, R> {
+    pub(crate) input: R,
+    pub(crate) hasher: &'h mut blake3::Hasher,
 }
 
 impl<R: Read> Read for Hashing<'_, R> {

@@ -6,23 +6,23 @@
 use std::io::Read;
 
 use crate::diag::{Diagnostic, Report};
-use crate::spec::lines::{Line, Lines};
-use crate::spec::problem::{Problem, Spot, Syntax};
+use crate::reading::lines::{Line, Lines};
+use crate::reading::problem::{Problem, Spot, Syntax};
 
 /// A line that holds something.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Object<'a> {
-    pub(super) text: &'a str,
+pub(crate) struct Object<'a> {
+    pub(crate) text: &'a str,
     /// Byte of `text` in the file.
-    pub(super) offset: u64,
-    pub(super) number: u32,
+    pub(crate) offset: u64,
+    pub(crate) number: u32,
 }
 
 /// What a visitor makes of a line: an error says that it is no JSON object.
-pub(super) type Visited = Result<(), Syntax>;
+pub(crate) type Visited = Result<(), Syntax>;
 
 /// Calls `visit` for every line of `lines` that holds text, and reports what can't be one.
-pub(super) fn each<R: Read>(
+pub(crate) fn each<R: Read>(
     lines: &mut Lines<R>,
     file: &str,
     report: &mut Report,
@@ -46,12 +46,12 @@ pub(super) fn each<R: Read>(
     walk.end(report);
 }
 
-pub(super) fn unreadable(file: &str, error: &std::io::Error) -> Diagnostic {
+pub(crate) fn unreadable(file: &str, error: &std::io::Error) -> Diagnostic {
     Diagnostic::error(file, 0, 0, format!("the file can't be read: {error}"))
 }
 
 /// The text of a line, or what is wrong with its bytes.
-pub(super) fn text<'a>(line: &Line<'a>, max_hint: &str) -> Result<&'a str, Problem> {
+pub(crate) fn text<'a>(line: &Line<'a>, max_hint: &str) -> Result<&'a str, Problem> {
     if let Some(length) = line.too_long {
         let message = if line.endless {
             format!(
@@ -71,7 +71,7 @@ pub(super) fn text<'a>(line: &Line<'a>, max_hint: &str) -> Result<&'a str, Probl
 }
 
 /// What to do about a line over the bound.
-pub(super) const MAX_LINE_HINT: &str = "raise `max_line` in `[intake]` of the config if it must be so long";
+pub(crate) const MAX_LINE_HINT: &str = "raise `max_line` in `[intake]` of the config if it must be so long";
 
 struct Walk<'w> {
     file: &'w str,
@@ -195,7 +195,7 @@ enum Fed {
 impl Spread {
     /// None if the line ends within a string, as no pretty-printed one does.
     fn begin(text: &str, line: u32, syntax: Syntax) -> Option<Self> {
-        let column = crate::spec::json::column(text, syntax.offset);
+        let column = crate::reading::json::column(text, syntax.offset);
         let mut spread = Self { line, lines: 1, depth: 0, syntax, column };
         (spread.brackets(text)? > 0).then_some(spread)
     }
