@@ -9,12 +9,13 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// Errors refuse a file; warnings don't.
+/// Errors refuse a file; warnings don't. A note tells what is worth knowing about a file in which nothing is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Error,
     Warning,
+    Note,
 }
 
 impl fmt::Display for Severity {
@@ -22,6 +23,7 @@ impl fmt::Display for Severity {
         f.write_str(match self {
             Self::Error => "error",
             Self::Warning => "warning",
+            Self::Note => "note",
         })
     }
 }
@@ -72,6 +74,10 @@ impl Diagnostic {
         Self { severity: Severity::Warning, ..Self::error(file, line, column, message) }
     }
 
+    pub fn note(file: &str, line: u32, column: u32, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, ..Self::error(file, line, column, message) }
+    }
+
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -95,6 +101,7 @@ pub struct Report {
     diagnostics: Vec<Diagnostic>,
     errors: u64,
     warnings: u64,
+    notes: u64,
 }
 
 impl Report {
@@ -104,6 +111,7 @@ impl Report {
         let count = match diagnostic.severity {
             Severity::Error => &mut self.errors,
             Severity::Warning => &mut self.warnings,
+            Severity::Note => &mut self.notes,
         };
         *count += 1;
         if *count <= Self::SHOWN_MAX as u64 {
@@ -125,7 +133,7 @@ impl Report {
     }
 
     pub const fn is_empty(&self) -> bool {
-        self.errors == 0 && self.warnings == 0
+        self.errors == 0 && self.warnings == 0 && self.notes == 0
     }
 
     pub const fn errors(&self) -> u64 {
@@ -134,6 +142,10 @@ impl Report {
 
     pub const fn warnings(&self) -> u64 {
         self.warnings
+    }
+
+    pub const fn notes(&self) -> u64 {
+        self.notes
     }
 
     pub fn diagnostics(&self) -> &[Diagnostic] {
@@ -160,7 +172,7 @@ impl fmt::Display for Report {
         for diagnostic in &self.diagnostics {
             writeln!(f, "{diagnostic}")?;
         }
-        for (count, word) in [(self.errors, "error"), (self.warnings, "warning")] {
+        for (count, word) in [(self.errors, "error"), (self.warnings, "warning"), (self.notes, "note")] {
             let more = count.saturating_sub(Self::SHOWN_MAX as u64);
             if more > 0 {
                 writeln!(f, "and {more} more {word}{}", if more == 1 { "" } else { "s" })?;
@@ -245,6 +257,12 @@ mod tests {
         assert_eq!(text.lines().count(), 21);
         assert!(text.ends_with("and 5 more errors\n"), "{text}");
         assert_eq!(report.errors(), 25);
+        report.extend((1..=21).map(|line| Diagnostic::note("a", line, 0, "odd")));
+        assert!(
+            report.to_string().ends_with("a:20: note: odd\nand 5 more errors\nand 1 more note\n"),
+            "{report}"
+        );
+        assert_eq!((report.errors(), report.notes()), (25, 21));
     }
 
     #[test]

@@ -28,7 +28,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`fault`], [`disk`], [`reading`] |
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`fault`], [`disk`], [`reading`], [`training`] |
 //! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
 //! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
 //! | assembly | [`http`], [`simulate`], [`daemon`] |
@@ -80,6 +80,7 @@ pub mod simulate;
 pub mod spec;
 pub mod store;
 pub mod telemetry;
+pub mod training;
 pub mod upkeep;
 
 pub mod cli;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module of `src/`, from the words that all speak to the shell that uses all.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "domain",
     "diag",
     "clock",
@@ -16,6 +16,7 @@ const ORDER: [&str; 23] = [
     "fault",
     "disk",
     "reading",
+    "training",
     // Edges: one module per outside thing.
     "config",
     "spec",

@@ -28,7 +28,30 @@ pub(crate) fn each<R: Read>(
     report: &mut Report,
     visit: &mut dyn FnMut(Object<'_>, &mut Report) -> Visited,
 ) {
-    let mut walk = Walk { file, spread: None, spread_reported: false, first: true };
+    walk(
+        lines,
+        Walk { file, exact: false, spread: None, spread_reported: false, first: true },
+        report,
+        visit,
+    );
+}
+
+/// As [`each`], for files that others read who pass over nothing: a blank line and a byte order mark are problems.
+pub(crate) fn each_exactly<R: Read>(
+    lines: &mut Lines<R>,
+    file: &str,
+    report: &mut Report,
+    visit: &mut dyn FnMut(Object<'_>, &mut Report) -> Visited,
+) {
+    walk(lines, Walk { file, exact: true, spread: None, spread_reported: false, first: true }, report, visit);
+}
+
+fn walk<R: Read>(
+    lines: &mut Lines<R>,
+    mut walk: Walk<'_>,
+    report: &mut Report,
+    visit: &mut dyn FnMut(Object<'_>, &mut Report) -> Visited,
+) {
     loop {
         match lines.next() {
             Ok(Some(line)) => {
@@ -38,7 +61,7 @@ pub(crate) fn each<R: Read>(
             }
             Ok(None) => break,
             Err(error) => {
-                report.push(unreadable(file, &error));
+                report.push(unreadable(walk.file, &error));
                 return;
             }
         }
@@ -75,6 +98,8 @@ pub(crate) const MAX_LINE_HINT: &str = "raise `max_line` in `[intake]` of the co
 
 struct Walk<'w> {
     file: &'w str,
+    /// Nothing is passed over.
+    exact: bool,
     /// A value that began on an earlier line and goes on.
     spread: Option<Spread>,
     spread_reported: bool,
@@ -95,6 +120,10 @@ impl Walk<'_> {
             report.push(found.hint("save it as UTF-8"));
             return Break(());
         }
+        if self.exact && line.number == 1 && line.offset > 0 {
+            let found = "a byte order mark, expected the first object";
+            report.push(Diagnostic::error(self.file, 1, 1, found).hint("save the file as UTF-8 without BOM"));
+        }
         let text = match text(line, MAX_LINE_HINT) {
             Ok(text) => text,
             Err(problem) => {
@@ -106,10 +135,14 @@ impl Walk<'_> {
             }
         };
         if text.trim_ascii().is_empty() {
+            if self.exact {
+                let found = "a blank line, expected an object";
+                report.push(Diagnostic::error(self.file, line.number, 0, found).hint("take it out"));
+            }
             return Continue(());
         }
         if self.first && text.trim_ascii_start().starts_with('[') {
-            let hint = "write one request a line: `jq -c '.[]' FILE > FILE.jsonl`";
+            let hint = "write one object a line: `jq -c '.[]' FILE > FILE.jsonl`";
             let found =
                 Diagnostic::error(self.file, line.number, 1, "a JSON array, expected one object a line");
             report.push(found.hint(hint));
