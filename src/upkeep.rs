@@ -1,6 +1,7 @@
 //! Upkeep: what must happen when time has passed, whether or not anything else does.
 //!
-//! Now: jobs whose deadline has passed begin to expire. Pruning finished state has its place here.
+//! Now: jobs whose deadline has passed begin to expire, and jobs that waited for fine-tunes go on when those have ended,
+//! whatever came of them. Pruning finished state has its place here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::domain::{JobState, JobStatus, Timestamp};
+use crate::domain::{JobState, JobStatus, PauseReason, Timestamp};
 use crate::store::{self, Store};
 
-/// How long a job that could not be sent to its end, because the disk is full, waits for the next try.
+/// How long a job that could not be moved on, because the disk is full, waits for the next try.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// See the module's words.
@@ -31,7 +32,7 @@ impl Upkeep {
         let mut news = self.store.changes();
         while !stop.is_cancelled() {
             news.mark_seen();
-            let next = self.expire().await?;
+            let next = earlier(self.expire().await?, self.go_on().await?);
             let due = async {
                 match next {
                     Some(due) => tokio::time::sleep(self.clock.until(due)).await,
@@ -55,23 +56,51 @@ impl Upkeep {
         for state in self.store.jobs().await? {
             let Some(due) = state.job.expires_at().filter(|_| may_expire(&state)) else { continue };
             if due > now {
-                next = Some(next.map_or(due, |next: Timestamp| next.min(due)));
+                next = earlier(next, Some(due));
                 continue;
             }
             tracing::info!(job = %state.job.id, name = %state.job.name, open = state.counts.open(), "the job's deadline has passed");
-            match self.store.set_status(state.job.id, JobStatus::Expiring, now).await {
-                // It ended, or was cancelled, in the meantime.
-                Ok(_) | Err(store::Error::Transition { .. }) => {}
-                // Nothing of it is sent meanwhile. The store ticks when there is room; a quota may not.
-                Err(error) if error.is_full() => {
-                    let again = now + RETRY;
-                    next = Some(next.map_or(again, |next| next.min(again)));
-                }
-                Err(error) => return Err(error),
-            }
+            next = earlier(next, self.move_to(&state, JobStatus::Expiring, now).await?);
         }
         Ok(next)
     }
+
+    /// Lets jobs go on whose fine-tunes have ended; says when to try again what could not be written down.
+    async fn go_on(&self) -> store::Result<Option<Timestamp>> {
+        let (now, jobs) = (self.clock.now(), self.store.jobs().await?);
+        let mut next = None;
+        for state in jobs.iter().filter(|state| waits_for_nothing(state, &jobs)) {
+            tracing::info!(job = %state.job.id, name = %state.job.name, "the fine-tunes that the job waited for have ended");
+            next = earlier(next, self.move_to(state, JobStatus::InProgress, now).await?);
+        }
+        Ok(next)
+    }
+
+    /// Says when to try again, if the disk is full.
+    async fn move_to(
+        &self,
+        state: &JobState,
+        status: JobStatus,
+        now: Timestamp,
+    ) -> store::Result<Option<Timestamp>> {
+        match self.store.set_status(state.job.id, status, now).await {
+            // It ended, or was cancelled, in the meantime.
+            Ok(_) | Err(store::Error::Transition { .. }) => Ok(None),
+            // Nothing of it is sent meanwhile. The store ticks when there is room; a quota may not.
+            Err(error) if error.is_full() => Ok(Some(now + RETRY)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    one.into_iter().chain(other).min()
+}
+
+/// Nobody else takes a job out of this pause but to cancel or hold it.
+fn waits_for_nothing(state: &JobState, jobs: &[JobState]) -> bool {
+    let is_waiting = state.status == JobStatus::Paused { reason: PauseReason::FineTune };
+    is_waiting && !state.job.must_wait(jobs)
 }
 
 /// A job on its way to an end is not sent to another, nor one whose requests are all settled.
@@ -86,7 +115,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::JobSettings;
+    use crate::domain::{Job, JobId, JobSettings, TunedModel};
     use crate::store::conformance;
     use crate::store::memory::MemoryStore;
 
@@ -105,6 +134,54 @@ mod tests {
             let mut news = store.changes();
             news.changed().await;
             assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::Expiring);
+            stop.cancel();
+        };
+        let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
+        ran.unwrap();
+    }
+
+    /// A job that uses the models of these fine-tunes.
+    fn user(number: u8, makers: &[&Job]) -> Job {
+        let model = |maker: &&Job| (maker.name.to_string(), TunedModel::Of(maker.id));
+        let models = makers.iter().map(model).collect();
+        let job = conformance::job(number, 5, &["m"], 2);
+        Job { settings: JobSettings { models, ..job.settings.clone() }, ..job }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_go_on_when_all_fine_tunes_they_wait_for_have_ended_in_whatever_way() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let [one, two, gone] = [1, 2, 3].map(|number| conformance::job(number, 5, &["m"], 1));
+        let (both, first, none) = (user(4, &[&one, &two]), user(5, &[&one]), user(6, &[&gone]));
+        let cancelled = user(7, &[&one]);
+        for job in [&one, &two, &both, &first, &none, &cancelled] {
+            conformance::put(&*store, job).await;
+        }
+        let now = conformance::NOW;
+        store.set_status(cancelled.id, JobStatus::Cancelling, now).await.unwrap();
+        let waiting = JobStatus::Paused { reason: PauseReason::FineTune };
+        let stop = CancellationToken::new();
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(now));
+        let becomes = async |id: JobId, status: JobStatus| {
+            let mut news = store.changes();
+            while store.job(id).await.unwrap().status != status {
+                news.changed().await;
+            }
+        };
+        let watched = async {
+            becomes(none.id, JobStatus::InProgress).await;
+            // On its way to an end, or held, it has not ended yet.
+            store.set_status(one.id, JobStatus::Cancelling, now).await.unwrap();
+            store.set_status(two.id, JobStatus::Held { why: String::new() }, now).await.unwrap();
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            assert_eq!(store.job(first.id).await.unwrap().status, waiting);
+            store.set_status(one.id, JobStatus::Cancelled, now).await.unwrap();
+            becomes(first.id, JobStatus::InProgress).await;
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            assert_eq!(store.job(both.id).await.unwrap().status, waiting);
+            store.set_status(two.id, JobStatus::Completed, now).await.unwrap();
+            becomes(both.id, JobStatus::InProgress).await;
+            assert_eq!(store.job(cancelled.id).await.unwrap().status, JobStatus::Cancelling);
             stop.cancel();
         };
         let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);

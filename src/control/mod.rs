@@ -16,8 +16,11 @@ use tokio::runtime::Handle;
 use self::again::Dropped;
 use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
-use crate::domain::{Counts, JobId, JobState, JobStatus, PauseReason, QueueName, Timestamp};
+use crate::domain::{Counts, JobId, JobState, JobStatus, PauseReason, QueueName, Timestamp, TunedModel};
 use crate::store::{self, Store};
+
+/// The status of a job that waits for the models of fine-tunes.
+const WAITS: JobStatus = JobStatus::Paused { reason: PauseReason::FineTune };
 
 /// Why nothing is sent for a queue now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,11 @@ pub enum Error {
     WrongStatus { name: String, status: &'static str, verb: &'static str },
     #[error("job `{name}` is held: it can't be {verb}; `batchd show {name}` says why, and what to do")]
     Held { name: String, verb: &'static str },
+    /// `makers` says for what, in words.
+    #[error(
+        "job `{name}` waits for {makers}: it can't be {verb}, and goes on by itself; it can be cancelled"
+    )]
+    Waits { name: String, makers: String, verb: &'static str },
     /// Once more would pay twice.
     #[error(
         "the failed requests of `{name}` are asked again already, by `{by}`: retry that one if some fail there"
@@ -175,8 +183,9 @@ impl Control {
 
     /// Ends a pause, a person's or a provider's.
     pub async fn resume(&self, job: &str) -> Result<JobReport, Error> {
-        let resumable =
-            |status: &JobStatus| matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress);
+        let resumable = |status: &JobStatus| {
+            matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress) && *status != WAITS
+        };
         let resumed = self.change(job, "resumed", JobStatus::InProgress, resumable).await?;
         self.board.resume();
         self.show(&resumed.id.to_string()).await
@@ -193,7 +202,9 @@ impl Control {
             return Ok(report);
         }
         let may_retry = |status: &JobStatus| {
-            matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress | JobStatus::Held { .. })
+            let is_open =
+                matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress | JobStatus::Held { .. });
+            is_open && *status != WAITS
         };
         let retried = self.change(job, "retried", JobStatus::InProgress, may_retry).await?;
         self.store.retry_now(retried.id).await?;
@@ -239,16 +250,24 @@ impl Control {
         }
         let refused = |status| match (state.job.name.to_string(), status) {
             (name, "held") => Error::Held { name, verb },
+            (name, _) if state.status == WAITS => Error::Waits { name, makers: makers(&state), verb },
             (name, status) => Error::WrongStatus { name, status, verb },
         };
         if !allowed(&state.status) {
             return Err(refused(state.status.as_str()));
         }
+        let to = if to == JobStatus::InProgress { self.goes_on_as(&state).await? } else { to };
         match self.store.set_status(state.job.id, to, self.clock.now()).await {
             // It moved on meanwhile, or can't be read.
             Err(store::Error::Transition { from, .. }) => Err(refused(from)),
             changed => Ok(self.report(&changed?)),
         }
+    }
+
+    /// The status with which a job goes on: one that was held, or paused by a person, may have to wait first.
+    async fn goes_on_as(&self, state: &JobState) -> Result<JobStatus, Error> {
+        let jobs = self.store.jobs().await?;
+        Ok(if state.job.must_wait(&jobs) { WAITS } else { JobStatus::InProgress })
     }
 
     fn report(&self, state: &JobState) -> JobReport {
@@ -266,6 +285,17 @@ impl Control {
     }
 }
 
+/// The fine-tunes that a job waits for, in words.
+fn makers(state: &JobState) -> String {
+    let models = state.job.settings.models.iter();
+    let awaited = models.filter(|(_, model)| matches!(model, TunedModel::Of(_)));
+    let names: Vec<String> = awaited.map(|(name, _)| format!("`{name}`")).collect();
+    match names.as_slice() {
+        [name] => format!("the fine-tune {name}"),
+        names => format!("the fine-tunes {}", names.join(", ")),
+    }
+}
+
 /// A running job shows as paused while each of its queues with work is, or the disk has no room for any.
 fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: Option<&str>) -> JobReport {
     let job = &state.job;
@@ -278,7 +308,10 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
             ("paused", Some(PauseReason::Disk.to_string()), Some(why.to_owned()))
         }
         (_, Some(pause)) => ("paused", Some(pause.reason.to_string()), Some(pause.message.clone())),
-        (JobStatus::Paused { reason }, None) => ("paused", Some(reason.to_string()), None),
+        (JobStatus::Paused { reason }, None) => {
+            let message = (state.status == WAITS).then(|| format!("waits for {}", makers(state)));
+            ("paused", Some(reason.to_string()), message)
+        }
         (status @ (JobStatus::Held { why } | JobStatus::Failed { why }), None) => {
             (status.as_str(), Some(why.clone()), None)
         }
@@ -331,6 +364,10 @@ pub(crate) mod tests {
     impl Jobs {
         /// A job of three requests. One is answered, one waits and one is in flight; of an ended job all are answered.
         pub(crate) fn add(&self, name: &str, status: JobStatus) -> JobId {
+            self.add_with(name, status, JobSettings::default())
+        }
+
+        fn add_with(&self, name: &str, status: JobStatus, settings: JobSettings) -> JobId {
             let number = done(self.jobs()).len() as u64;
             let now = Timestamp::from_millis(1_000 * (number + 1));
             let id = clock::job_id(now, &mut Seed::fixed(number).derive("ids"));
@@ -345,7 +382,7 @@ pub(crate) mod tests {
                 total: 3,
                 queues: vec![queue.clone()],
                 content_hash: String::new(),
-                settings: JobSettings::default(),
+                settings,
             };
             done(self.put_job(job, Input::Inline(vec![(0, Bytes::from_static(b"{}")); 3])));
             let leases = done(self.lease(&queue, 3, now)).leases;
@@ -519,6 +556,38 @@ pub(crate) mod tests {
                 assert_eq!(kept, expected.unwrap_or(before.as_str()), "{verb} of a job that is {before}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn job_that_waits_for_a_fine_tune_says_so_and_can_only_be_cancelled() {
+        let jobs = Arc::new(Jobs::default());
+        let maker = jobs.add("support-7", JobStatus::InProgress);
+        let models = BTreeMap::from([("support".to_owned(), TunedModel::Of(maker))]);
+        let job = jobs.add_with("chat", WAITS, JobSettings { models, ..JobSettings::default() });
+        let control = control(&jobs);
+        let shown = control.show("chat").await.unwrap();
+        assert_eq!((shown.status.as_str(), shown.reason.as_deref()), ("paused", Some("fine_tune")));
+        assert_eq!(shown.message.as_deref(), Some("waits for the fine-tune `support`"));
+        let refused = [
+            (control.pause("chat").await, "paused"),
+            (control.resume("chat").await, "resumed"),
+            (control.retry("chat").await, "retried"),
+        ];
+        for (refused, verb) in refused {
+            let says = format!(
+                "job `chat` waits for the fine-tune `support`: it can't be {verb}, and goes on by itself; it can be \
+                 cancelled"
+            );
+            assert_eq!(refused.unwrap_err().to_string(), says);
+        }
+        // Held meanwhile, it goes on waiting; once there is nothing to wait for, it goes on.
+        done(jobs.set_status(job, held(), Timestamp::default()));
+        assert_eq!(control.retry("chat").await.unwrap().reason.as_deref(), Some("fine_tune"));
+        done(jobs.set_status(job, held(), Timestamp::default()));
+        done(jobs.set_status(maker, JobStatus::Cancelled, Timestamp::default()));
+        assert_eq!(control.retry("chat").await.unwrap().status, "in_progress");
+        done(jobs.set_status(job, WAITS, Timestamp::default()));
+        assert_eq!(control.cancel("chat").await.unwrap().status, "cancelling");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::control::{Board, Control, JobReport};
 use crate::daemon::{Ending, Stuck};
-use crate::domain::{JobId, JobState, JobStatus, QueueName};
+use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName};
 use crate::intake;
 use crate::store::{self, Store};
 
@@ -70,9 +70,14 @@ impl Watch {
         let pauses = self.board.pauses();
         let open: BTreeSet<QueueName> =
             self.store.queues().await?.into_iter().map(|depth| depth.queue).collect();
+        let jobs = self.store.jobs().await?;
         let stopped = |state: &JobState| match &state.status {
             JobStatus::Completed | JobStatus::Failed { .. } | JobStatus::Cancelled | JobStatus::Expired => {
                 true
+            }
+            // It goes on when its fine-tune has ended; while that has stopped, so has it.
+            JobStatus::Paused { reason: PauseReason::FineTune } => {
+                state.leased == 0 && state.job.must_wait(&jobs)
             }
             JobStatus::Paused { .. } | JobStatus::Held { .. } => state.leased == 0,
             JobStatus::InProgress => {
@@ -83,7 +88,7 @@ impl Watch {
             }
             JobStatus::Cancelling | JobStatus::Expiring | JobStatus::Finalizing => false,
         };
-        Ok(self.store.jobs().await?.iter().all(stopped))
+        Ok(jobs.iter().all(stopped))
     }
 
     async fn ending(&self) -> store::Result<Ending> {

@@ -62,6 +62,13 @@ impl Job {
         })
     }
 
+    /// Whether one of the fine-tunes that it waits for is still among `jobs`, and has not ended.
+    pub fn must_wait(&self, jobs: &[JobState]) -> bool {
+        let has_not_ended =
+            |maker| jobs.iter().any(|state| state.job.id == maker && !state.status.is_final());
+        self.waits_for().any(has_not_ended)
+    }
+
     /// Whether requests of it go out while it is `status`. What runs at the provider has to be cancelled there, so a
     /// fine-tune goes out once more on its way to its end.
     pub const fn may_send(&self, status: &JobStatus) -> bool {

@@ -43,6 +43,7 @@ impl From<control::Error> for Failure {
             }
             control::Error::WrongStatus { .. }
             | control::Error::Held { .. }
+            | control::Error::Waits { .. }
             | control::Error::AskedBefore { .. }
             | control::Error::Store(store::Error::Transition { .. } | store::Error::Stale(_)) => {
                 (StatusCode::CONFLICT, "wrong_status")
