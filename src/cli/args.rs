@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Parser, Subcommand, value_parser};
 
-use crate::simulate::{Faults, ImageForm, Latency, WhenFull};
+use crate::simulate::{Fate, Faults, ImageForm, Latency, Mishaps, WhenFull};
 
 const CONFIG_HELP: &str = "The configuration file [default: $BATCHD_CONFIG, else batchd.toml here, in \
                            ~/.config/batchd or in /etc/batchd]";
@@ -115,6 +116,7 @@ pub(super) struct RebuildArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct SimulateArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8089")]
@@ -169,6 +171,33 @@ pub(super) struct SimulateArgs {
     #[arg(long = "model", value_name = "MODEL")]
     pub(super) models: Vec<String>,
 
+    /// Know only the models that are listed: those of `--model`, else a built-in list, and what fine-tunes make
+    #[arg(long)]
+    pub(super) strict_models: bool,
+
+    /// How long an uploaded file is `uploaded` before it is `processed` [default: 500ms]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) file_processing_time: Option<Duration>,
+
+    /// The largest file that may be uploaded, like `100MB` [default: `512MiB`]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) file_size_max: Option<ByteSize>,
+
+    /// How long a fine-tune takes, from its creation to its success [default: 4s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) fine_tune_time: Option<Duration>,
+
+    /// What becomes of fine-tunes half-way: `fail`, `cancel` (by somebody else), `vanish` (404 from then on) or `odd`
+    /// (a status that nobody knows, then success). A fine-tune whose suffix contains `sim-fail`, `sim-cancel`,
+    /// `sim-vanish` or `sim-odd` decides for itself [default: they succeed]
+    #[arg(long, value_name = "WHAT")]
+    pub(super) fate: Option<Fate>,
+
+    /// What the first requests of a kind meet, once each, like `upload=drop,create=cut`: a fault of `--faults` under
+    /// upload, begin, part, complete, create, cancel, pause, resume, delete, show, list or content
+    #[arg(long, value_name = "MISHAPS")]
+    pub(super) mishaps: Option<Mishaps>,
+
     /// Answers until the quota is used up [default: never]
     #[arg(long, value_name = "N")]
     pub(super) quota_after: Option<u64>,
@@ -217,6 +246,8 @@ mod tests {
             &["simulate", "--ledger", "l", "--no-ledger"],
             &["simulate", "--capacity", "0"],
             &["simulate", "--slow", "long"],
+            &["simulate", "--fate", "win"],
+            &["simulate", "--mishaps", "upload=lost"],
             &["check"],
             &["submit", "--wait"],
         ] {

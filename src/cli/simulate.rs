@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::SimulateArgs;
 use super::report::Printer;
 use super::{Done, Exit, Failure, block_on};
-use crate::clock::Seed;
+use crate::clock::{Clock, Seed};
 use crate::simulate::{Auth, LedgerSettings, Server, Settings};
 
 pub(super) fn run(args: SimulateArgs, printer: &mut Printer<'_>) -> Done {
@@ -52,6 +52,15 @@ fn settings(args: SimulateArgs) -> Settings {
         models: args.models,
         quota_after: args.quota_after,
         images: args.images.unwrap_or(default.images),
+        strict_models: args.strict_models,
+        file_bytes_max: args
+            .file_size_max
+            .map_or(default.file_bytes_max, |size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
+        file_processing_time: args.file_processing_time.unwrap_or(default.file_processing_time),
+        fine_tune_time: args.fine_tune_time.unwrap_or(default.fine_tune_time),
+        fate: args.fate,
+        mishaps: args.mishaps.unwrap_or_default(),
+        epoch: Clock::System.now(),
         ledger: LedgerSettings { on: !args.no_ledger, file: args.ledger, ..default.ledger },
         ..default
     }

@@ -101,6 +101,8 @@ fn settings(engine: &Engine) -> Reply {
         "tokens_per_minute": settings.tokens_per_minute,
         "key": settings.auth.is_closed(),
         "quota_after": settings.quota_after,
+        "mishaps": settings.mishaps,
+        "fate": settings.fate,
     });
     Reply::json(200, to_json(&body))
 }

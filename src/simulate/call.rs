@@ -1,10 +1,8 @@
 //! From method and path to what is asked for.
 
-use std::borrow::Cow;
-
 use axum::http::{HeaderMap, Method};
-use percent_encoding::percent_decode_str;
 
+use super::objects;
 use super::question::{self, Question};
 use super::refusal::Refusal;
 use crate::domain::Endpoint;
@@ -26,41 +24,23 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub(super) enum Call<'a> {
     Ask(Question<'a>),
-    ListModels,
-    Model(Cow<'a, str>),
+    Object(Box<objects::Call>),
 }
 
 impl<'a> Call<'a> {
-    /// Reads a request, or says why it can't be answered. With an empty list every model is known.
-    pub(super) fn read(request: &Request<'a>, models: &[String]) -> Result<Self, Refusal> {
+    /// Reads a request, or says why it can't be answered.
+    pub(super) fn read(request: &Request<'a>, file_bytes_max: usize) -> Result<Self, Refusal> {
         let method = request.method;
-        let only = |allow: Method, name: &'static str| {
-            if method == allow {
-                Ok(())
-            } else {
-                Err(Refusal::wrong_method(method.as_str(), request.path, name))
-            }
-        };
         if let Ok(endpoint) = request.path.parse::<Endpoint>() {
-            only(Method::POST, "POST")?;
-            let question = question::read(endpoint, request.body)?;
-            if let Some(model) = &question.model {
-                know(models, model)?;
+            if method != Method::POST {
+                return Err(Refusal::wrong_method(method.as_str(), request.path, "POST"));
             }
-            return Ok(Call::Ask(question));
+            return question::read(endpoint, request.body).map(Self::Ask);
         }
-        let path = request.below_v1();
-        if path == "/models" {
-            only(Method::GET, "GET")?;
-            return Ok(Call::ListModels);
+        match objects::Call::read(request, file_bytes_max) {
+            Some(call) => Ok(Self::Object(Box::new(call?))),
+            None => Err(Refusal::unknown_url(method.as_str(), request.path)),
         }
-        let Some(id) = path.strip_prefix("/models/").filter(|id| !id.is_empty()) else {
-            return Err(Refusal::unknown_url(method.as_str(), request.path));
-        };
-        only(Method::GET, "GET")?;
-        let id = percent_decode_str(id).decode_utf8_lossy();
-        know(models, &id)?;
-        Ok(Call::Model(id))
     }
 }
 
@@ -69,11 +49,10 @@ impl<'a> Request<'a> {
     pub(super) fn below_v1(&self) -> &'a str {
         self.path.strip_prefix("/v1").unwrap_or(self.path)
     }
-}
 
-fn know(models: &[String], model: &str) -> Result<(), Refusal> {
-    if models.is_empty() || models.iter().any(|known| known == model) {
-        return Ok(());
+    /// Whether it brings a file or a part of one, whose bound is another than that of a question.
+    pub(super) fn brings_file(&self) -> bool {
+        let path = self.below_v1();
+        path == "/files" || (path.starts_with("/uploads/") && path.ends_with("/parts"))
     }
-    Err(Refusal::model_not_found(model))
 }

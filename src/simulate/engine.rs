@@ -1,49 +1,34 @@
 //! What becomes of a request: pure but for its own state, with the time as an argument.
 //!
-//! # Operation
-//!
-//! The order of the checks is OpenAI's: key, path and method, body, model, quota, limits. What passes
-//! them meets the dice: the n-th request that passes meets the n-th draw of faults, whatever the
-//! latency, so that one seed and one order of requests give one run. Bodies are read and answers
-//! written outside the lock; only the decision is made inside.
+//! Bodies are read and answers written outside the lock; only the decision is made inside, by `judge`.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName};
-use fastrand::Rng;
-use secrecy::ExposeSecret;
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::admin;
-use super::answer::{self, CREATED, Context};
+use super::answer::{self, Context};
 use super::call::{Call, Request};
 use super::fault::Fault;
-use super::ledger::{Arrival, Entry, Ledger, Outcome, Payments, Summary, Verdict};
-use super::limits::Limits;
+use super::judge::{Decision, State, Work};
+use super::ledger::{Arrival, Entry, Payments, Summary};
 use super::refusal::Refusal;
-use super::reply::{Delivery, Departure, InFlight, Reply, Traffic, request_id, whole_millis};
-use super::settings::{Auth, Change, Changes, ImageForm, Settings};
+use super::reply::{Delivery, Departure, InFlight, Reply, Traffic};
+use super::settings::{Changes, ImageForm, Settings};
 use crate::clock::Seed;
 use crate::domain::Endpoint;
 
-/// What the fault `429` says about coming back, where it says it.
-const FAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What `GET /models` lists where no list is given.
-const MODELS: [&str; 4] = ["gpt-4.1-mini", "text-embedding-3-small", "omni-moderation-latest", "gpt-image-2"];
-const API_KEY: HeaderName = HeaderName::from_static("api-key");
+/// What a form has beside its file, generously.
+const FORM_BYTES: usize = 1024 * 1024;
 
 /// The simulated provider. One for all connections.
 pub struct Engine {
-    /// Empty: every model is known.
-    models: Vec<String>,
     images: ImageForm,
     body_bytes_max: usize,
+    file_bytes_max: usize,
     started: Instant,
     /// Tells this server's request ids from another's.
     instance: u32,
@@ -51,58 +36,19 @@ pub struct Engine {
     state: Mutex<State>,
 }
 
-/// What changes from request to request.
-struct State {
-    instance: u32,
-    settings: Settings,
-    limits: Limits,
-    fault_dice: Rng,
-    latency_dice: Rng,
-    ledger: Ledger,
-    /// Paid ones, since the start.
-    answers: u64,
-}
-
-/// A request that is let in.
-struct Work {
-    fault: Option<Fault>,
-    delay: Duration,
-    /// What a fault 429 says about coming back, if by the dice it says it.
-    retry_after: Option<Duration>,
-}
-
-/// What becomes of a request.
-struct Decision {
-    sequence: u64,
-    verdict: Result<Work, Refusal>,
-    rate_headers: HeaderMap,
-}
-
 impl Engine {
     /// Fails only if the ledger's file can't be opened.
     pub fn new(settings: Settings, seed: Seed) -> io::Result<Self> {
         let started = Instant::now();
-        let mut limits = Limits::new();
-        limits.set_requests(settings.requests_per_minute, settings.burst, started);
-        limits.set_tokens(settings.tokens_per_minute, settings.burst, started);
-        limits.set_capacity(settings.capacity, settings.when_full);
         let instance = seed.derive("simulate/instance").u32(..);
         Ok(Self {
-            models: settings.models.clone(),
             images: settings.images,
             body_bytes_max: settings.body_bytes_max,
+            file_bytes_max: settings.file_bytes_max,
             started,
             instance,
             traffic: Arc::default(),
-            state: Mutex::new(State {
-                instance,
-                limits,
-                fault_dice: seed.derive("simulate/faults"),
-                latency_dice: seed.derive("simulate/latency"),
-                ledger: Ledger::open(settings.ledger.clone())?,
-                answers: 0,
-                settings,
-            }),
+            state: Mutex::new(State::new(settings, seed, instance, started)?),
         })
     }
 
@@ -111,13 +57,13 @@ impl Engine {
         if let Some(path) = request.path.strip_prefix("/_sim/") {
             return admin::reply(self, request, path, now);
         }
-        if request.body.len() > self.body_bytes_max {
+        if request.body.len() > self.body_bytes_max(request) {
             return self.refuse_large(request, now);
         }
-        let call = Call::read(request, &self.models);
+        let call = Call::read(request, self.file_bytes_max);
         let custom_id = match &call {
             Ok(Call::Ask(question)) => question.custom_id.as_deref(),
-            Ok(Call::ListModels | Call::Model(_)) | Err(_) => None,
+            Ok(Call::Object(_)) | Err(_) => None,
         };
         let (mut in_flight, count) = InFlight::enter(&self.traffic);
         let arrival = self.arrival(request, custom_id, count, now);
@@ -131,7 +77,7 @@ impl Engine {
         drop(state);
         let mut reply = match (verdict, call) {
             (Err(refusal), _) | (Ok(_), Err(refusal)) => Reply::refused(&refusal),
-            (Ok(work), Ok(call)) => self.fulfil(&call, &work, || Context {
+            (Ok(work), Ok(call)) => Self::fulfil(&call, &work, || Context {
                 fingerprint,
                 sequence,
                 images: self.images,
@@ -148,7 +94,11 @@ impl Engine {
     pub(super) fn refuse_large(&self, request: &Request<'_>, now: Instant) -> Reply {
         let (mut in_flight, count) = InFlight::enter(&self.traffic);
         let arrival = self.arrival(request, None, count, now);
-        let refusal = Refusal::body_too_large(self.body_bytes_max);
+        let refusal = if request.brings_file() {
+            Refusal::file_too_large()
+        } else {
+            Refusal::body_too_large(self.body_bytes_max)
+        };
         let mut state = self.lock();
         let sequence = state.refuse(arrival, &refusal);
         if state.ledger.is_on() {
@@ -161,8 +111,13 @@ impl Engine {
         reply
     }
 
-    pub(super) fn body_bytes_max(&self) -> usize {
-        self.body_bytes_max
+    /// The bound of this request's body.
+    pub(super) fn body_bytes_max(&self, request: &Request<'_>) -> usize {
+        if request.brings_file() {
+            self.body_bytes_max.max(self.file_bytes_max.saturating_add(FORM_BYTES))
+        } else {
+            self.body_bytes_max
+        }
     }
 
     /// The ledger's totals.
@@ -228,14 +183,15 @@ impl Engine {
     }
 
     /// The reply to a request that was let in.
-    fn fulfil<'a>(&self, call: &Call<'_>, work: &Work, context: impl FnOnce() -> Context<'a>) -> Reply {
-        let answer = || match call {
-            Call::Ask(question) => answer::write(question, &context()),
-            Call::ListModels => self.list_models(),
-            Call::Model(id) => answer::to_json(&model(id)),
+    fn fulfil<'a>(call: &Call<'_>, work: &Work, context: impl FnOnce() -> Context<'a>) -> Reply {
+        let answer = || match (call, &work.done) {
+            (Call::Ask(question), _) => Reply::json(200, answer::write(question, &context())),
+            (Call::Object(_), Some(done)) => done.reply(),
+            // Only a fault that spares the work leaves it undone, and that has its own reply.
+            (Call::Object(_), None) => Reply::refused(&Refusal::server_error()),
         };
         let mut reply = match work.fault {
-            None | Some(Fault::Slow | Fault::Cut) => Reply::json(200, answer()),
+            None | Some(Fault::Slow | Fault::Cut) => answer(),
             Some(Fault::Drop | Fault::Empty) => Reply::json(200, Vec::new()),
             Some(Fault::Garbage) => Reply::page(200),
             Some(Fault::BadGateway) => Reply::page(502),
@@ -250,15 +206,6 @@ impl Engine {
             _ => Delivery::Whole,
         };
         reply
-    }
-
-    fn list_models(&self) -> Vec<u8> {
-        let data: Vec<_> = if self.models.is_empty() {
-            MODELS.iter().map(|id| model(id)).collect()
-        } else {
-            self.models.iter().map(|id| model(id)).collect()
-        };
-        answer::to_json(&json!({ "object": "list", "data": data }))
     }
 
     fn note_departures(&self, state: &mut State) {
@@ -278,135 +225,17 @@ impl fmt::Debug for Engine {
     }
 }
 
-impl State {
-    fn decide(
-        &mut self,
-        request: &Request<'_>,
-        call: &Result<Call<'_>, Refusal>,
-        arrival: Arrival,
-        now: Instant,
-    ) -> Decision {
-        let sequence = self.ledger.arrive(&arrival);
-        let verdict = self.judge(request, call, now);
-        let is_question = matches!(call, Ok(Call::Ask(_)));
-        let (outcome, paid, retry_after) = match &verdict {
-            Err(refusal) => (Outcome::Refused(refusal.name), false, refusal.retry_after),
-            Ok(Work { fault: Some(fault), retry_after, .. }) => {
-                (Outcome::Fault(*fault), fault.is_paid(), *retry_after)
-            }
-            Ok(Work { fault: None, .. }) => (Outcome::Ok, is_question, None),
-        };
-        self.answers += u64::from(paid);
-        self.record(sequence, arrival, (outcome, paid), retry_after);
-        let mut rate_headers = HeaderMap::new();
-        if is_question {
-            self.limits.write_headers(&mut rate_headers);
-        }
-        Decision { sequence, verdict, rate_headers }
-    }
-
-    fn judge(
-        &mut self,
-        request: &Request<'_>,
-        call: &Result<Call<'_>, Refusal>,
-        now: Instant,
-    ) -> Result<Work, Refusal> {
-        self.authorise(request.headers)?;
-        let Call::Ask(question) = call.as_ref().map_err(Refusal::clone)? else {
-            return Ok(Work { fault: None, delay: Duration::ZERO, retry_after: None });
-        };
-        if self.settings.quota_after.is_some_and(|answers| self.answers >= answers) {
-            return Err(Refusal::quota());
-        }
-        self.limits.admit(question.model(), question.cost(), now)?;
-        let fault = self.settings.faults.draw(&mut self.fault_dice);
-        let gives_hint = self.fault_dice.bool();
-        let latency = self.settings.latency.draw(&mut self.latency_dice);
-        let delay = match fault {
-            // A server that is too busy says so at once, and works on nothing.
-            Some(Fault::RateLimit | Fault::Overloaded) => Duration::ZERO,
-            Some(Fault::Slow) => self.limits.occupy(latency.saturating_add(self.settings.slow), now) - now,
-            _ => self.limits.occupy(latency, now) - now,
-        };
-        let retry_after = (gives_hint && fault == Some(Fault::RateLimit)).then_some(FAULT_RETRY_AFTER);
-        Ok(Work { fault, delay, retry_after })
-    }
-
-    fn authorise(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let expected = match &self.settings.auth {
-            Auth::Open => return Ok(()),
-            Auth::AnyKey => None,
-            Auth::Key(key) => Some(key.expose_secret()),
-        };
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-        let given = bearer.or_else(|| text(API_KEY)).map(str::trim).filter(|key| !key.is_empty());
-        match (given, expected) {
-            (None, _) => Err(Refusal::missing_key()),
-            (Some(given), Some(expected)) if given != expected => Err(Refusal::wrong_key()),
-            (Some(_), _) => Ok(()),
-        }
-    }
-
-    fn refuse(&mut self, arrival: Arrival, refusal: &Refusal) -> u64 {
-        let sequence = self.ledger.arrive(&arrival);
-        self.record(sequence, arrival, (Outcome::Refused(refusal.name), false), refusal.retry_after);
-        sequence
-    }
-
-    fn record(
-        &mut self,
-        sequence: u64,
-        arrival: Arrival,
-        (outcome, paid): (Outcome, bool),
-        retry_after: Option<Duration>,
-    ) {
-        let request_id = request_id(self.instance, sequence);
-        let retry_after_ms = retry_after.map(whole_millis);
-        self.ledger.settle(sequence, arrival, Verdict { outcome, paid, request_id, retry_after_ms });
-    }
-
-    fn change(&mut self, changes: Changes, now: Instant) {
-        let settings = &mut self.settings;
-        if let Some(faults) = changes.faults {
-            settings.faults = faults;
-        }
-        if let Some(latency) = changes.latency {
-            settings.latency = latency;
-        }
-        match changes.key {
-            Change::Keep => {}
-            Change::Clear => settings.auth = Auth::Open,
-            Change::Set(key) => settings.auth = Auth::Key(key),
-        }
-        changes.quota_after.apply(&mut settings.quota_after);
-        if changes.requests_per_minute != Change::Keep {
-            changes.requests_per_minute.apply(&mut settings.requests_per_minute);
-            self.limits.set_requests(settings.requests_per_minute, settings.burst, now);
-        }
-        if changes.tokens_per_minute != Change::Keep {
-            changes.tokens_per_minute.apply(&mut settings.tokens_per_minute);
-            self.limits.set_tokens(settings.tokens_per_minute, settings.burst, now);
-        }
-        changes.capacity.apply(&mut settings.capacity);
-        settings.when_full = changes.when_full.unwrap_or(settings.when_full);
-        self.limits.set_capacity(settings.capacity, settings.when_full);
-    }
-}
-
-fn model(id: &str) -> serde_json::Value {
-    json!({ "id": id, "object": "model", "created": CREATED, "owned_by": "batchd-simulate" })
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::http::{HeaderValue, Method};
+    use std::time::Duration;
+
+    use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
     use secrecy::SecretString;
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use tokio::time::advance;
 
     use super::*;
-    use crate::simulate::{Faults, Latency, LedgerSettings, WhenFull};
+    use crate::simulate::{Auth, Faults, Latency, LedgerSettings, Outcome, WhenFull};
 
     fn engine(settings: Settings) -> Engine {
         Engine::new(settings, Seed::fixed(1)).unwrap()
@@ -629,7 +458,8 @@ mod tests {
     async fn unknown_paths_and_methods_are_refused() {
         let engine = engine(Settings::default());
         let status = |method: Method, path: &str| send(&engine, &method, path, &HeaderMap::new(), "").status;
-        assert_eq!(status(Method::GET, "/v1/files"), 404);
+        assert_eq!(status(Method::GET, "/v1/batches"), 404);
+        assert_eq!(status(Method::GET, "/v1/files/"), 404);
         assert_eq!(status(Method::POST, "/v1/v1/embeddings"), 404, "a base url with one `/v1` too many");
         assert_eq!(status(Method::POST, "/v1/embeddings/"), 404);
         assert_eq!(status(Method::POST, "/_sim/nothing"), 404);
@@ -652,11 +482,12 @@ mod tests {
         let (status, now) = admin(
             Method::POST,
             "/_sim/faults",
-            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9}"#,
+            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9,"mishaps":"upload=drop","fate":"fail"}"#,
         );
         assert_eq!(status, 200);
         let expected = json!({"faults": "500=1", "capacity": 2, "when_full": "429", "requests_per_minute": 60,
-            "tokens_per_minute": null, "latency": "5ms", "key": true, "quota_after": 9});
+            "tokens_per_minute": null, "latency": "5ms", "key": true, "quota_after": 9, "mishaps": "upload=drop",
+            "fate": "fail"});
         assert_eq!(now, expected);
         assert_eq!(engine.settings().when_full, WhenFull::SlowDown);
         assert_eq!(ask(&engine, "x").status, 401);

@@ -61,8 +61,20 @@ impl Fault {
         }
     }
 
-    /// Whether the provider bills the request all the same: its model has done the work.
-    pub const fn is_paid(self) -> bool {
+    /// The fault of this name.
+    pub(super) fn named(name: &str) -> Result<Self, ParseError> {
+        Self::ALL.into_iter().find(|fault| fault.as_str() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str);
+            let hint = diag::nearest(name, names).map_or_else(
+                || format!("expected one of {}", names.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            ParseError(format!("unknown fault `{name}`, {hint}"))
+        })
+    }
+
+    /// Whether the work is done all the same: the provider bills an answer, keeps a file, starts a fine-tune.
+    pub const fn has_effect(self) -> bool {
         match self {
             Self::RateLimit | Self::ServerError | Self::BadGateway | Self::Overloaded => false,
             Self::Drop | Self::Cut | Self::Garbage | Self::Empty | Self::Slow => true,
@@ -137,18 +149,7 @@ impl FromStr for Faults {
 fn parse_chance(part: &str) -> Result<(Fault, f64), ParseError> {
     let wrong = || ParseError(format!("found `{part}`, expected `NAME=PROBABILITY` like `500=0.02`"));
     let (name, chance) = part.split_once('=').ok_or_else(wrong)?;
-    Ok((parse_name(name.trim())?, chance.trim().parse().map_err(|_| wrong())?))
-}
-
-fn parse_name(name: &str) -> Result<Fault, ParseError> {
-    Fault::ALL.into_iter().find(|fault| fault.as_str() == name).ok_or_else(|| {
-        let names = Fault::ALL.map(Fault::as_str);
-        let hint = diag::nearest(name, names).map_or_else(
-            || format!("expected one of {}", names.join(", ")),
-            |near| format!("did you mean `{near}`?"),
-        );
-        ParseError(format!("unknown fault `{name}`, {hint}"))
-    })
+    Ok((Fault::named(name.trim())?, chance.trim().parse().map_err(|_| wrong())?))
 }
 
 impl fmt::Display for Faults {
@@ -180,7 +181,7 @@ impl<'de> Deserialize<'de> for Faults {
             Form::Text(text) => text.parse(),
             Form::Object(chances) => chances
                 .into_iter()
-                .map(|(name, chance)| Ok((parse_name(&name)?, chance)))
+                .map(|(name, chance)| Ok((Fault::named(&name)?, chance)))
                 .collect::<Result<Vec<_>, ParseError>>()
                 .and_then(Self::new),
         };

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::fault::Fault;
+use super::mishap::Act;
+use super::objects::Effect;
 use super::settings::LedgerSettings;
 
 /// A path or a custom id longer than this is cut, so that entries stay small.
@@ -65,6 +67,12 @@ pub struct Entry {
     pub outcome: Outcome,
     /// An answer was produced, and billed.
     pub paid: bool,
+    /// What has changed by it, of files and fine-tunes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Act>,
+    /// The id of what was made, changed or deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
     /// Requests in the server when this one had arrived, itself included.
     pub in_flight: u64,
     /// The `x-request-id` of its reply.
@@ -113,6 +121,9 @@ pub struct Summary {
     pub distinct_paid: u64,
     pub max_in_flight: u64,
     pub by_outcome: BTreeMap<String, u64>,
+    /// How often something was done to files, uploads, models and fine-tunes, whether or not its reply arrived: by
+    /// [`Act`].
+    pub effects: BTreeMap<String, u64>,
     /// Requests whose body is not told apart any more: the four counts above leave them out.
     pub untracked: u64,
     /// Entries that were not kept in full.
@@ -136,6 +147,7 @@ pub(super) struct Arrival {
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
     pub(super) paid: bool,
+    pub(super) effect: Option<Effect>,
     pub(super) request_id: String,
     pub(super) retry_after_ms: Option<u64>,
 }
@@ -183,9 +195,13 @@ impl Ledger {
 
     /// Records what became of it.
     pub(super) fn settle(&mut self, sequence: u64, arrival: Arrival, verdict: Verdict) {
-        let Verdict { outcome, paid, request_id, retry_after_ms } = verdict;
+        let Verdict { outcome, paid, effect, request_id, retry_after_ms } = verdict;
         *self.by_outcome.entry(outcome).or_default() += 1;
         self.summary.paid += u64::from(paid);
+        let (effect, object) = effect.map(|Effect { act, object }| (act, object)).unzip();
+        if let Some(act) = effect {
+            *self.summary.effects.entry(act.to_string()).or_default() += 1;
+        }
         if !self.settings.on {
             return;
         }
@@ -201,6 +217,8 @@ impl Ledger {
             custom_id,
             outcome,
             paid,
+            effect,
+            object,
             in_flight,
             request_id,
             retry_after_ms,
@@ -308,7 +326,11 @@ mod tests {
         let arrival = arrival(body);
         let sequence = ledger.arrive(&arrival);
         let request_id = format!("req_{sequence}");
-        ledger.settle(sequence, arrival, Verdict { outcome, paid, request_id, retry_after_ms: None });
+        ledger.settle(
+            sequence,
+            arrival,
+            Verdict { outcome, paid, effect: None, request_id, retry_after_ms: None },
+        );
     }
 
     #[test]

@@ -11,10 +11,10 @@ use super::refusal::Refusal;
 #[derive(Deserialize)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-pub(super) fn string<'a>(
-    raw: Option<&'a RawValue>,
-    param: &'static str,
-) -> Result<Option<Cow<'a, str>>, Refusal> {
+pub(super) fn string(
+    raw: Option<&RawValue>,
+    param: impl Into<Cow<'static, str>>,
+) -> Result<Option<Cow<'_, str>>, Refusal> {
     let Some(raw) = raw else { return Ok(None) };
     match serde_json::from_str::<Text<'_>>(raw.get()) {
         Ok(Text(text)) => Ok(Some(text)),
@@ -22,7 +22,10 @@ pub(super) fn string<'a>(
     }
 }
 
-pub(super) fn boolean(raw: Option<&RawValue>, param: &'static str) -> Result<Option<bool>, Refusal> {
+pub(super) fn boolean(
+    raw: Option<&RawValue>,
+    param: impl Into<Cow<'static, str>>,
+) -> Result<Option<bool>, Refusal> {
     let Some(raw) = raw else { return Ok(None) };
     serde_json::from_str(raw.get())
         .map(Some)
@@ -31,13 +34,15 @@ pub(super) fn boolean(raw: Option<&RawValue>, param: &'static str) -> Result<Opt
 
 pub(super) fn integer(
     raw: Option<&RawValue>,
-    param: &'static str,
+    param: impl Into<Cow<'static, str>>,
     least: u64,
     most: u64,
 ) -> Result<Option<u64>, Refusal> {
     let Some(raw) = raw else { return Ok(None) };
-    let value: i128 =
-        serde_json::from_str(raw.get()).map_err(|_| Refusal::invalid_type(param, "an integer", raw.get()))?;
+    let param = param.into();
+    let Ok(value) = serde_json::from_str::<i128>(raw.get()) else {
+        return Err(Refusal::invalid_type(param, "an integer", raw.get()));
+    };
     match u64::try_from(value) {
         Ok(value) if (least..=most).contains(&value) => Ok(Some(value)),
         _ => {
@@ -48,18 +53,20 @@ pub(super) fn integer(
     }
 }
 
-/// Checks a number's range; its value changes nothing here.
+/// Of answers it is the range alone that matters: their numbers change nothing here.
 pub(super) fn number(
     raw: Option<&RawValue>,
-    param: &'static str,
+    param: impl Into<Cow<'static, str>>,
     least: f64,
     most: f64,
-) -> Result<(), Refusal> {
-    let Some(raw) = raw else { return Ok(()) };
-    let value: f64 =
-        serde_json::from_str(raw.get()).map_err(|_| Refusal::invalid_type(param, "a number", raw.get()))?;
+) -> Result<Option<f64>, Refusal> {
+    let Some(raw) = raw else { return Ok(None) };
+    let param = param.into();
+    let Ok(value) = serde_json::from_str::<f64>(raw.get()) else {
+        return Err(Refusal::invalid_type(param, "a number", raw.get()));
+    };
     if (least..=most).contains(&value) {
-        return Ok(());
+        return Ok(Some(value));
     }
     let message = format!("Invalid '{param}': expected a value from {least} to {most}, but got {value}.");
     Err(Refusal::invalid_value(param, message))

@@ -3,34 +3,43 @@
 //!
 //! # Operation
 //!
-//! `engine` decides what becomes of a request: it is pure but for its own state (limits, dice,
-//! ledger), takes the time as an argument and knows no sockets. Two doors lead to it: [`Server`] (axum)
+//! `engine` says what becomes of a request: it is pure but for its own state (limits, dice, ledger,
+//! what it keeps), takes the time as an argument and knows no sockets. Two doors lead to it: [`Server`] (axum)
 //! turns its decisions into HTTP, broken connections included, and [`SimulatedTransport`] stands where
 //! a provider's transport stands, for runs under tokio's paused clock.
 //!
 //! Answers are functions of the endpoint and the body alone, apart from their `id` and, for images by
 //! url, the host. The text echoes the first 8 hex digits of the body's BLAKE3 and the last user text.
 //!
+//! `objects` plays what the API keeps: files, uploads, models, and fine-tunes by both of their interfaces, from
+//! `validating_files` to `succeeded`, in memory. A [`Fate`], in the settings or by a word in a fine-tune's suffix
+//! (`sim-fail`, `sim-cancel`, `sim-vanish`, `sim-odd`), ends one otherwise; [`Mishaps`] lose or spoil the reply to
+//! the first upload, create, cancel and so on.
+//!
 //! `/_sim/ledger` says what was asked and paid for, `/_sim/faults` changes faults and limits of a
 //! running server, and `/_sim/images/` serves the images.
 //!
 //! # What it does not do
 //!
-//! No streaming, files, fine-tunes or batches; token counts are bytes / 4; images are 8×8 PNG
-//! whatever size and format was asked for.
+//! No streaming and no batches; token counts are bytes / 4; images are 8×8 PNG whatever size and format was asked
+//! for; `md5` of an upload is not checked.
 
 mod admin;
 mod answer;
 mod bucket;
 mod call;
 mod engine;
+mod fate;
 mod fault;
 mod image;
+mod judge;
 mod latency;
 pub mod laws;
 mod ledger;
 mod limits;
 mod member;
+mod mishap;
+mod objects;
 mod question;
 mod refusal;
 mod reply;
@@ -40,9 +49,11 @@ mod transport;
 
 pub use call::Request;
 pub use engine::Engine;
+pub use fate::Fate;
 pub use fault::{Fault, Faults};
 pub use latency::Latency;
 pub use ledger::{Entry, Outcome, Payments, Summary};
+pub use mishap::{Act, Mishaps};
 pub use reply::{Delivery, Reply};
 pub use server::Server;
 pub use settings::{Auth, Change, Changes, ImageForm, LedgerSettings, ParseError, Settings, WhenFull};

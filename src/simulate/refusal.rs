@@ -39,22 +39,22 @@ impl Refusal {
         serde_json::to_vec(&Body { error: &self.error }).expect("strings always serialise")
     }
 
-    fn new(status: u16, name: &'static str, message: String) -> Self {
+    pub(super) fn new(status: u16, name: &'static str, message: String) -> Self {
         let error = Error { message, kind: INVALID_REQUEST, param: None, code: Some(name) };
         Self { status, name, retry_after: None, allow: None, error: Box::new(error) }
     }
 
-    fn kind(mut self, kind: &'static str) -> Self {
+    pub(super) fn kind(mut self, kind: &'static str) -> Self {
         self.error.kind = kind;
         self
     }
 
-    fn without_code(mut self) -> Self {
+    pub(super) fn without_code(mut self) -> Self {
         self.error.code = None;
         self
     }
 
-    fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
         self.error.param = Some(param.into());
         self
     }
@@ -122,7 +122,8 @@ impl Refusal {
             .param("model")
     }
 
-    pub(super) fn missing(param: &'static str) -> Self {
+    pub(super) fn missing(param: impl Into<Cow<'static, str>>) -> Self {
+        let param = param.into();
         let message = format!("Missing required parameter: '{param}'.");
         Self::new(400, "missing_required_parameter", message).param(param)
     }

@@ -114,18 +114,19 @@ async fn answer(
     request: extract::Request,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let Ok(body) = read(body, shared.engine.body_bytes_max()).await else {
-        // The asker is gone before the request was whole: no one asked anything.
-        return StatusCode::BAD_REQUEST.into_response();
-    };
-    let asked = Request {
+    let mut asked = Request {
         method: &head.method,
         path: head.uri.path(),
         query: head.uri.query(),
         headers: &head.headers,
-        body: body.as_deref().unwrap_or_default(),
+        body: &[],
         authority: head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(&shared.address),
     };
+    let Ok(body) = read(body, shared.engine.body_bytes_max(&asked)).await else {
+        // The asker is gone before the request was whole: no one asked anything.
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    asked.body = body.as_deref().unwrap_or_default();
     let mut reply = match &body {
         Some(_) => shared.engine.take(&asked, Instant::now()),
         None => shared.engine.refuse_large(&asked, Instant::now()),

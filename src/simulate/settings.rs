@@ -6,15 +6,25 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName};
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use super::answer::CREATED;
+use super::fate::Fate;
 use super::fault::Faults;
 use super::latency::Latency;
+use super::mishap::Mishaps;
+use super::refusal::Refusal;
+use crate::domain::Timestamp;
 
 /// Well above the longest JSONL line that batchd takes by default (16 MiB).
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// OpenAI's bound.
+const FILE_BYTES_MAX: usize = 512 * 1024 * 1024;
 
 /// A setting's text was not understood: what was found, and what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -45,14 +55,29 @@ pub struct Settings {
     pub faults: Faults,
     /// Default [`Auth::Open`].
     pub auth: Auth,
-    /// The models there are; a request for another one is a 404. Default empty: every model is known.
+    /// The models there are, beside those that fine-tunes make; a request for another one is a 404. Default empty:
+    /// a built-in list is listed, and every model is known.
     pub models: Vec<String>,
+    /// Only listed models are known, also without a list of one's own. Default off.
+    pub strict_models: bool,
     /// Answers until the quota is used up and every request gets `insufficient_quota`. Default never.
     pub quota_after: Option<u64>,
     /// Where a request doesn't say by `response_format`. Default [`ImageForm::Base64`].
     pub images: ImageForm,
     /// Largest request body in bytes; a larger one is a 413. Default 64 MiB.
     pub body_bytes_max: usize,
+    /// Largest file that may be uploaded, in bytes. Default 512 MiB.
+    pub file_bytes_max: usize,
+    /// Time from a file's upload until it is processed. Default 500 ms.
+    pub file_processing_time: Duration,
+    /// Time from a fine-tune's creation to its success. Default 4 s.
+    pub fine_tune_time: Duration,
+    /// What becomes of fine-tunes whose suffix doesn't decide (see [`Fate`]). Default: they succeed.
+    pub fate: Option<Fate>,
+    /// What the first requests of a kind meet. Default nothing.
+    pub mishaps: Mishaps,
+    /// The date at the start of the server, for `created_at` and the like. Default 2026-01-01, so that runs repeat.
+    pub epoch: Timestamp,
     pub ledger: LedgerSettings,
 }
 
@@ -70,9 +95,16 @@ impl Default for Settings {
             faults: Faults::none(),
             auth: Auth::Open,
             models: Vec::new(),
+            strict_models: false,
             quota_after: None,
             images: ImageForm::Base64,
             body_bytes_max: BODY_BYTES_MAX,
+            file_bytes_max: FILE_BYTES_MAX,
+            file_processing_time: Duration::from_millis(500),
+            fine_tune_time: Duration::from_secs(4),
+            fate: None,
+            mishaps: Mishaps::default(),
+            epoch: Timestamp::from_millis(CREATED * 1000),
             ledger: LedgerSettings::default(),
         }
     }
@@ -114,6 +146,24 @@ impl Auth {
     /// Whether a key must be sent.
     pub(super) const fn is_closed(&self) -> bool {
         matches!(self, Self::AnyKey | Self::Key(_))
+    }
+
+    /// Whether who sends these headers is let in.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        const API_KEY: HeaderName = HeaderName::from_static("api-key");
+        let expected = match self {
+            Self::Open => return Ok(()),
+            Self::AnyKey => None,
+            Self::Key(key) => Some(key.expose_secret()),
+        };
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        let given = bearer.or_else(|| text(API_KEY)).map(str::trim).filter(|key| !key.is_empty());
+        match (given, expected) {
+            (None, _) => Err(Refusal::missing_key()),
+            (Some(given), Some(expected)) if given != expected => Err(Refusal::wrong_key()),
+            (Some(_), _) => Ok(()),
+        }
     }
 }
 
@@ -174,6 +224,8 @@ macro_rules! words {
     };
 }
 
+pub(super) use words;
+
 words!(WhenFull { "queue" => Queue, "503" => Overloaded, "429" => SlowDown });
 words!(ImageForm { "b64_json" => Base64, "url" => Url });
 
@@ -216,6 +268,10 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Change<SecretStr
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
     pub faults: Option<Faults>,
+    /// Instead of those that have not been met yet.
+    pub mishaps: Option<Mishaps>,
+    /// Of fine-tunes that are created from now on.
+    pub fate: Change<Fate>,
     pub latency: Option<Latency>,
     /// Slots taken now stay taken until their answers are due.
     pub capacity: Change<u32>,

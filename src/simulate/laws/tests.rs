@@ -23,6 +23,8 @@ fn entry(sequence: u64, body: &str, at_us: u64) -> Entry {
         custom_id: None,
         outcome: Outcome::Ok,
         paid: true,
+        effect: None,
+        object: None,
         in_flight: 1,
         request_id: format!("req_{sequence}"),
         retry_after_ms: None,
