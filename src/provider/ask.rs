@@ -187,3 +187,110 @@ impl<'a> Raw<'a> {
 pub(super) fn one_line(json: &str) -> Box<RawValue> {
     Response::new(200, String::new(), json.as_bytes()).body
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::RemoteFile;
+    use crate::provider::testing::{CANARY, Listener, http, provider, provider_at};
+
+    async fn posted(server: &Listener, effect: Effect) -> Called<RemoteFile> {
+        let provider = provider(server);
+        provider.post(provider.api.resource("/files"), Some(Bytes::from_static(b"{}")), effect).await
+    }
+
+    #[tokio::test]
+    async fn json_goes_out_with_its_type_and_an_empty_post_says_that_it_is_empty() {
+        let server = Listener::new(&http("200 OK", "", r#"{"id":"a"}"#)).await;
+        posted(&server, Effect::Creates).await.unwrap();
+        let provider = provider(&server);
+        let url = provider.object_url("/jobs", "a", "/cancel").unwrap();
+        let _: RemoteFile = provider.post(url.clone(), None, Effect::Idempotent).await.unwrap();
+        let _: RemoteFile = provider.get(url).await.unwrap();
+        let [json, empty, get] = &server.requests()[..] else { panic!("three were asked") };
+        assert!(json.starts_with("POST /v1/files HTTP/1.1\r\n") && json.ends_with("\r\n\r\n{}"), "{json}");
+        assert!(json.contains("content-type: application/json\r\n"), "{json}");
+        assert!(json.contains(&format!("authorization: Bearer {CANARY}\r\n")), "{json}");
+        assert!(empty.starts_with("POST /v1/jobs/a/cancel HTTP/1.1\r\n"), "{empty}");
+        assert!(empty.contains("content-length: 0\r\n") && !empty.contains("content-type"), "{empty}");
+        assert!(get.starts_with("GET ") && !get.contains("content-"), "{get}");
+    }
+
+    #[test]
+    fn an_id_is_one_segment_of_its_path_whatever_it_holds() {
+        let provider = provider_at("http://h/v1?api-version=1");
+        for (id, expected) in [
+            ("ft:gpt-4o:o::7p4", "http://h/v1/models/ft%3Agpt-4o%3Ao%3A%3A7p4?api-version=1"),
+            ("/models/a.gguf", "http://h/v1/models/%2Fmodels%2Fa.gguf?api-version=1"),
+            ("a?b#c%2e é", "http://h/v1/models/a%3Fb%23c%252e%20%C3%A9?api-version=1"),
+            ("%2e%2e", "http://h/v1/models/%252e%252e?api-version=1"),
+            ("...", "http://h/v1/models/...?api-version=1"),
+        ] {
+            assert_eq!(provider.object_url("/models", id, "").unwrap().as_str(), expected);
+        }
+        for id in ["", ".", ".."] {
+            assert!(provider.object_url("/models", id, "/content").is_err(), "{id}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_server_does_not_know_is_refused_with_its_status() {
+        for (status, body) in [
+            ("404 No", r#"{"error":{"message":"No such File object: file-1","param":"id","code":null}}"#),
+            ("404 No", r#"{"detail":"Not Found"}"#),
+            ("405 No", ""),
+            ("501 No", r#"{"error":{"code":501,"type":"not_supported_error","message":"no"}}"#),
+            ("400 No", r#"{"error":{"message":"no such model","code":"model_not_found"}}"#),
+            ("404 No", r#"{"error":{"message":"The model `m` does not exist","code":"model_not_found"}}"#),
+        ] {
+            let server = Listener::new(&http(status, "", body)).await;
+            let error = posted(&server, Effect::Creates).await.unwrap_err();
+            assert_eq!(refused_with(&error).map(|code| format!("{code} No")).as_deref(), Some(status));
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_creates_may_have_been_done_by_a_lost_call() {
+        for reply in
+            [&b""[..], &http("500 Oops", "", ""), &http("200 OK", "", "<html>"), b"HTTP/1.1 200 OK\r\n"]
+        {
+            for (effect, expected) in [(Effect::Creates, true), (Effect::Idempotent, false)] {
+                let server = Listener::new(reply).await;
+                let error = *posted(&server, effect).await.unwrap_err();
+                let Outcome::Failed(failure) = error else { panic!("{error:?}") };
+                assert_eq!(failure.maybe_paid, expected, "{failure:?}");
+                assert_eq!(server.requests().len(), 1, "nothing is asked twice");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_never_reached_a_server_was_certainly_not_done() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let provider = provider_at(&format!("http://{}/v1", listener.local_addr().unwrap()));
+        drop(listener);
+        let url = provider.api.resource("/files");
+        let error = *provider.post::<RemoteFile>(url, None, Effect::Creates).await.unwrap_err();
+        let Outcome::Failed(failure) = error else { panic!("{error:?}") };
+        assert_eq!((failure.code, failure.maybe_paid), ("connection_error", false));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_a_server_quotes_is_in_no_error_and_no_object() {
+        for status in ["401 Unauthorized", "400 Bad Request", "200 OK"] {
+            let body = format!(r#"{{"id":"a","error":"bad key {CANARY}"}}"#);
+            let server = Listener::new(&http(status, "", &body)).await;
+            let found = posted(&server, Effect::Creates).await;
+            assert_eq!(found.is_ok(), status == "200 OK");
+            assert!(!format!("{found:?}").contains("CANARY"), "{found:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_in_a_success_is_an_error() {
+        let body = r#"{"error":{"message":"slow down","code":429}}"#;
+        let server = Listener::new(&http("200 OK", "", body)).await;
+        let error = *posted(&server, Effect::Creates).await.unwrap_err();
+        assert!(matches!(error, Outcome::Throttled { .. }), "{error:?}");
+    }
+}

@@ -30,8 +30,8 @@ use crate::provider::{HttpReply, HttpRequest, Provider, Sink, Transfer};
 /// What OpenAI takes as one upload: 512 MB, in the smaller reading of the word.
 pub const SINGLE_UPLOAD_BYTES_MAX: u64 = 512_000_000;
 
-/// Files asked for at a time. OpenAI would give 10,000, but other servers have less patience.
-const PAGE_ITEMS: u32 = 1000;
+/// Files asked for at a time. OpenAI would give 10,000; this is what every server allows.
+const PAGE_ITEMS: u32 = 100;
 
 const PATH: &str = "/files";
 
@@ -251,4 +251,189 @@ fn target(url: &Url, reply: Option<&HttpReply>) -> Result<Option<Url>, DownloadE
 
 fn not_followed(error: &DownloadError) -> Outcome {
     unanswerable("redirect_refused", error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::provider::refused_with;
+    use crate::provider::testing::{CANARY, Listener, http, provider};
+
+    fn upload(content: &[u8], expires_after: Option<Duration>) -> Upload {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        Upload {
+            name: "train.jsonl".to_owned(),
+            purpose: "fine-tune".to_owned(),
+            file: Arc::new(file),
+            length: u64::try_from(content.len()).unwrap(),
+            expires_after,
+        }
+    }
+
+    const FILE: &str = r#"{
+        "id": "file-1", "object": "file", "bytes": 6, "created_at": 1700000000, "expires_at": 1700003600,
+        "filename": "train.jsonl", "purpose": "fine-tune", "status": "error", "status_details": "bad line", "new": 1
+    }"#;
+
+    #[tokio::test]
+    async fn an_upload_is_a_form_with_its_purpose_first() {
+        let server = Listener::new(&http("200 OK", "", FILE)).await;
+        let moved = Mutex::new(Vec::new());
+        let upload = upload(b"{\"a\"}\n", Some(Duration::from_hours(1)));
+        let progress = |bytes| moved.lock().unwrap().push(bytes);
+        let file = provider(&server).upload(&upload, &progress).await.unwrap();
+        assert_eq!(
+            (file.id.as_str(), file.bytes, file.status.as_deref()),
+            ("file-1", Some(6), Some("error"))
+        );
+        assert_eq!(file.created_at, Some(Timestamp::from_millis(1_700_000_000_000)));
+        assert_eq!(file.expires_at, Some(Timestamp::from_millis(1_700_003_600_000)));
+        assert_eq!(file.status_details.as_deref(), Some("bad line"));
+        assert!(!file.raw.get().contains('\n') && file.raw.get().contains(r#""new": 1"#), "{}", file.raw);
+        assert_eq!(moved.into_inner().unwrap().last(), Some(&6));
+        let sent = server.requests().pop().unwrap();
+        assert!(sent.starts_with("POST /v1/files HTTP/1.1\r\n"), "{sent}");
+        assert!(sent.contains("content-type: multipart/form-data; boundary=batchd"), "{sent}");
+        let marks = [
+            "name=\"purpose\"\r\n\r\nfine-tune\r\n",
+            "name=\"expires_after[anchor]\"\r\n\r\ncreated_at\r\n",
+            "name=\"expires_after[seconds]\"\r\n\r\n3600\r\n",
+            "name=\"file\"; filename=\"train.jsonl\"\r\nContent-Type: application/octet-stream\r\n\r\n{\"a\"}\n\r\n",
+        ];
+        let found: Vec<usize> = marks.iter().map(|mark| sent.find(mark).expect(mark)).collect();
+        assert!(found.is_sorted(), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_lost_upload_may_have_arrived_and_one_whose_file_shrank_has_not() {
+        let server = Listener::new(b"").await;
+        let error = *provider(&server).upload(&upload(b"abc", None), &|_| {}).await.unwrap_err();
+        assert!(matches!(&error, Outcome::Failed(failure) if failure.maybe_paid), "{error:?}");
+        let shrunk = Upload { length: 4, ..upload(b"abc", None) };
+        let error = *provider(&server).upload(&shrunk, &|_| {}).await.unwrap_err();
+        let Outcome::Failed(failure) = error else { panic!("{error:?}") };
+        assert_eq!((failure.code, failure.maybe_paid), ("file_error", false));
+    }
+
+    #[test]
+    fn files_are_read_however_little_a_server_says() {
+        let bare = RemoteFile::read(r#"{"id":"file-1","bytes":null,"status":null,"purpose":7}"#).unwrap();
+        assert_eq!((bare.bytes, bare.status, bare.purpose.as_str()), (None, None, ""));
+        for text in ["{}", r#"{"id":7}"#, r#"{"id":""}"#, "[]", ""] {
+            assert!(RemoteFile::read(text).is_none(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_found_by_name_and_purpose_over_all_pages() {
+        let pages = [
+            r#"{"data":[{"id":"1","filename":"x","purpose":"fine-tune"},{"id":"2","filename":"y","purpose":"batch"}],"has_more":true}"#,
+            r#"{"data":[{"id":"3","filename":"y","purpose":"fine-tune"},{"id":"4","filename":"y"}],"has_more":false}"#,
+        ];
+        let replies = || pages.iter().map(|page| http("200 OK", "", page)).collect();
+        let server = Listener::with_replies(replies()).await;
+        let found = provider(&server).find_file("y", "fine-tune").await.unwrap();
+        assert_eq!(found.map(|file| file.id).as_deref(), Some("3"));
+        let asked = server.requests();
+        let first = "GET /v1/files?purpose=fine-tune&limit=100&order=desc HTTP";
+        assert!(asked[0].starts_with(first) && asked[1].contains("&after=2 HTTP"), "{asked:?}");
+        let server = Listener::with_replies(replies()).await;
+        assert!(provider(&server).find_file("z", "fine-tune").await.unwrap().is_none());
+        let server = Listener::new(&http("404 Not Found", "", "")).await;
+        let error = provider(&server).find_file("z", "fine-tune").await.unwrap_err();
+        assert_eq!(refused_with(&error), Some(404));
+    }
+
+    #[tokio::test]
+    async fn half_a_list_does_not_prove_that_a_file_is_absent() {
+        let page = r#"{"data":[{"id":"1","filename":"x","purpose":"batch"}],"has_more":true}"#;
+        let server = Listener::new(&http("200 OK", "", page)).await;
+        let error = *provider(&server).find_file("y", "batch").await.unwrap_err();
+        assert!(matches!(error, Outcome::Unanswerable(_)), "{error:?}");
+        assert_eq!(server.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn files_are_listed_shown_and_deleted() {
+        let list = format!(r#"{{"data":[{FILE}],"has_more":false}}"#);
+        let replies = [&list, &list, FILE, r#"{"id":"file-1","deleted":true}"#];
+        let server = Listener::with_replies(replies.map(|reply| http("200 OK", "", reply)).into()).await;
+        let provider = provider(&server);
+        let query = FileQuery {
+            purpose: Some("batch".to_owned()),
+            limit: Some(3),
+            order: ListOrder::OldestFirst,
+            after: Some("file-0".to_owned()),
+        };
+        let page = provider.files(&query).await.unwrap();
+        assert_eq!((page.items.len(), page.has_more), (1, Some(false)));
+        assert_eq!(page.last_id.as_deref(), Some("file-1"));
+        assert_eq!(provider.all_files(&FileQuery::default()).await.unwrap().len(), 1);
+        assert_eq!(provider.file("file-1").await.unwrap().filename, "train.jsonl");
+        provider.delete_file("file-1").await.unwrap();
+        assert_eq!(
+            server.first_lines(),
+            [
+                "GET /v1/files?purpose=batch&limit=3&order=asc&after=file-0 HTTP/1.1",
+                "GET /v1/files?order=desc HTTP/1.1",
+                "GET /v1/files/file-1 HTTP/1.1",
+                "DELETE /v1/files/file-1 HTTP/1.1",
+            ]
+        );
+    }
+
+    async fn content(server: &Listener, max: u64) -> (Called<u64>, Vec<u8>) {
+        let mut content = Vec::new();
+        let result = provider(server).file_content("file-1", &mut content, max, &|_| {}).await;
+        (result, content)
+    }
+
+    #[tokio::test]
+    async fn content_arrives_up_to_its_bound() {
+        let server = Listener::new(&http("200 OK", "", "0123456789")).await;
+        let (result, bytes) = content(&server, 10).await;
+        assert_eq!((result.unwrap(), &bytes[..]), (10, &b"0123456789"[..]));
+        assert_eq!(server.first_lines(), ["GET /v1/files/file-1/content HTTP/1.1"]);
+        let (result, _) = content(&server, 9).await;
+        let error = *result.unwrap_err();
+        assert!(matches!(&error, Outcome::Unanswerable(error) if error.code == "too_large"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn content_may_lie_on_another_port_which_gets_no_key() {
+        let store = Listener::new(&http("200 OK", "", "abc")).await;
+        let there = format!("location: http://{}/blob?sig=1\r\n", store.address());
+        let server = Listener::new(&http("302 Found", &there, "")).await;
+        let (result, bytes) = content(&server, 10).await;
+        assert_eq!((result.unwrap(), &bytes[..]), (3, &b"abc"[..]));
+        assert!(server.requests()[0].contains(CANARY));
+        let sent = store.requests().pop().unwrap();
+        assert!(sent.starts_with("GET /blob?sig=1 HTTP/1.1\r\n") && !sent.contains("CANARY"), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn redirects_that_lead_inside_or_round_in_circles_are_refused() {
+        let inside = Listener::new(&http("200 OK", "", "secret")).await;
+        let port = inside.address().port();
+        for (target, asked) in [
+            (format!("http://localhost:{port}/"), 1), // a name that is not the provider's, and not public
+            ("file:///etc/passwd".to_owned(), 1),
+            ("http://[".to_owned(), 1),
+            ("http://user:password@127.0.0.1/".to_owned(), 1),
+            ("/v1/files/file-1/content".to_owned(), 4),
+        ] {
+            let server = Listener::new(&http("307 Go", &format!("location: {target}\r\n"), "")).await;
+            let (result, bytes) = content(&server, 10).await;
+            assert!(result.is_err() && bytes.is_empty(), "{target}: {result:?}");
+            assert_eq!(server.requests().len(), asked, "{target}");
+        }
+        assert_eq!(inside.requests().len(), 0);
+        let url = "https://a/x".parse().unwrap();
+        let headers = [(LOCATION, "http://a/y".parse().unwrap())].into_iter().collect();
+        let reply = HttpReply { status: 302, headers, body: bytes::Bytes::new() };
+        assert!(target(&url, Some(&reply)).is_err());
+    }
 }

@@ -160,3 +160,116 @@ impl Listed {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::testing::{Listener, http, provider, provider_at};
+
+    #[tokio::test]
+    async fn models_are_listed_and_shown_with_what_is_known_of_them() {
+        let model = r#"{"id":"ft:a/b","created":1700000000,"owned_by":"me","shutdown_date":"2026-12-11"}"#;
+        let list = format!(r#"{{"object":"list","data":[{model},{{"id":"bare"}}]}}"#);
+        let server = Listener::with_replies(vec![http("200 OK", "", &list), http("200 OK", "", model)]).await;
+        let models = provider(&server).models().await.unwrap();
+        assert_eq!(models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ["ft:a/b", "bare"]);
+        let shown = provider(&server).model("ft:a/b").await.unwrap();
+        assert_eq!((shown.owned_by.as_deref(), shown.raw.get()), (Some("me"), model));
+        assert_eq!(shown.shutdown_date, NaiveDate::from_ymd_opt(2026, 12, 11));
+        assert_eq!(server.first_lines(), ["GET /v1/models HTTP/1.1", "GET /v1/models/ft%3Aa%2Fb HTTP/1.1"]);
+    }
+
+    #[test]
+    fn shutdown_dates_are_read_where_servers_put_them() {
+        let date = |member: &str| Model::read(&format!(r#"{{"id":"m",{member}}}"#)).unwrap().shutdown_date;
+        let day = NaiveDate::from_ymd_opt(2026, 12, 11);
+        for (member, expected) in [
+            (r#""shutdown_date":"2026-12-11""#, day),
+            (r#""shutdown_date":"2026-12-11T00:00:00Z""#, day),
+            (r#""shutdown_date":null,"deprecation":{"fine_tune":1,"inference":1796947200}"#, day),
+            (r#""deprecation":{"inference":0}"#, None),
+            (r#""shutdown_date":"soon""#, None),
+            (r#""shutdown_date":null"#, None),
+            (r#""a":1"#, None),
+        ] {
+            assert_eq!(date(member), expected, "{member}");
+        }
+    }
+
+    const LIST: &str = r#"{"data":[{"id":"gpt-4.1"},{"id":"llama3:latest"}]}"#;
+
+    fn catalogue(server: &Listener) -> Catalogue {
+        Catalogue::new(vec![provider(server)])
+    }
+
+    /// Moves tokio's clock, which then goes on: sockets need it to.
+    async fn pass(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn a_list_is_asked_for_once_in_ten_minutes() {
+        let server = Listener::new(&http("200 OK", "", LIST)).await;
+        let catalogue = catalogue(&server);
+        let listed = catalogue.listed("test").await.unwrap();
+        assert_eq!(catalogue.listed("test").await, Some(listed));
+        assert!(catalogue.listed("nobody").await.is_none());
+        pass(Duration::from_mins(9)).await;
+        assert!(catalogue.listed("test").await.is_some());
+        assert_eq!(server.requests().len(), 1);
+        pass(Duration::from_secs(61)).await;
+        assert!(catalogue.listed("test").await.is_some());
+        assert_eq!(server.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_gives_no_list_is_left_alone_for_a_minute() {
+        for reply in [
+            &b""[..],
+            &http("404 Not Found", "", ""),
+            &http("401 No", "", ""),
+            &http("200 OK", "", r#"{"data":[]}"#),
+            &http("200 OK", "", "<html>"),
+        ] {
+            let server = Listener::new(reply).await;
+            let catalogue = catalogue(&server);
+            assert!(catalogue.listed("test").await.is_none());
+            assert!(catalogue.listed("test").await.is_none());
+            assert_eq!(server.requests().len(), 1);
+            pass(Duration::from_secs(61)).await;
+            assert!(catalogue.listed("test").await.is_none());
+            assert_eq!(server.requests().len(), 2);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_never_answers_costs_five_seconds() {
+        // Nobody accepts; under the paused clock the time-out is the next thing that happens.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let provider = provider_at(&format!("http://{}/v1", listener.local_addr().unwrap()));
+        let began = Instant::now();
+        assert!(Catalogue::new(vec![provider]).listed("test").await.is_none());
+        assert!(began.elapsed() <= PATIENCE + Duration::from_millis(10), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn azures_list_does_not_name_deployments_and_is_not_asked_for() {
+        let provider = provider_at("https://r.openai.azure.com/openai/v1");
+        assert!(Catalogue::new(vec![provider]).listed("test").await.is_none());
+    }
+
+    #[test]
+    fn names_are_known_and_the_nearest_are_offered() {
+        let ids = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o-mini", "llama3:latest", "x/*"];
+        let listed = Listed { ids: ids.map(str::to_owned).into() };
+        for (model, expected) in
+            [("gpt-4.1", true), ("llama3", true), ("llama3:latest", true), ("x/y", true), ("gpt-4", false)]
+        {
+            assert_eq!(listed.contains(model), expected, "{model}");
+        }
+        assert_eq!(listed.nearest("gpt-4.1-mimi"), ["gpt-4.1-mini", "gpt-4o-mini", "gpt-4.1-nano"]);
+        assert!(listed.nearest("whisper-large-v3").is_empty());
+    }
+}

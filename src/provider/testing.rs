@@ -53,6 +53,11 @@ impl Listener {
     pub(super) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
+
+    /// What was asked for: methods and paths.
+    pub(super) fn first_lines(&self) -> Vec<String> {
+        self.requests().iter().map(|asked| asked.lines().next().unwrap().to_owned()).collect()
+    }
 }
 
 /// Reads one whole request: its head, and as many bytes as that announces.
@@ -96,7 +101,11 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
         timeout: Duration::from_mins(1),
         max_reply: 64 * 1024,
     };
-    Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
+    thread_local! {
+        // Reading the machine's certificates takes a while. A test has its thread, so its connections are its own.
+        static TRANSPORT: Arc<HttpTransport> = Arc::new(HttpTransport::new().unwrap());
+    }
+    Provider::new(settings, TRANSPORT.with(Arc::clone))
 }
 
 /// A whole reply. `headers` end in a line end each.

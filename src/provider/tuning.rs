@@ -279,3 +279,181 @@ impl Provider {
         Ok(events)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Outcome;
+    use crate::provider::refused_with;
+    use crate::provider::testing::{Listener, http, provider};
+
+    /// As OpenAI's own examples have it: a healthy job with an `error`.
+    const JOB: &str = r#"{"object":"fine_tuning.job","id":"ftjob-1","model":"gpt-4o-mini","created_at":1721764800,"finished_at":null,"estimated_finish":1721765800,"fine_tuned_model":null,"result_files":["file-9"],"status":"queued","validation_file":null,"training_file":"file-1","trained_tokens":null,"error":{},"metadata":{"batchd_job":"j1"}}"#;
+
+    const LEGACY: &str = r#"{"id":"ft-1","object":"fine-tune","model":"curie","created_at":1614807352,"fine_tuned_model":"curie:ft-a-2021-03-03","status":"succeeded","training_files":[{"id":"file-1","object":"file"}],"validation_files":[],"result_files":[{"id":"file-9"}],"events":[]}"#;
+
+    fn tuning(json: &str) -> RemoteTuning {
+        RemoteTuning::read(json).unwrap()
+    }
+
+    #[test]
+    fn both_interfaces_are_read_into_one() {
+        let job = tuning(JOB);
+        assert_eq!((job.id.as_str(), &job.status), ("ftjob-1", &TuningStatus::Pending));
+        assert_eq!((job.training_file.as_deref(), job.result_files), (Some("file-1"), vec!["file-9".into()]));
+        assert_eq!(job.estimated_finish, Some(Timestamp::from_millis(1_721_765_800_000)));
+        assert_eq!((job.error, job.trained_tokens, job.finished_at), (None, None, None));
+        assert_eq!(job.raw.get(), JOB);
+        let job = tuning(JOB);
+        assert_eq!((job.metadata("batchd_job").as_deref(), job.metadata("x")), (Some("j1"), None));
+        let legacy = tuning(LEGACY);
+        assert_eq!(legacy.fine_tuned_model.as_deref(), Some("curie:ft-a-2021-03-03"));
+        assert_eq!(legacy.status, TuningStatus::Succeeded);
+        assert_eq!(
+            (legacy.training_file.as_deref(), legacy.result_files),
+            (Some("file-1"), vec!["file-9".into()])
+        );
+        assert_eq!(tuning(r#"{"id":"x"}"#).status, TuningStatus::Unknown(String::new()));
+    }
+
+    #[test]
+    fn only_the_status_says_that_a_fine_tune_has_failed() {
+        let (running, failed) = (TuningStatus::Running, TuningStatus::Failed);
+        for (members, status, message) in [
+            (r#""status":"running","error":null"#, &running, None),
+            (r#""status":"running","error":{"code":null,"message":null,"param":null}"#, &running, None),
+            (r#""status":"running","error":{"code":"","message":""}"#, &running, None),
+            (r#""status":"running","error":{"message":"odd"}"#, &running, Some("odd")),
+            (r#""status":"failed","error":{"code":"c","message":"bad","param":"p"}"#, &failed, Some("bad")),
+            (r#""status":"failed","error":"bad""#, &failed, Some("bad")),
+            (r#""status":"failed""#, &failed, None),
+            (
+                r#""status":"failed","events":[{"level":"error","message":"a"},{"level":"error","message":"b"},{"level":"info","message":"c"}]"#,
+                &failed,
+                Some("b"),
+            ),
+            (r#""status":"running","events":[{"level":"error","message":"a"}]"#, &running, None),
+        ] {
+            let tuning = tuning(&format!(r#"{{"id":"x",{members}}}"#));
+            assert_eq!(&tuning.status, status, "{members}");
+            assert_eq!(tuning.error.map(|error| error.message).as_deref(), message, "{members}");
+        }
+    }
+
+    #[test]
+    fn every_servers_word_for_a_status_is_known() {
+        for (words, status) in [
+            (&["pending", "created", "validating_files", "queued", "notRunning"][..], TuningStatus::Pending),
+            (&["running", "pausing", "paused", "RUNNING", "cancelling"], TuningStatus::Running),
+            (&["succeeded", "Succeeded"], TuningStatus::Succeeded),
+            (&["failed"], TuningStatus::Failed),
+            (&["cancelled", "canceled"], TuningStatus::Cancelled),
+        ] {
+            for word in words {
+                assert_eq!(TuningStatus::parse(word), status, "{word}");
+            }
+        }
+        assert_eq!(TuningStatus::parse("dreaming"), TuningStatus::Unknown("dreaming".to_owned()));
+        assert!(!TuningStatus::parse("dreaming").is_final() && TuningStatus::parse("canceled").is_final());
+    }
+
+    #[tokio::test]
+    async fn fine_tunes_are_created_looked_at_and_cancelled_at_both_interfaces() {
+        for (api, path) in [(TuningApi::Jobs, "fine_tuning/jobs"), (TuningApi::Legacy, "fine-tunes")] {
+            let server = Listener::new(&http("200 OK", "", JOB)).await;
+            let provider = provider(&server);
+            let body = Bytes::from_static(br#"{"model":"m"}"#);
+            assert_eq!(provider.create_fine_tune(api, body).await.unwrap().id, "ftjob-1");
+            provider.fine_tune(api, "ftjob-1").await.unwrap();
+            provider.cancel_fine_tune(api, "ftjob-1").await.unwrap();
+            assert!(server.requests()[0].ends_with(r#"{"model":"m"}"#));
+            assert_eq!(
+                server.first_lines(),
+                [
+                    format!("POST /v1/{path} HTTP/1.1"),
+                    format!("GET /v1/{path}/ftjob-1 HTTP/1.1"),
+                    format!("POST /v1/{path}/ftjob-1/cancel HTTP/1.1"),
+                ]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_while_looking_never_may_have_cost_and_those_while_creating_may() {
+        let server = Listener::new(b"").await;
+        let provider = provider(&server);
+        let looked = *provider.fine_tune(TuningApi::Jobs, "x").await.unwrap_err();
+        assert!(matches!(&looked, Outcome::Failed(failure) if !failure.maybe_paid), "{looked:?}");
+        let created = *provider.create_fine_tune(TuningApi::Jobs, Bytes::new()).await.unwrap_err();
+        assert!(matches!(&created, Outcome::Failed(failure) if failure.maybe_paid), "{created:?}");
+    }
+
+    const MARK: TuningMark<'_> = TuningMark { metadata: ("batchd_job", "j1"), training_file: Some("file-1") };
+
+    async fn server(pages: &[&str]) -> Listener {
+        Listener::with_replies(pages.iter().map(|page| http("200 OK", "", page)).collect()).await
+    }
+
+    async fn find(api: TuningApi, pages: &[&str], mark: TuningMark<'_>) -> Called<Option<String>> {
+        let server = server(pages).await;
+        let found = provider(&server).find_fine_tune(api, &mark).await;
+        let path = if api == TuningApi::Jobs { "fine_tuning/jobs?limit=100" } else { "fine-tunes" };
+        assert_eq!(server.first_lines()[0], format!("GET /v1/{path} HTTP/1.1"));
+        found.map(|found| found.map(|tuning| tuning.id))
+    }
+
+    #[tokio::test]
+    async fn a_lost_fine_tune_is_found_by_its_metadata_before_its_file() {
+        let by_file = r#"{"data":[{"id":"a","training_file":"file-1","metadata":{}},{"id":"b","training_file":"file-1","metadata":{"batchd_job":"other"}}],"has_more":true}"#;
+        let certain = r#"{"data":[{"id":"c","training_file":"file-2","metadata":{"batchd_job":"j1"}}],"has_more":false}"#;
+        let none = r#"{"data":[{"id":"d","training_file":"file-2"}],"has_more":false}"#;
+        let jobs = TuningApi::Jobs;
+        assert_eq!(find(jobs, &[by_file, certain], MARK).await.unwrap().as_deref(), Some("c"));
+        assert_eq!(find(jobs, &[by_file, none], MARK).await.unwrap().as_deref(), Some("a"));
+        assert_eq!(find(jobs, &[none], MARK).await.unwrap(), None);
+        let shared = TuningMark { training_file: None, ..MARK };
+        assert_eq!(find(jobs, &[by_file, none], shared).await.unwrap(), None);
+        let cut = r#"{"data":[{"id":"d"}],"has_more":true}"#;
+        assert!(find(jobs, &[cut], MARK).await.is_err(), "half a list proves nothing");
+    }
+
+    #[tokio::test]
+    async fn a_lost_legacy_fine_tune_is_found_by_its_file() {
+        let list = format!(r#"{{"object":"list","data":[{{"id":"ft-0","training_files":[]}},{LEGACY}]}}"#);
+        assert_eq!(find(TuningApi::Legacy, &[&list], MARK).await.unwrap().as_deref(), Some("ft-1"));
+    }
+
+    async fn events(api: TuningApi, pages: &[&str]) -> Vec<String> {
+        let server = server(pages).await;
+        let events = provider(&server).fine_tune_events(api, "x").await.unwrap();
+        events.into_iter().map(|event| event.message).collect()
+    }
+
+    #[tokio::test]
+    async fn events_come_oldest_first_whatever_order_a_server_has() {
+        let newest = r#"{"data":[{"id":"4","created_at":9,"message":"d"},{"id":"3","created_at":8,"message":"c"}],"has_more":true}"#;
+        let older = r#"{"data":[{"id":"2","created_at":8,"message":"b"},{"id":"1","created_at":8,"message":"a"}],"has_more":false}"#;
+        assert_eq!(events(TuningApi::Jobs, &[newest, older]).await, ["a", "b", "c", "d"]);
+        let together = r#"{"data":[{"created_at":8,"message":"b"},{"created_at":8,"message":"a"}]}"#;
+        assert_eq!(events(TuningApi::Jobs, &[together]).await, ["a", "b"]);
+        assert_eq!(events(TuningApi::Legacy, &[together]).await, ["b", "a"]);
+        let oldest = r#"{"data":[{"created_at":8,"message":"a"},{"created_at":9,"message":"b"}]}"#;
+        assert_eq!(events(TuningApi::Jobs, &[oldest]).await, ["a", "b"]);
+        assert_eq!(events(TuningApi::Legacy, &[r#"{"data":[]}"#]).await, [""; 0]);
+        let endless = r#"{"data":[{"id":"1","message":"a"}],"has_more":true}"#;
+        assert_eq!(events(TuningApi::Jobs, &[endless]).await, ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_fine_tunes_no_more_refuses_the_request_and_not_the_key() {
+        let create = async |message: &str| {
+            let body = format!(r#"{{"error":{{"message":"{message}","code":null}}}}"#);
+            let server = Listener::new(&http("403 Forbidden", "", &body)).await;
+            provider(&server).create_fine_tune(TuningApi::Jobs, Bytes::new()).await.unwrap_err()
+        };
+        let closed = create("Fine-tuning is no longer available to your organization").await;
+        assert_eq!(refused_with(&closed), Some(403));
+        let key = *create("IP not allowed").await;
+        assert!(matches!(key, Outcome::Blocked(_)), "{key:?}");
+    }
+}

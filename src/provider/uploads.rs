@@ -95,6 +95,15 @@ impl Provider {
             let message = format!("the file has {} bytes, more than the 8 GB of an upload", upload.length);
             return Err(Box::new(unanswerable("too_large", message)));
         }
+        self.send_in_parts(upload, PART_BYTES_MAX, progress).await
+    }
+
+    async fn send_in_parts(
+        &self,
+        upload: &Upload,
+        part_bytes: u64,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Called<RemoteFile> {
         let beginning = Beginning {
             filename: &upload.name,
             purpose: &upload.purpose,
@@ -106,7 +115,7 @@ impl Provider {
         };
         let Begun(id) =
             self.post(self.api.resource(PATH), Some(json(&beginning)), Effect::Idempotent).await?;
-        let file = self.send_parts(&id, upload, progress).await;
+        let file = self.send_parts(&id, upload, part_bytes, progress).await;
         if file.is_err() {
             // It would go away by itself after an hour; why it failed is what counts.
             let url = self.object_url(PATH, &id, "/cancel")?;
@@ -119,13 +128,14 @@ impl Provider {
         &self,
         id: &str,
         upload: &Upload,
+        part_bytes: u64,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Called<RemoteFile> {
         let url = self.object_url(PATH, id, "/parts")?;
         let mut parts = Vec::new();
         let mut offset = 0;
         while offset < upload.length {
-            let length = PART_BYTES_MAX.min(upload.length - offset);
+            let length = part_bytes.min(upload.length - offset);
             let form = self.form(upload);
             let mut request = self.request(Method::POST, url.clone());
             request.headers.insert(CONTENT_TYPE, form.content_type());
@@ -153,5 +163,95 @@ fn mime_type(name: &str) -> &'static str {
         Some("md") => "text/markdown",
         Some("pdf") => "application/pdf",
         Some(_) | None => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::provider::refused_with;
+    use crate::provider::testing::{Listener, http, provider};
+
+    /// A file of `length` bytes that takes no room: zeros, and an `x` at its end.
+    fn upload(length: u64) -> Upload {
+        let mut file = tempfile::tempfile().unwrap();
+        file.seek(SeekFrom::Start(length - 1)).unwrap();
+        file.write_all(b"x").unwrap();
+        Upload {
+            name: "big.jsonl".to_owned(),
+            purpose: "fine-tune".to_owned(),
+            file: Arc::new(file),
+            length,
+            expires_after: None,
+        }
+    }
+
+    async fn server(replies: &[(&str, &str)]) -> Listener {
+        Listener::with_replies(replies.iter().map(|(status, body)| http(status, "", body)).collect()).await
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_up_in_parts_that_become_one_file() {
+        let server = server(&[
+            ("200 OK", r#"{"id":"upload_1","status":"pending"}"#),
+            ("200 OK", r#"{"id":"part_1"}"#),
+            ("200 OK", r#"{"id":"part_2"}"#),
+            ("200 OK", r#"{"id":"upload_1","status":"completed","file":{"id":"file-1"}}"#),
+        ])
+        .await;
+        let moved = Mutex::new(Vec::new());
+        let mut upload = upload(10);
+        upload.expires_after = Some(Duration::from_hours(1));
+        let progress = |bytes| moved.lock().unwrap().push(bytes);
+        let file = provider(&server).send_in_parts(&upload, 7, &progress).await;
+        assert_eq!(file.unwrap().id, "file-1");
+        let moved = moved.into_inner().unwrap();
+        assert!(moved.is_sorted() && moved.contains(&7) && moved.last() == Some(&10), "{moved:?}");
+        assert_eq!(
+            server.first_lines(),
+            [
+                "POST /v1/uploads HTTP/1.1",
+                "POST /v1/uploads/upload_1/parts HTTP/1.1",
+                "POST /v1/uploads/upload_1/parts HTTP/1.1",
+                "POST /v1/uploads/upload_1/complete HTTP/1.1",
+            ]
+        );
+        let [begin, first, second, complete] = &server.requests()[..] else { panic!("four were asked") };
+        let body = concat!(
+            r#"{"filename":"big.jsonl","purpose":"fine-tune","bytes":10,"mime_type":"text/jsonl","#,
+            r#""expires_after":{"anchor":"created_at","seconds":3600}}"#
+        );
+        assert!(begin.ends_with(body), "{begin}");
+        assert!(first.contains("name=\"data\"; filename=\"big.jsonl\"\r\n"), "{first}");
+        assert!(first.contains("\r\n\r\n\0\0\0\0\0\0\0\r\n--"), "{first}");
+        assert!(second.contains("\r\n\r\n\0\0x\r\n--"), "{second}");
+        assert!(complete.ends_with(r#"{"part_ids":["part_1","part_2"]}"#), "{complete}");
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_part_fails_is_cancelled_and_says_why_it_failed() {
+        let server = server(&[
+            ("200 OK", r#"{"id":"upload_1"}"#),
+            ("400 Bad Request", r#"{"error":{"message":"no more"}}"#),
+            ("500 Oops", ""),
+        ])
+        .await;
+        let error = provider(&server).upload_in_parts(&upload(3), &|_| {}).await.unwrap_err();
+        assert_eq!(refused_with(&error), Some(400));
+        assert_eq!(server.first_lines().last().unwrap(), "POST /v1/uploads/upload_1/cancel HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_provider_without_uploads_refuses_and_a_file_over_the_bound_is_not_begun() {
+        let server = server(&[("404 Not Found", "")]).await;
+        let error = provider(&server).upload_in_parts(&upload(3), &|_| {}).await.unwrap_err();
+        assert_eq!((refused_with(&error), server.requests().len()), (Some(404), 1));
+        let huge = Upload { length: UPLOAD_BYTES_MAX + 1, ..upload(1) };
+        provider(&server).upload_in_parts(&huge, &|_| {}).await.unwrap_err();
+        assert_eq!(server.requests().len(), 1);
     }
 }
