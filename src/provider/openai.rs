@@ -9,7 +9,7 @@
 use std::fmt;
 
 use memchr::memmem;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Origin, Url};
 
@@ -18,8 +18,17 @@ use crate::domain::Endpoint;
 /// Some providers sort their traffic by it, and an operator finds us in a proxy's log.
 const AGENT: &str = concat!("batchd/", env!("CARGO_PKG_VERSION"));
 
-/// Where Azure's resources stand, in all its clouds.
-const AZURE: [&str; 3] = [".azure.com", ".azure.us", ".azure.cn"];
+/// Where Azure's resources for models stand, in all its clouds.
+const AZURE: [&str; 5] = [
+    ".openai.azure.com",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+    ".openai.azure.us",
+    ".openai.azure.cn",
+];
+
+/// Where Azure looks for a resource's key; `Authorization` is for Entra's tokens there.
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// Keys shorter than this that don't even begin like one are the placeholders that local servers want
 /// (`EMPTY`, `ollama`): no secret, and a word that an answer may well hold.
@@ -31,7 +40,8 @@ pub(super) struct Api {
     /// Below it stand files, models and fine-tunes.
     resources: Url,
     is_azure: bool,
-    authorization: Option<HeaderValue>,
+    /// The header that carries the key.
+    authorization: Option<(HeaderName, HeaderValue)>,
     secret: Option<SecretString>,
     /// In the order of [`Endpoint::ALL`].
     targets: Vec<(Endpoint, Url, HeaderMap)>,
@@ -40,12 +50,11 @@ pub(super) struct Api {
 impl Api {
     /// A key that no header can hold (control characters; `config` refuses those) is not sent.
     pub(super) fn new(base_url: &Url, api_key: Option<&SecretString>) -> Self {
-        let bearer = api_key.and_then(|key| bearer(key.expose_secret()));
         let mut api = Self {
             origin: base_url.origin(),
             resources: without_deployment(base_url),
             is_azure: is_azure(base_url),
-            authorization: bearer,
+            authorization: api_key.and_then(|key| authorization(base_url, key.expose_secret())),
             secret: api_key.filter(|key| is_secret(key.expose_secret())).cloned(),
             targets: Vec::new(),
         };
@@ -87,10 +96,10 @@ impl Api {
     /// What goes with any request to `url`: the key only if that is the provider itself.
     pub(super) fn headers(&self, url: &Url) -> HeaderMap {
         let mut headers = plain_headers();
-        if let Some(value) = &self.authorization
+        if let Some((name, value)) = &self.authorization
             && url.origin() == self.origin
         {
-            headers.insert(AUTHORIZATION, value.clone());
+            headers.insert(name, value.clone());
         }
         headers
     }
@@ -159,10 +168,16 @@ fn is_azure(base_url: &Url) -> bool {
     base_url.host_str().is_some_and(|host| AZURE.iter().any(|domain| host.ends_with(domain)))
 }
 
-fn bearer(key: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
+fn authorization(base_url: &Url, key: &str) -> Option<(HeaderName, HeaderValue)> {
+    // Entra's tokens are JWTs, and no key begins like one.
+    let (name, value) = if is_azure(base_url) && !key.starts_with("eyJ") {
+        (API_KEY, HeaderValue::from_str(key))
+    } else {
+        (AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}")))
+    };
+    let mut value = value.ok()?;
     value.set_sensitive(true);
-    Some(value)
+    Some((name, value))
 }
 
 fn is_secret(key: &str) -> bool {
@@ -251,6 +266,22 @@ mod tests {
         assert_eq!(headers[CONTENT_TYPE], "application/json");
         assert_eq!(headers[USER_AGENT], AGENT);
         assert!(!format!("{headers:?}{api:?}").contains("CANARY"));
+    }
+
+    #[test]
+    fn azure_takes_keys_and_tokens_in_headers_of_their_own() {
+        let sent = |base_url: &str, key: &str| {
+            let api = api(base_url, key);
+            let (_, headers) = api.target(Endpoint::ChatCompletions);
+            assert!(!format!("{headers:?}").contains(key), "{headers:?}");
+            let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text(&API_KEY), text(&AUTHORIZATION))
+        };
+        let azure = "https://r.openai.azure.com/openai/v1";
+        assert_eq!(sent(azure, "CANARY"), (Some("CANARY".to_owned()), None));
+        assert_eq!(sent(azure, "eyJ0.CANARY"), (None, Some("Bearer eyJ0.CANARY".to_owned())));
+        let other = "https://models.inference.ai.azure.com";
+        assert_eq!(sent(other, "CANARY"), (None, Some("Bearer CANARY".to_owned())));
     }
 
     #[test]
