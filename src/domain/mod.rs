@@ -14,6 +14,7 @@ pub mod record;
 pub mod request;
 pub mod retry;
 pub mod time;
+pub mod tuning;
 
 pub use attempt::{Blocked, Failure, Outcome, Settlement};
 pub use fine_tune::{FineTune, TunedModel, TuningApi, TuningData};
