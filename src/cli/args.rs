@@ -194,7 +194,8 @@ pub(super) struct SimulateArgs {
     pub(super) fate: Option<Fate>,
 
     /// What the first requests of a kind meet, once each, like `upload=drop,create=cut`: a fault of `--faults` under
-    /// upload, begin, part, complete, create, cancel, pause, resume, delete, show, list or content
+    /// upload, begin, part, complete, abandon (an upload), create, cancel, pause, resume (a fine-tune), delete,
+    /// `delete_model`, show, list or content
     #[arg(long, value_name = "MISHAPS")]
     pub(super) mishaps: Option<Mishaps>,
 

@@ -22,14 +22,17 @@ pub enum Act {
     Part,
     /// The parts become a file.
     Complete,
+    /// They never will.
+    Abandon,
     /// A fine-tune of either interface.
     Create,
-    /// Of a fine-tune or an upload.
+    /// Of a fine-tune.
     Cancel,
     Pause,
     Resume,
-    /// Of a file or a model.
+    /// Of a file.
     Delete,
+    DeleteModel,
     /// One object.
     Show,
     /// Several, events and checkpoints included.
@@ -43,11 +46,13 @@ words!(Act {
     "begin" => Begin,
     "part" => Part,
     "complete" => Complete,
+    "abandon" => Abandon,
     "create" => Create,
     "cancel" => Cancel,
     "pause" => Pause,
     "resume" => Resume,
     "delete" => Delete,
+    "delete_model" => DeleteModel,
     "show" => Show,
     "list" => List,
     "content" => Content,

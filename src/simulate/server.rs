@@ -366,6 +366,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_may_be_larger_than_a_question_and_comes_back_whole() {
+        let rehearsal = rehearse(Settings { body_bytes_max: 1_000, ..Settings::default() });
+        let content = "{}\n".repeat(100_000);
+        let purpose = "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n";
+        let file = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n";
+        let files = format!("{}/v1/files", rehearsal.base);
+        let request = rehearsal
+            .client
+            .post(&files)
+            .header("content-type", "multipart/form-data; boundary=b")
+            .body(format!("{purpose}{file}{content}\r\n--b--\r\n"));
+        let created: Value = request.send().await.unwrap().json().await.unwrap();
+        let id = created["id"].as_str().unwrap();
+        let back = rehearsal.client.get(format!("{files}/{id}/content")).send().await.unwrap();
+        assert_eq!(back.text().await.unwrap(), content);
+        assert_eq!(rehearsal.engine.summary().effects["upload"], 1);
+        rehearsal.end().await;
+    }
+
+    #[tokio::test]
     async fn a_dropped_reply_is_a_reset_after_the_request_was_paid_for() {
         let rehearsal = rehearse(Settings { faults: "drop=1".parse().unwrap(), ..Settings::default() });
         let error = rehearsal.ask("hi").await.unwrap_err();

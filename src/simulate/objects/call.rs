@@ -81,14 +81,16 @@ impl Call {
             | Self::JobCheckpoints(..)
             | Self::FineTuneEvents(_) => Act::List,
             Self::Model(_) | Self::File(_) | Self::Job(_) | Self::FineTune(_) => Act::Show,
-            Self::DeleteModel(_) | Self::DeleteFile(_) => Act::Delete,
+            Self::DeleteModel(_) => Act::DeleteModel,
+            Self::DeleteFile(_) => Act::Delete,
             Self::FileContent(_) => Act::Content,
             Self::CreateFile(_) => Act::Upload,
             Self::CreateUpload(_) => Act::Begin,
             Self::AddPart(..) => Act::Part,
             Self::CompleteUpload(..) => Act::Complete,
+            Self::CancelUpload(_) => Act::Abandon,
             Self::CreateJob(_) | Self::CreateFineTune(_) => Act::Create,
-            Self::CancelUpload(_) | Self::CancelJob(_) | Self::CancelFineTune(_) => Act::Cancel,
+            Self::CancelJob(_) | Self::CancelFineTune(_) => Act::Cancel,
             Self::PauseJob(_) => Act::Pause,
             Self::ResumeJob(_) => Act::Resume,
         }

@@ -181,7 +181,7 @@ mod files {
 
     #[tokio::test(start_paused = true)]
     async fn bad_uploads_are_refused_as_openai_refuses_them() {
-        let stage = Stage::new(Settings { file_bytes_max: 10, ..Settings::default() });
+        let stage = Stage::new(Settings { file_bytes_max: 10, body_bytes_max: 10, ..Settings::default() });
         let file = Some(("file", "a.jsonl", b"{}".as_slice()));
         let refused = |fields: &[(&str, &str)], file| stage.form("/v1/files", fields, file);
         let purpose = [("purpose", "fine-tune")];
@@ -193,6 +193,9 @@ mod files {
         assert!(refusal(&bad).1.starts_with("'search' is not one of ['assistants', "));
         let large = refused(&purpose, Some(("file", "a.jsonl", b"{\"a\":\"12345\"}".as_slice())));
         assert_eq!(refusal(&large), (400, "File is too large.", None));
+        let huge = vec![b' '; 2 * 1024 * 1024];
+        let unread = refused(&purpose, Some(("file", "a.jsonl", &huge)));
+        assert_eq!(refusal(&unread), (400, "File is too large.", None));
         let suffix = refused(&purpose, Some(("file", "a.csv", b"{}".as_slice())));
         assert!(refusal(&suffix).1.contains(".jsonl"));
         let brief = [("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "60"), purpose[0]];
@@ -257,6 +260,7 @@ mod uploads {
         assert_eq!(part(&stage, "upload_x", b"1").0, 404);
         let cancelled = stage.post(&format!("/v1/uploads/{id}/cancel"), &json!({}));
         assert_eq!(cancelled["status"], "cancelled");
+        assert_eq!((stage.effect("abandon"), stage.effect("cancel")), (1, 0), "that is for fine-tunes");
         assert_eq!(part(&stage, &id, b"{}").0, 400);
         let late = begin(&stage, 4);
         advance(Duration::from_hours(1)).await;
@@ -323,6 +327,7 @@ mod jobs {
         let (_, deleted) = stage.ask(&Method::DELETE, &format!("/v1/models/{model}"), "");
         assert_eq!(deleted, json!({"id": model, "object": "model", "deleted": true}));
         assert_eq!(stage.ask(&Method::POST, "/v1/chat/completions", &chat).0, 404);
+        assert_eq!((stage.effect("delete_model"), stage.effect("delete")), (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
