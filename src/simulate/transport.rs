@@ -71,14 +71,17 @@ fn length(body: &Bytes) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::time::Duration;
 
     use axum::http::{HeaderMap, Method};
+    use serde_json::json;
     use url::Url;
 
     use super::*;
     use crate::clock::Seed;
-    use crate::provider::Reach;
+    use crate::domain::TuningApi;
+    use crate::provider::{self, Provider, Reach, TuningMark, TuningStatus, Upload};
     use crate::simulate::{Latency, Settings, WhenFull};
 
     fn transport(settings: Settings) -> SimulatedTransport {
@@ -137,5 +140,91 @@ mod tests {
         assert!(replies.iter().all(|reply| reply.as_ref().unwrap().status == 200));
         assert_eq!(started.elapsed(), Duration::from_secs(3));
         assert_eq!(transport.engine().summary().max_in_flight, 6);
+    }
+
+    /// batchd's own client of this server, and the server.
+    fn client(settings: Settings) -> (Provider, Arc<Engine>) {
+        let transport = transport(settings);
+        let engine = Arc::clone(transport.engine());
+        let settings = provider::Settings {
+            name: "sim".to_owned(),
+            base_url: Url::parse("http://sim.invalid/v1").unwrap(),
+            api_key: None,
+            timeout: Duration::from_mins(1),
+            max_reply: 1 << 20,
+        };
+        (Provider::new(settings, Arc::new(transport)), engine)
+    }
+
+    fn upload(name: &str, content: &str) -> Upload {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        Upload {
+            name: name.to_owned(),
+            purpose: "fine-tune".to_owned(),
+            file: Arc::new(file),
+            length: u64::try_from(content.len()).unwrap(),
+            expires_after: None,
+        }
+    }
+
+    /// What was made although its reply was lost is found, and only once, by batchd's own client.
+    async fn lose_and_find(api: TuningApi, line: &str, model: &str) {
+        let mishaps = "upload=drop,create=drop,show=502,cancel=cut".parse().unwrap();
+        let (provider, engine) = client(Settings { mishaps, ..Settings::default() });
+        let content = format!("{line}\n").repeat(12);
+        let lost = provider.upload(&upload("data-JOB.jsonl", &content), &|_| {}).await;
+        assert!(lost.is_err());
+        let file = provider.find_file("data-JOB.jsonl", "fine-tune").await.unwrap().unwrap();
+        assert_eq!(file.bytes, Some(upload("", &content).length));
+        sleep(Duration::from_secs(1)).await;
+        let metadata = ("batchd_job", "JOB");
+        let body = match api {
+            TuningApi::Jobs => {
+                json!({"model": model, "training_file": file.id, "metadata": {"batchd_job": "JOB"}})
+            }
+            TuningApi::Legacy => json!({"model": model, "training_file": file.id}),
+        };
+        assert!(provider.create_fine_tune(api, body.to_string().into()).await.is_err());
+        let mark = TuningMark { metadata, training_file: Some(&file.id) };
+        let found = provider.find_fine_tune(api, &mark).await.unwrap().unwrap();
+        assert_eq!(found.status, TuningStatus::Pending);
+        assert!(provider.fine_tune(api, &found.id).await.is_err());
+        sleep(Duration::from_secs(4)).await;
+        let done = provider.fine_tune(api, &found.id).await.unwrap();
+        assert_eq!((done.status, done.error.is_none()), (TuningStatus::Succeeded, true));
+        let events = provider.fine_tune_events(api, &done.id).await.unwrap();
+        assert!(events.first().unwrap().message.starts_with("Created fine-tun"));
+        let mut results = Vec::new();
+        provider.file_content(&done.result_files[0], &mut results, 1 << 20, &|_| {}).await.unwrap();
+        assert!(!results.is_empty());
+        let models = provider.models().await.unwrap();
+        assert!(models.iter().any(|model| Some(&model.id) == done.fine_tuned_model.as_ref()));
+        let other = provider.create_fine_tune(api, body.to_string().into()).await.unwrap();
+        assert!(provider.cancel_fine_tune(api, &other.id).await.is_err(), "its reply is cut");
+        let other = provider.fine_tune(api, &other.id).await.unwrap();
+        assert_eq!(other.status, TuningStatus::Cancelled);
+        provider.delete_file(&file.id).await.unwrap();
+        let effects = engine.summary().effects;
+        let count = |act: &str| effects.get(act).copied().unwrap_or_default();
+        assert_eq!((count("upload"), count("create"), count("cancel"), count("delete")), (1, 2, 1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_lost_reply_has_made_is_found_by_both_interfaces() {
+        let chat = r#"{"messages":[{"role":"user","content":"1+1"},{"role":"assistant","content":"2"}]}"#;
+        lose_and_find(TuningApi::Jobs, chat, "gpt-4o-mini").await;
+        lose_and_find(TuningApi::Legacy, r#"{"prompt":"1+1=?->","completion":" 2"}"#, "curie").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_goes_up_in_parts_and_comes_down_again() {
+        let (provider, engine) = client(Settings::default());
+        let content = "{}\n".repeat(1_000);
+        let file = provider.upload_in_parts(&upload("big.jsonl", &content), &|_| {}).await.unwrap();
+        let mut back = Vec::new();
+        provider.file_content(&file.id, &mut back, 1 << 20, &|_| {}).await.unwrap();
+        assert_eq!(back, content.as_bytes());
+        assert_eq!(engine.summary().effects["complete"], 1);
     }
 }
