@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use super::id::JobId;
 
+/// Leaves room for the rest of a name within the 255 bytes that file systems take.
+const STEM_LENGTH_MAX: usize = 100;
+
 /// Which of the two interfaces for fine-tunes is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,8 +81,15 @@ pub enum TuningData {
 }
 
 impl TuningData {
-    /// The name of what is uploaded: no other upload has it, so that it can be found again.
+    /// The name of what is uploaded: no other upload has it, so that it can be found again. What servers disagree about
+    /// in the file names of forms (quotes, backslashes, letters beyond ASCII) is no part of it, nor does it grow too
+    /// long to be kept.
     pub fn upload_name(stem: &str, job: JobId) -> String {
+        let plain = |letter: char| {
+            let is_plain = letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_');
+            if is_plain { letter } else { '_' }
+        };
+        let stem: String = stem.chars().take(STEM_LENGTH_MAX).map(plain).collect();
         format!("{stem}-{job}.jsonl")
     }
 }
@@ -116,5 +126,12 @@ mod tests {
         let [a, b] = [1, 2].map(|n| TuningData::upload_name("train", JobId::from_bytes([n; 16])));
         assert_eq!(a, "train-01010101-0101-0101-0101-010101010101.jsonl");
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn no_server_reads_an_uploads_name_otherwise_than_it_was_sent() {
+        let odd = format!("a \"b\" ü\\c%22{}", "x".repeat(1_000));
+        let name = TuningData::upload_name(&odd, JobId::from_bytes([1; 16]));
+        assert!(name.starts_with("a__b____c_22x") && name.len() < 255, "{name}");
     }
 }

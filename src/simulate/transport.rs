@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Seed;
-    use crate::domain::TuningApi;
+    use crate::domain::{JobId, TuningApi, TuningData};
     use crate::provider::{self, Provider, Reach, TuningMark, TuningStatus, Upload};
     use crate::simulate::{Latency, Settings, WhenFull};
 
@@ -173,9 +173,10 @@ mod tests {
         let mishaps = "upload=drop,create=drop,show=502,cancel=cut".parse().unwrap();
         let (provider, engine) = client(Settings { mishaps, ..Settings::default() });
         let content = format!("{line}\n").repeat(12);
-        let lost = provider.upload(&upload("data-JOB.jsonl", &content), &|_| {}).await;
-        assert!(lost.is_err());
-        let file = provider.find_file("data-JOB.jsonl", "fine-tune").await.unwrap().unwrap();
+        // However odd the name that the user gave it.
+        let name = TuningData::upload_name("my \"data\" \\ ü", JobId::from_bytes([1; 16]));
+        assert!(provider.upload(&upload(&name, &content), &|_| {}).await.is_err());
+        let file = provider.find_file(&name, "fine-tune").await.unwrap().unwrap();
         assert_eq!(file.bytes, Some(upload("", &content).length));
         sleep(Duration::from_secs(1)).await;
         let metadata = ("batchd_job", "JOB");
