@@ -7,7 +7,7 @@
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
 /// Every point there is; a unit test compares it with the sources.
-pub const POINTS: [&str; 43] = [
+pub const POINTS: [&str; 46] = [
     // A spec on its way from the jobs folder to a job.
     "intake-noted",
     "intake-claimed",
@@ -54,6 +54,9 @@ pub const POINTS: [&str; 43] = [
     "output-lines-published",
     "output-errors-published",
     "output-image-written",
+    "output-events-written",
+    "output-artefact-written",
+    "output-uploads-deleted",
     "output-spec-placed",
     "output-summary-published",
     "output-status-set",

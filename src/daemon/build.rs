@@ -10,7 +10,7 @@ use crate::config::{self, Config};
 use crate::control::{Board, Control};
 use crate::dispatch::{self, Fleet, ProviderSettings};
 use crate::intake::{self, Intake};
-use crate::output::{self, Download, Output};
+use crate::output::{self, Artefacts, Download, Output};
 use crate::provider::{self, HttpTransport, Provider, Transport};
 use crate::spec;
 use crate::store::Store;
@@ -46,6 +46,10 @@ pub(super) fn workers(
         .iter()
         .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Download>))
         .collect();
+    let artefacts: BTreeMap<String, Arc<dyn Artefacts>> = providers
+        .iter()
+        .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Artefacts>))
+        .collect();
     let dispatch = dispatch::Settings {
         providers: providers
             .into_iter()
@@ -63,6 +67,7 @@ pub(super) fn workers(
             output::Settings::new(config.results_dir()),
             Arc::clone(&store),
             downloads,
+            artefacts,
             clock.clone(),
         ),
         upkeep: Upkeep::new(store, clock),

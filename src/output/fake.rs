@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{Cursor, Write as _};
+use std::io::{Cursor, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
+use serde_json::value::RawValue;
 
 use crate::bell::{Bell, Listener};
 use crate::domain::record::JournalLine;
 use crate::domain::{
-    Counts, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, Record, RecordError,
-    RequestId, Response, Settlement, Timestamp,
+    Counts, FineTune, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, Record,
+    RecordError, RequestId, Response, Settlement, Timestamp, TuningApi,
 };
+use crate::output::{Artefacts, Unavailable};
 use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 pub(super) const JOB: JobId = JobId::from_bytes([1; 16]);
@@ -61,10 +65,87 @@ pub(super) fn unanswered(index: u32, code: &str) -> Record {
     Record { response: None, error: Some(error), ..record(index, 0, "{}") }
 }
 
+/// A provider's files and events of fine-tunes.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    /// None where the provider has no such endpoint.
+    pub(super) events: Option<Vec<&'static str>>,
+    /// By their ids: names and contents.
+    pub(super) files: BTreeMap<&'static str, (&'static str, Vec<u8>)>,
+    /// So many calls fail, first of all.
+    pub(super) failures: AtomicU32,
+    pub(super) refuses_to_delete: bool,
+    /// Events come after an hour.
+    pub(super) is_slow: bool,
+    /// Every call, in order.
+    pub(super) calls: Mutex<Vec<String>>,
+}
+
+impl Shelf {
+    fn call<T>(&self, call: String, found: Option<T>) -> Result<T, Unavailable> {
+        self.calls.lock().unwrap().push(call);
+        let fails = self.failures.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if fails {
+            return Err(Unavailable::Later { message: "busy".to_owned(), retry_after: None });
+        }
+        found.ok_or_else(|| Unavailable::Absent("the provider answered 404".to_owned()))
+    }
+}
+
+impl Artefacts for Shelf {
+    fn events<'a>(
+        &'a self,
+        _: TuningApi,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Box<RawValue>>, Unavailable>> {
+        let raw = |event: &&str| RawValue::from_string((*event).to_owned()).unwrap();
+        let events = self.events.as_ref().map(|events| events.iter().map(raw).collect());
+        let events = self.call(format!("events {id}"), events);
+        let long = Duration::from_secs(if self.is_slow { 3600 } else { 0 });
+        tokio::time::sleep(long).map(|()| events).boxed()
+    }
+
+    fn file_name<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<String, Unavailable>> {
+        let name = self.files.get(id).map(|(name, _)| (*name).to_owned());
+        ready(self.call(format!("name {id}"), name)).boxed()
+    }
+
+    fn content<'a>(
+        &'a self,
+        id: &'a str,
+        sink: &'a mut (dyn Write + Send),
+        max: u64,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        let content = self.files.get(id).map(|(_, content)| content);
+        // Half of it comes before it fails.
+        let half = content.map_or(&b""[..], |content| &content[..content.len() / 2]);
+        let sent = self.call(format!("content {id}"), content).and_then(|content| {
+            if content.len() as u64 > max {
+                return Err(Unavailable::Refused("too large".to_owned()));
+            }
+            Ok(content)
+        });
+        let result = match sent {
+            Ok(content) => sink.write_all(content).map_err(|error| Unavailable::Refused(error.to_string())),
+            Err(error) => sink.write_all(half).map_err(|_| error.clone()).and(Err(error)),
+        };
+        ready(result).boxed()
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Unavailable>> {
+        let deleted = self.call(format!("delete {id}"), self.files.get(id).map(drop));
+        let refused = Unavailable::Refused("no".to_owned());
+        ready(if self.refuses_to_delete { Err(refused) } else { deleted }).boxed()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct FakeStore {
     jobs: Mutex<BTreeMap<JobId, Kept>>,
     folder: Option<PathBuf>,
+    /// The input line of every request.
+    line: Bytes,
+    memo: Option<Bytes>,
     changes: Bell,
     progress: Bell,
 }
@@ -83,7 +164,8 @@ impl FakeStore {
     /// With one job; what names no job below means that one.
     pub(super) fn new(job: Job) -> Self {
         let (changes, progress) = (Bell::default(), Bell::default());
-        let store = Self { jobs: Mutex::default(), folder: None, changes, progress };
+        let line = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#);
+        let store = Self { jobs: Mutex::default(), folder: None, line, memo: None, changes, progress };
         store.add(job);
         store
     }
@@ -104,6 +186,13 @@ impl FakeStore {
         std::fs::write(folder.join("results.log"), &self.jobs.lock().unwrap()[&JOB].journal).unwrap();
         self.folder = Some(folder);
         self
+    }
+
+    /// Of a fine-tune.
+    pub(super) fn with_plan(self, plan: &FineTune) -> Self {
+        let line = serde_json::to_vec(plan).unwrap().into();
+        self.change(|state| state.job.kind = Kind::FineTune);
+        Self { line, ..self }
     }
 
     pub(super) fn append(&self, record: &Record) {
@@ -193,8 +282,7 @@ impl Store for FakeStore {
     }
 
     fn line(&self, request: RequestId) -> BoxFuture<'_, Result<Line>> {
-        let bytes = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#);
-        ready(Ok(Line { bytes, number: request.index + 1 })).boxed()
+        ready(Ok(Line { bytes: self.line.clone(), number: request.index + 1 })).boxed()
     }
 
     fn begin(&self, _: &Lease) -> Result<()> {
@@ -206,11 +294,11 @@ impl Store for FakeStore {
     }
 
     fn write_memo(&self, _: RequestId, _: Bytes) -> BoxFuture<'_, Result<()>> {
-        unimplemented!()
+        unimplemented!("results are only read")
     }
 
     fn memo(&self, _: RequestId) -> BoxFuture<'_, Result<Option<Bytes>>> {
-        unimplemented!()
+        ready(Ok(self.memo.clone())).boxed()
     }
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {

@@ -7,9 +7,6 @@
 //! name when it is whole and synced; `summary.json` is the last, so its presence means that all of them
 //! are there. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
 
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
-
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -21,16 +18,13 @@ use super::images::{Gallery, may_hold_images};
 use super::input::Input;
 use super::journal::Reader;
 use super::summary::{Summary, Tally};
-use crate::disk::{self, File};
+use super::target::Target;
+use super::tuning::Gathered;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
-use crate::domain::{JobState, JobStatus, Order, Record, RecordError, RequestId, Timestamp};
+use crate::domain::{JobState, JobStatus, Kind, Order, Record, RecordError, RequestId, Timestamp};
 use crate::fault;
 use crate::provider::{Usage, usage_of};
-use crate::store::folder::{failed, publish, temporary_name};
-
-/// One write of a results file.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// A job that has ended, about to be published.
 #[derive(Debug)]
@@ -38,6 +32,8 @@ pub(super) struct Publication {
     pub(super) state: JobState,
     pub(super) input: Input,
     pub(super) folder: ResultsFolder,
+    /// Of a fine-tune.
+    pub(super) gathered: Gathered,
     /// Requests of one pass over the journal.
     pub(super) pass: u32,
     pub(super) now: Timestamp,
@@ -97,8 +93,10 @@ impl Publication {
         };
         let errors = (summary.counts.failed > 0).then_some("errors.jsonl");
         let images = summary.images.is_some_and(|images| images.written > 0).then_some("images/");
-        let names = [Some("output.jsonl"), errors, images, spec];
-        Ok(names.into_iter().flatten().map(str::to_owned).collect())
+        let ours = [Some("output.jsonl"), errors].into_iter().flatten();
+        let gathered = self.gathered.files.iter().map(String::as_str);
+        let others = [images, spec].into_iter().flatten();
+        Ok(ours.chain(gathered).chain(others).map(str::to_owned).collect())
     }
 
     /// The line of a request that has no record, in a journal with so many damaged lines. A completed job
@@ -139,6 +137,7 @@ impl Prepared {
         fault::point("output-errors-published");
         Gallery::new(folder).sweep()?;
         let mut summary = Summary::new(state, &end_of(&state.status), &tally, *now);
+        summary.tuning = publication.gathered.summary.clone();
         summary.files = publication.place_files(&summary)?;
         fault::point("output-spec-placed");
         // A try before a crash may have told all of it, and the job did not finish twice.
@@ -225,7 +224,10 @@ impl<'p> Lines<'p> {
         if !needed {
             return Ok(());
         }
-        self.tally.tokens.add(seen.usage.input_tokens, seen.usage.output_tokens);
+        // What a fine-tune was trained on is in the summary by itself, and has another price.
+        if self.publication.state.job.kind != Kind::FineTune {
+            self.tally.tokens.add(seen.usage.input_tokens, seen.usage.output_tokens);
+        }
         if !seen.is_success {
             return self.put_failure(&line);
         }
@@ -233,7 +235,7 @@ impl<'p> Lines<'p> {
             line = self.gallery.publish(line, &mut self.tally.images)?;
         }
         self.tally.lines.completed += 1;
-        self.output.write(&line)
+        self.output.write_line(&line)
     }
 
     fn put_unanswered(&mut self, index: u32, damaged: u64) -> Result<(), Error> {
@@ -247,46 +249,7 @@ impl<'p> Lines<'p> {
             Some(errors) => errors,
             none => none.insert(Target::create(self.publication.folder.errors())?),
         };
-        errors.write(line)
-    }
-}
-
-/// A file that is being written under its temporary name.
-#[derive(Debug)]
-struct Target {
-    path: PathBuf,
-    temporary: Temporary,
-    file: BufWriter<File>,
-}
-
-/// Is removed with this, so that what could not be published does not fill the disk. Once it has its name it is gone.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        drop(disk::remove_file(&self.0));
-    }
-}
-
-impl Target {
-    fn create(path: PathBuf) -> Result<Self, Error> {
-        let temporary = Temporary(temporary_name(&path));
-        let at = &temporary.0;
-        let file = File::create(at).map_err(failed("create", at)).map_err(Error::Files)?;
-        Ok(Self { path, temporary, file: BufWriter::with_capacity(BUFFER_BYTES, file) })
-    }
-
-    fn write(&mut self, line: &[u8]) -> Result<(), Error> {
-        let written = self.file.write_all(line).and_then(|()| self.file.write_all(b"\n"));
-        written.map_err(failed("write", &self.temporary.0)).map_err(Error::Files)
-    }
-
-    fn publish(self) -> Result<(), Error> {
-        let Self { path, temporary, file } = self;
-        let file = file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        let file = file.map_err(failed("write", &temporary.0)).map_err(Error::Files)?;
-        publish(&file, &temporary.0, &path).map_err(Error::Files)
+        errors.write_line(line)
     }
 }
 
@@ -328,7 +291,7 @@ impl Seen {
 mod tests {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
     use base64::Engine as _;
@@ -376,6 +339,7 @@ mod tests {
                 folder: ResultsFolder::new(&self.results(), &state.job.name),
                 input: Input::new(state.job.clone(), self.store.clone(), self.stop.clone()),
                 state,
+                gathered: Gathered::default(),
                 pass: self.pass,
                 now: self.now,
             };

@@ -22,6 +22,19 @@ use crate::store::folder::{
 pub(super) struct ResultsFolder(PathBuf);
 
 impl ResultsFolder {
+    /// What batchd itself puts there, now or at some time, in small letters.
+    pub(super) const NAMES: [&str; 9] = [
+        "output.partial.jsonl",
+        "output.jsonl",
+        "errors.jsonl",
+        "events.jsonl",
+        "summary.json",
+        "images",
+        "job.toml",
+        "job.jsonl",
+        AGAIN,
+    ];
+
     pub(super) fn new(results: &Path, job: &JobName) -> Self {
         Self(results.join(job.as_str()))
     }
@@ -32,6 +45,11 @@ impl ResultsFolder {
 
     pub(super) fn errors(&self) -> PathBuf {
         self.0.join("errors.jsonl")
+    }
+
+    /// Any file in it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
     }
 
     pub(super) fn images(&self) -> PathBuf {

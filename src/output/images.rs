@@ -39,7 +39,7 @@ const STEM_BYTES_MAX: usize = 200;
 /// What is kept of a longer one, before the hash of the whole.
 const STEM_BYTES_KEPT: usize = 160;
 /// Servers pad base64 or don't.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -259,10 +259,10 @@ impl Gallery {
     }
 }
 
-/// A `custom_id` as the beginning of a file name. What a file name can't or shouldn't hold is
+/// A `custom_id`, or a name of a provider's, as the beginning of a file name. What a file name can't or shouldn't hold is
 /// percent-encoded, the percent sign too, so that the encoding can be undone. An over-long one is cut
 /// and ends in `%-` and a hash, which no encoding contains.
-fn stem(custom_id: &str) -> String {
+pub(super) fn stem(custom_id: &str) -> String {
     let mut stem = String::with_capacity(custom_id.len());
     let mut kept = 0;
     for (at, c) in custom_id.char_indices() {

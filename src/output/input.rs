@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::journal::Reader;
-use crate::domain::{Endpoint, Job, Kind, QueueName, Request, RequestId};
+use crate::domain::{Endpoint, FineTune, Job, Kind, QueueName, Request, RequestId};
 use crate::spec;
 use crate::store::Store;
 
@@ -73,6 +73,12 @@ impl Input {
     pub(super) fn provider(&self, index: u32) -> Result<Option<&str>, Error> {
         let entry = self.store.entry(self.id(index)).map_err(Error::Store)?;
         Ok(self.job.queues.get(usize::from(entry.queue)).map(QueueName::provider))
+    }
+
+    /// What the one request of a fine-tune asks for; none if it can't be read any more.
+    pub(super) fn plan(&self) -> Result<Option<FineTune>, Error> {
+        let line = self.runtime.block_on(self.store.line(self.id(0))).map_err(Error::Store)?;
+        Ok(serde_json::from_slice(&line.bytes).ok())
     }
 
     fn request(&self, index: u32) -> Result<(Option<Request>, u32), Error> {

@@ -1,9 +1,9 @@
 //! Output: from a job's journal to the files that its user reads.
 //!
 //! [`Output::run`] is one worker for all jobs. It makes each job's folder below `results/` and shows the
-//! journal there while the job runs, fetches images as soon as answers name them, and publishes a job
-//! once it has ended ([`finish`]): all its requests are settled, or it is being cancelled or expires and
-//! nothing of it is in flight any more.
+//! journal there while the job runs, fetches images as soon as answers name them, what a fine-tune leaves once that
+//! has ended ([`tuning`]), and publishes a job once it has ended ([`finish`]): all its requests are settled, or it is
+//! being cancelled or expires and nothing of it is in flight any more.
 //!
 //! # Invariants
 //!
@@ -15,6 +15,7 @@
 //! - A job that can't be published is held with the reason; one whose files can't be written now is tried
 //!   again. Neither keeps the other jobs from being published.
 
+mod artefacts;
 mod download;
 mod finish;
 mod folder;
@@ -24,6 +25,8 @@ mod images;
 mod input;
 mod journal;
 mod summary;
+mod target;
+mod tuning;
 mod worker;
 
 #[cfg(test)]
@@ -35,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error as ThisError;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -44,14 +48,19 @@ use crate::fault;
 use crate::store::folder::JobFolder;
 use crate::store::{self, Store};
 
+pub use artefacts::{Artefacts, Unavailable};
 pub use download::{Download, DownloadFailed};
-pub use summary::{ImageCounts, LineCounts, Summary, Tokens};
+pub use summary::{ImageCounts, LineCounts, Summary, Tokens, TuningSummary};
 
 use download::{Downloads, Follower};
 use finish::{Publication, end_of};
 use folder::ResultsFolder;
 use images::Gallery;
 use input::Input;
+use tuning::{Gathered, Gatherer};
+
+/// Fine-tunes of which something is fetched at once.
+const GATHERINGS: usize = 4;
 
 /// What may be set.
 #[derive(Clone, Debug)]
@@ -65,6 +74,8 @@ pub struct Settings {
     pub retry_every: Duration,
     /// Largest image that is downloaded, in bytes.
     pub image_bytes_max: u64,
+    /// Largest result file of a fine-tune that is fetched, in bytes.
+    pub artefact_bytes_max: u64,
     /// Requests of one pass over a journal: 8 bytes of memory each.
     pub pass: u32,
 }
@@ -77,6 +88,7 @@ impl Settings {
             look_every: Duration::from_millis(100),
             retry_every: Duration::from_secs(10),
             image_bytes_max: 64 << 20,
+            artefact_bytes_max: 512 << 20,
             pass: 1 << 20,
         }
     }
@@ -111,19 +123,25 @@ struct Parts {
     settings: Arc<Settings>,
     store: Arc<dyn Store>,
     downloads: Arc<Downloads>,
+    artefacts: Arc<BTreeMap<String, Arc<dyn Artefacts>>>,
+    gathering: Arc<Semaphore>,
     clock: Clock,
 }
 
 impl Output {
-    /// `downloads` fetch the images that answers name by url, by the name of the provider.
+    /// By the name of the provider, `downloads` fetch the images that answers name by url, and `artefacts` what
+    /// fine-tunes leave.
     pub fn new(
         settings: Settings,
         store: Arc<dyn Store>,
         downloads: BTreeMap<String, Arc<dyn Download>>,
+        artefacts: BTreeMap<String, Arc<dyn Artefacts>>,
         clock: Clock,
     ) -> Self {
         let downloads = Arc::new(Downloads::new(downloads, settings.image_bytes_max));
-        Self { parts: Parts { settings: Arc::new(settings), store, downloads, clock } }
+        let (settings, artefacts) = (Arc::new(settings), Arc::new(artefacts));
+        let gathering = Arc::new(Semaphore::new(GATHERINGS));
+        Self { parts: Parts { settings, store, downloads, artefacts, gathering, clock } }
     }
 
     /// Works until `stop`; what is then half done is done at the next start. Ends early only if the store fails.
@@ -161,14 +179,37 @@ impl Parts {
         stop.run_until_cancelled(follower.follow(offset)).await.unwrap_or(Err(Error::Interrupted))
     }
 
-    /// Writes the results of a job that has ended, and ends it.
-    async fn publish(&self, state: JobState, stop: &CancellationToken) -> Result<(), Error> {
+    /// Fetches what a fine-tune that has ended left at its provider.
+    async fn gather(&self, state: JobState, stop: &CancellationToken) -> Result<Gathered, Error> {
+        let folder = self.folder(&state);
+        let provider = state.job.queues.first().and_then(|queue| self.artefacts.get(queue.provider()));
+        let gatherer = Gatherer {
+            provider: provider.cloned(),
+            folder,
+            file_bytes_max: self.settings.artefact_bytes_max,
+            input: Input::new(state.job, self.store.clone(), stop.clone()),
+        };
+        let gathered = async {
+            let _turn = self.gathering.acquire().await.expect("the semaphore is never closed");
+            gatherer.gather().await
+        };
+        stop.run_until_cancelled(gathered).await.unwrap_or(Err(Error::Interrupted))
+    }
+
+    /// Writes the results of a job that has ended, and ends it. `gathered` is a fine-tune's.
+    async fn publish(
+        &self,
+        state: JobState,
+        gathered: Gathered,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
         let now = self.clock.now();
         let (id, end) = (state.job.id, end_of(&state.status));
         let publication = Publication {
             folder: self.folder(&state),
             input: Input::new(state.job.clone(), self.store.clone(), stop.clone()),
             state,
+            gathered,
             pass: self.settings.pass,
             now,
         };

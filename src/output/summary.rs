@@ -28,8 +28,31 @@ pub struct Summary {
     /// Only where the answers held images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageCounts>,
+    /// Only of a fine-tune.
+    #[serde(flatten)]
+    pub tuning: TuningSummary,
     /// What lies beside the summary.
     pub files: Vec<String>,
+}
+
+/// What came of a fine-tune; what is not known, or not so, is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TuningSummary {
+    /// What to use as `model` from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tuned_model: Option<String>,
+    /// What the provider bills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_tokens: Option<u64>,
+    /// Why there is no model, in the provider's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What lies at the provider and could not be had: ids of files, and `events.jsonl`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_files: Vec<String>,
+    /// Ids of uploads that the spec wanted deleted and that could not be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_uploads: Vec<String>,
 }
 
 /// Lines of the two files of results.
@@ -94,6 +117,7 @@ impl Summary {
             finished_at: now.to_string(),
             elapsed_seconds: seconds(now.since(job.accepted_at)),
             images,
+            tuning: TuningSummary::default(),
             files: Vec::new(),
         }
     }

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::input::Input;
+use super::tuning::Gathered;
 use super::{Error, Parts};
 use crate::bell::Listener;
-use crate::domain::{JobId, JobState, JobStatus};
+use crate::domain::{JobId, JobState, JobStatus, Kind};
 use crate::store;
 
 /// Results that found no room are tried again so often: whether there is some is looked up before they are written.
@@ -37,6 +38,8 @@ struct Progress {
     not_before: Option<Instant>,
     /// The last failure that was told.
     told: Option<String>,
+    /// What there was of a fine-tune that has ended.
+    gathered: Option<Gathered>,
     /// How far its journal was searched for images.
     offset: u64,
     /// How many requests were settled, at least, when the search reached that far.
@@ -53,6 +56,7 @@ struct Ended {
 #[derive(Debug)]
 enum Step {
     Followed { settled: u32, result: Result<u64, Error> },
+    Gathered { result: Result<Gathered, Error> },
     Published { result: Result<(), Error> },
 }
 
@@ -137,13 +141,23 @@ impl Worker {
                 let result = parts.follow(state, offset, &stop).await;
                 Ended { job, step: Step::Followed { settled, result } }
             });
-        } else if has_ended(&state) && !self.is_publishing {
+        } else if !has_ended(&state) {
+            progress.gathered = None;
+        } else if state.job.kind == Kind::FineTune && progress.gathered.is_none() {
             progress.is_busy = true;
+            let (parts, stop) = (self.parts.clone(), self.stop.clone());
+            self.steps.spawn(async move {
+                let job = state.job.id;
+                Ended { job, step: Step::Gathered { result: parts.gather(state, &stop).await } }
+            });
+        } else if !self.is_publishing {
+            progress.is_busy = true;
+            let gathered = progress.gathered.clone().unwrap_or_default();
             self.is_publishing = true;
             let (parts, stop) = (self.parts.clone(), self.stop.clone());
             self.steps.spawn(async move {
                 let job = state.job.id;
-                Ended { job, step: Step::Published { result: parts.publish(state, &stop).await } }
+                Ended { job, step: Step::Published { result: parts.publish(state, gathered, &stop).await } }
             });
         }
         Ok(())
@@ -158,6 +172,7 @@ impl Worker {
                 progress.offset = offset;
                 progress.searched = settled;
             }),
+            Step::Gathered { result } => result.map(|gathered| progress.gathered = Some(gathered)),
             Step::Published { result } => {
                 self.is_publishing = false;
                 result
@@ -234,9 +249,13 @@ impl Worker {
     }
 }
 
-/// Whether nothing of the job will be settled any more.
+/// Whether nothing of the job will be settled any more. A fine-tune goes out once more on its way to its end, so that it
+/// ends at the provider, too.
 const fn has_ended(state: &JobState) -> bool {
     match state.status {
+        JobStatus::Cancelling | JobStatus::Expiring if state.may_send() => {
+            state.leased == 0 && state.counts.open() == 0
+        }
         JobStatus::Cancelling | JobStatus::Expiring => state.leased == 0,
         JobStatus::Held { .. }
         | JobStatus::Completed
@@ -279,9 +298,11 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::{Job, Kind, PauseReason, QueueName, Record, RequestId};
-    use crate::output::fake::{ACCEPTED, FakeStore, answer, job, record};
-    use crate::output::{Download, DownloadFailed, Output, Settings, Summary};
+    use crate::domain::{
+        FineTune, Job, Kind, PauseReason, QueueName, Record, RecordError, RequestId, TuningApi, TuningData,
+    };
+    use crate::output::fake::{ACCEPTED, FakeStore, Shelf, answer, job, record};
+    use crate::output::{Artefacts, Download, DownloadFailed, Output, Settings, Summary};
     use crate::store::Store;
 
     /// Has an image at every url.
@@ -296,12 +317,21 @@ mod tests {
 
     /// Runs the worker over `store` while `script` runs, which gets the path of the job's results.
     async fn with_worker<F: Future<Output = ()>>(store: &Arc<FakeStore>, script: impl FnOnce(PathBuf) -> F) {
+        with_provider(store, Arc::new(Shelf::default()), script).await;
+    }
+
+    async fn with_provider<F: Future<Output = ()>>(
+        store: &Arc<FakeStore>,
+        shelf: Arc<Shelf>,
+        script: impl FnOnce(PathBuf) -> F,
+    ) {
         let root = tempfile::tempdir().unwrap();
         let results = root.path();
         let output = Output::new(
             Settings::new(results.to_owned()),
             Arc::clone(store) as Arc<dyn Store>,
             BTreeMap::from([("openai".to_owned(), Arc::new(Gifs) as Arc<dyn Download>)]),
+            BTreeMap::from([("openai".to_owned(), shelf as Arc<dyn Artefacts>)]),
             Clock::simulated(ACCEPTED),
         );
         let stop = CancellationToken::new();
@@ -507,6 +537,82 @@ mod tests {
             store.job_becomes(other, JobStatus::Completed).await;
             assert_eq!(store.state().status, JobStatus::Finalizing);
             assert!(folder.with_file_name("other").join("summary.json").exists());
+        })
+        .await;
+    }
+
+    fn fine_tune() -> FakeStore {
+        let plan = FineTune {
+            custom_id: "support".to_owned(),
+            api: TuningApi::Jobs,
+            training: TuningData::Uploaded { id: "file-t".to_owned() },
+            validation: None,
+            body: serde_json::Map::new(),
+            delete_uploads: false,
+        };
+        FakeStore::new(job(1)).with_plan(&plan)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fine_tune_is_published_with_its_events_its_files_and_its_model() {
+        let store = Arc::new(fine_tune());
+        let files = BTreeMap::from([("file-1", ("metrics.csv", b"step\n".to_vec()))]);
+        let shelf = Shelf { events: Some(vec!["{}"]), files, ..Shelf::default() };
+        with_provider(&store, Arc::new(shelf), async |folder| {
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            store.append(&record(
+                0,
+                200,
+                r#"{"id":"ftjob-1","status":"succeeded","fine_tuned_model":"ft:m","result_files":["file-1"],
+                    "usage":{"prompt_tokens":7}}"#,
+            ));
+            store.becomes(JobStatus::Completed).await;
+            let summary = summary(&folder);
+            assert_eq!(summary.tuning.fine_tuned_model.as_deref(), Some("ft:m"));
+            assert_eq!((summary.counts.completed, summary.tokens.total, summary.cost_usd), (1, 0, None));
+            assert_eq!(summary.files, ["output.jsonl", "events.jsonl", "metrics.csv"]);
+            assert_eq!(fs::read(folder.join("metrics.csv")).unwrap(), b"step\n");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_fine_tune_has_ended_once_it_is_cancelled_at_the_provider() {
+        for (status, end) in
+            [(JobStatus::Cancelling, JobStatus::Cancelled), (JobStatus::Expiring, JobStatus::Expired)]
+        {
+            let store = Arc::new(fine_tune());
+            store.change(|state| state.status = status);
+            with_worker(&store, async |folder| {
+                tokio::time::sleep(Duration::from_mins(5)).await;
+                assert!(!folder.join("summary.json").exists());
+                let error = RecordError { code: "cancelled".to_owned(), message: "it was".to_owned() };
+                let object = record(0, 200, r#"{"id":"ftjob-1","status":"cancelled"}"#);
+                store.append(&Record { error: Some(error), ..object });
+                store.becomes(end.clone()).await;
+                let summary = summary(&folder);
+                assert_eq!((summary.counts.failed, summary.tuning.reason.as_deref()), (1, Some("it was")));
+                let errors = fs::read_to_string(folder.join("errors.jsonl")).unwrap();
+                assert!(errors.contains(r#""status_code":200"#) && errors.contains(r#""code":"cancelled""#));
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_download_of_a_fine_tune_keeps_no_other_job_from_its_end() {
+        let other = JobId::from_bytes([2; 16]);
+        let store = Arc::new(fine_tune());
+        store.add(Job { id: other, name: "other".parse().unwrap(), ..job(1) });
+        let shelf = Shelf { is_slow: true, events: Some(vec!["{}"]), ..Shelf::default() };
+        with_provider(&store, Arc::new(shelf), async |folder| {
+            store.append(&record(0, 200, r#"{"id":"ftjob-1","status":"succeeded"}"#));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            store.append(&Record { request: RequestId { job: other, index: 0 }, ..answer(0, "a") });
+            store.job_becomes(other, JobStatus::Completed).await;
+            assert_eq!(store.state().status, JobStatus::InProgress);
+            assert!(!folder.join("summary.json").exists());
+            store.becomes(JobStatus::Completed).await;
         })
         .await;
     }

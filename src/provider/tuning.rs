@@ -112,6 +112,18 @@ impl TuningStatus {
 }
 
 impl RemoteTuning {
+    /// Reads an object that was kept; none if it is no fine-tune.
+    pub fn from_json(text: &str) -> Option<Self> {
+        Self::read(text)
+    }
+
+    /// The events that the object holds, as legacy ones do, oldest first, each on one line.
+    pub fn events(&self) -> Vec<Box<RawValue>> {
+        let members = Members::of(self.raw.get()).unwrap_or_default();
+        let events = members.get("events").and_then(|text| serde_json::from_str::<Vec<&RawValue>>(text).ok());
+        events.unwrap_or_default().into_iter().map(ToOwned::to_owned).collect()
+    }
+
     /// The value of `key` in its metadata.
     pub fn metadata(&self, key: &str) -> Option<String> {
         Members::of(self.raw.get())?.object("metadata")?.string(key).map(std::borrow::Cow::into_owned)

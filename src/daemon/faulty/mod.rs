@@ -148,7 +148,8 @@ async fn live_on(root: &Path, engine: &Arc<Engine>) -> End {
         Seed::fixed(3),
     );
     let output_settings = output::Settings::new(root.join("results"));
-    let output = Output::new(output_settings, Arc::clone(&store) as _, BTreeMap::new(), clock);
+    let output =
+        Output::new(output_settings, Arc::clone(&store) as _, BTreeMap::new(), BTreeMap::new(), clock);
     let (first, second, third, cut) = (stop.clone(), stop.clone(), rest.clone(), hurry.clone());
     workers.spawn(async move { intake.run(first).await.map_err(|error| error.to_string()) });
     workers.spawn(async move { fleet.run(second, cut).await.map_err(|error| error.to_string()) });

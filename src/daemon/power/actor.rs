@@ -1,5 +1,6 @@
 //! What users, dispatch and servers do, by chance.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -87,8 +88,8 @@ impl<'w> Actor<'w> {
         let handle = intake.handle();
         let mut settings = output::Settings::new(self.root.join("results"));
         (settings.look_every, settings.retry_every) = (Duration::from_millis(5), Duration::from_millis(5));
-        let output =
-            Output::new(settings, Arc::clone(&store) as _, std::collections::BTreeMap::new(), Clock::System);
+        let (none, nothing) = (BTreeMap::new(), BTreeMap::new());
+        let output = Output::new(settings, Arc::clone(&store) as _, none, nothing, Clock::System);
         let (first, second) = (stop.clone(), stop.clone());
         tasks.spawn(async move { intake.run(first).await.map_err(|error| error.to_string()) });
         tasks.spawn(async move { output.run(second).await.map_err(|error| error.to_string()) });
