@@ -42,6 +42,7 @@ pub(super) fn print(job: &JobReport, config: &Config, printer: &mut Printer<'_>)
         ("id", Some(job.id.to_string())),
         ("kind", Some(job.kind.clone())),
         ("status", Some(status(job))),
+        ("remote", job.remote.clone()),
         ("message", job.message.clone()),
         ("requests", Some(requests)),
         ("queues", Some(queues)),

@@ -2,8 +2,8 @@
 //!
 //! What is published never changes, and what succeeded is never asked for again. So the failed requests are
 //! dropped into the jobs folder, as a folder that holds a `job.toml` with the job's own settings and the
-//! requests as batch lines. Intake takes it in like any other: the name is the job's, and so its results
-//! lie in `results/<name>-2`.
+//! requests as batch lines; of a fine-tune, its own spec and the data that were checked. Intake takes it in like any
+//! other: the name is the job's, and so its results lie in `results/<name>-2`.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -16,9 +16,9 @@ use serde_json::value::RawValue;
 use crate::disk::{self, Act, File, carry_out};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
-use crate::domain::{Endpoint, Job, JobId, JobState, RequestId};
+use crate::domain::{Endpoint, FineTune, Job, JobId, JobState, Kind, RequestId, TuningData};
 use crate::spec;
-use crate::store::folder::{AGAIN as REQUESTS, ORIGIN, create_private, failed, sync_dir};
+use crate::store::folder::{AGAIN as REQUESTS, JobFolder, ORIGIN, create_private, failed, sync_dir};
 use crate::store::{Error, Result, Store};
 
 /// The folder's name while it is written: this, the job's id, and the ending of what is not whole.
@@ -58,19 +58,15 @@ pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path
         disk::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
     }
     disk::make_shared_dir(&hidden).map_err(failed("create folder", &hidden))?;
-    let answered = answered(store, job)?;
-    let requests = hidden.join(REQUESTS);
-    let mut file = BufWriter::new(create_private(&requests)?);
-    for index in (0..job.total).filter(|index| !contains(&answered, *index)) {
-        let line = store.line(RequestId { job: job.id, index }).await?;
-        let Ok(request) = spec::parse_line(job, &line.bytes, line.number) else { continue };
-        write_line(&mut file, &request.custom_id, request.endpoint, &request.body)
-            .map_err(failed("write", &requests))?;
-    }
-    sync(file).map_err(failed("write", &requests))?;
+    let text = if job.kind == Kind::FineTune {
+        write_data(store, job, &hidden).await?
+    } else {
+        write_requests(store, job, &hidden.join(REQUESTS)).await?;
+        settings(job)
+    };
     let spec = hidden.join("job.toml");
     let mut file = BufWriter::new(create_private(&spec)?);
-    file.write_all(settings(job).as_bytes()).and_then(|()| sync(file)).map_err(failed("write", &spec))?;
+    file.write_all(text.as_bytes()).and_then(|()| sync(file)).map_err(failed("write", &spec))?;
     let origin = hidden.join(ORIGIN);
     let mut file = create_private(&origin)?;
     write!(file, "{}", job.id).and_then(|()| file.sync_all()).map_err(failed("write", &origin))?;
@@ -131,6 +127,49 @@ pub(super) fn remove_leftovers(jobs: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn write_requests(store: &dyn Store, job: &Job, path: &Path) -> Result<()> {
+    let answered = answered(store, job)?;
+    let mut file = BufWriter::new(create_private(path)?);
+    for index in (0..job.total).filter(|index| !contains(&answered, *index)) {
+        let line = store.line(RequestId { job: job.id, index }).await?;
+        let Ok(request) = spec::parse_line(job, &line.bytes, line.number) else { continue };
+        write_line(&mut file, &request.custom_id, request.endpoint, &request.body)
+            .map_err(failed("write", path))?;
+    }
+    sync(file).map_err(failed("write", path))
+}
+
+/// Copies the data of a fine-tune. Returns its spec, as it was accepted, over the copies.
+async fn write_data(store: &dyn Store, job: &Job, to: &Path) -> Result<String> {
+    let from = JobFolder::at(store.folder(job.id).ok_or(Error::NoSuchJob(job.id))?);
+    let spec = from.spec().join("job.toml");
+    let damaged = |what: String| Error::Damaged { path: spec.clone(), what };
+    let text = fs::read_to_string(&spec).map_err(failed("read", &spec))?;
+    let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| damaged(error.to_string()))?;
+    table.insert("name".to_owned(), job.name.as_str().into());
+    // It is asked again now, once.
+    table.remove("schedule");
+    let line = store.line(RequestId { job: job.id, index: 0 }).await?;
+    let plan: FineTune = serde_json::from_slice(&line.bytes).map_err(|error| damaged(error.to_string()))?;
+    let keys = table.get_mut("fine_tune").and_then(toml::Value::as_table_mut);
+    let keys = keys.ok_or_else(|| damaged("it lacks `[fine_tune]`".to_owned()))?;
+    for (key, data) in
+        [("training_file", Some(&plan.training)), ("validation_file", plan.validation.as_ref())]
+    {
+        let Some(TuningData::Local { file, stem, .. }) = data else { continue };
+        // Both may have been called the same, in two folders.
+        let name = format!("{key}/{stem}.jsonl");
+        let (source, target) = (from.path().join(file), to.join(&name));
+        disk::make_shared_dir(&to.join(key)).map_err(failed("create folder", &target))?;
+        let mut copy = create_private(&target)?;
+        let mut data = fs::File::open(&source).map_err(failed("read", &source))?;
+        io::copy(&mut data, &mut copy).and_then(|_| copy.sync_all()).map_err(failed("write", &target))?;
+        sync_dir(&to.join(key))?;
+        keys.insert(key.to_owned(), name.into());
+    }
+    Ok(table.to_string())
 }
 
 /// The requests that have an answer, a bit each.
@@ -235,7 +274,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::control::{self, Board, Control};
     use crate::domain::job::RetryOverride;
-    use crate::domain::{JobSettings, JobStatus, OnUncertain, Order};
+    use crate::domain::{JobSettings, JobStatus, OnUncertain, Order, TuningApi};
     use crate::store::Input;
     use crate::store::conformance::{self, NOW, answer, failure, lease, queue};
     use crate::store::embedded::EmbeddedStore;
@@ -293,6 +332,51 @@ mod tests {
         assert_eq!((checked.name, checked.total), (job.name, 2));
         assert_eq!(checked.settings, job.settings);
         assert_eq!(checked.queues, [queue("m")]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn fine_tune_is_asked_again_with_the_data_that_were_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, jobs) = (dir.path().join("state"), dir.path().join("jobs"));
+        fs::create_dir(&jobs).unwrap();
+        let store = EmbeddedStore::open(&state).unwrap();
+        let local =
+            |file: &str| TuningData::Local { file: file.to_owned(), stem: "all".to_owned(), bytes: 3 };
+        let plan = FineTune {
+            custom_id: "a".to_owned(),
+            api: TuningApi::Jobs,
+            training: local("training.jsonl"),
+            validation: Some(local("validation.jsonl")),
+            body: serde_json::Map::new(),
+            delete_uploads: false,
+        };
+        let job = Job { kind: Kind::FineTune, ..conformance::job(1, 9, &["m"], 1) };
+        let line = Bytes::from(serde_json::to_vec(&plan).unwrap());
+        store.put_job(job.clone(), Input::Inline(vec![(0, line)])).await.unwrap();
+        let folder = JobFolder::at(store.folder(job.id).unwrap());
+        fs::create_dir_all(folder.spec()).unwrap();
+        let spec = "kind = \"fine_tune\"\nmodel = \"m\"\n[fine_tune]\ntraining_file = \"../t/all.jsonl\"\nsuffix = \"s\"\n\
+                    validation_file = \"v/all.jsonl\"\n[schedule]\ncron = \"0 2 * * *\"\n";
+        fs::write(folder.spec().join("job.toml"), spec).unwrap();
+        fs::write(folder.path().join("training.jsonl"), "one").unwrap();
+        fs::write(folder.path().join("validation.jsonl"), "two").unwrap();
+        for status in [JobStatus::Cancelling, JobStatus::Cancelled] {
+            store.set_status(job.id, status, NOW).await.unwrap();
+        }
+        let state = store.job(job.id).await.unwrap();
+        drop_failed(&store, &state, &jobs).await.unwrap();
+
+        let again = jobs.join("job-1-again");
+        let spec: toml::Table = fs::read_to_string(again.join("job.toml")).unwrap().parse().unwrap();
+        let expected: toml::Table =
+            "kind = \"fine_tune\"\nname = \"job-1\"\nmodel = \"m\"\n[fine_tune]\nsuffix = \"s\"\n\
+             training_file = \"training_file/all.jsonl\"\nvalidation_file = \"validation_file/all.jsonl\"\n"
+                .parse()
+                .unwrap();
+        assert_eq!(spec, expected);
+        assert_eq!(fs::read_to_string(again.join("training_file/all.jsonl")).unwrap(), "one");
+        assert_eq!(fs::read_to_string(again.join("validation_file/all.jsonl")).unwrap(), "two");
+        assert!(!again.join(REQUESTS).exists());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

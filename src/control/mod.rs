@@ -16,7 +16,11 @@ use tokio::runtime::Handle;
 use self::again::Dropped;
 use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
-use crate::domain::{Counts, JobId, JobState, JobStatus, PauseReason, QueueName, Timestamp, TunedModel};
+use crate::domain::tuning::{Progress, Thing};
+use crate::domain::{
+    Counts, FineTune, JobId, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId, Timestamp,
+    TunedModel,
+};
 use crate::store::{self, Store};
 
 /// The status of a job that waits for the models of fine-tunes.
@@ -90,6 +94,9 @@ pub struct JobReport {
     /// Of a paused, held or failed job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What the provider calls a fine-tune. Only one job by itself shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
     /// More words about `reason`, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -164,7 +171,16 @@ impl Control {
     /// One job, by its name or id.
     pub async fn show(&self, job: &str) -> Result<JobReport, Error> {
         let state = self.find(job).await?;
-        Ok(self.report(&state))
+        let remote = if state.job.kind == Kind::FineTune { self.remote(state.job.id).await } else { None };
+        Ok(JobReport { remote, ..self.report(&state) })
+    }
+
+    /// The id of a fine-tune at its provider, as far as it is known. What can't be read is told elsewhere.
+    async fn remote(&self, job: JobId) -> Option<String> {
+        let request = RequestId { job, index: 0 };
+        let plan: FineTune = serde_json::from_slice(&self.store.line(request).await.ok()?.bytes).ok()?;
+        let progress = Progress::read(&self.store.memo(request).await.ok()??, &plan)?;
+        progress.id_of(Thing::Job).map(str::to_owned)
     }
 
     /// Nothing more is sent; what is in flight may finish; the rest ends as `cancelled`.
@@ -323,6 +339,7 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
         kind: job.kind.to_string(),
         status: status.to_owned(),
         reason,
+        remote: None,
         message,
         counts: state.counts,
         leased: state.leased,
@@ -343,7 +360,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::clock;
     use crate::clock::Seed;
-    use crate::domain::{Job, JobSettings, Kind, LineEntry, RequestId, Settlement};
+    use crate::domain::{Job, JobSettings, LineEntry, Settlement, TuningApi, TuningData};
     use crate::store::conformance::answer;
     use crate::store::memory::MemoryStore;
     use crate::store::{Input, Journal, Lease, Leased, Line, QueueDepth, Result};
@@ -588,6 +605,33 @@ pub(crate) mod tests {
         assert_eq!(control.retry("chat").await.unwrap().status, "in_progress");
         done(jobs.set_status(job, WAITS, Timestamp::default()));
         assert_eq!(control.cancel("chat").await.unwrap().status, "cancelling");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fine_tune_shows_what_it_is_called_at_the_provider() {
+        let jobs = Arc::new(Jobs::default());
+        let plan = FineTune {
+            custom_id: "a".to_owned(),
+            api: TuningApi::Jobs,
+            training: TuningData::Uploaded { id: "file-1".to_owned() },
+            validation: None,
+            body: serde_json::Map::new(),
+            delete_uploads: false,
+        };
+        let chat = jobs.add("chat", JobStatus::InProgress);
+        let now = Timestamp::from_millis(1_000);
+        let id = clock::job_id(now, &mut Seed::fixed(9).derive("ids"));
+        let job =
+            Job { id, name: "support".parse().unwrap(), kind: Kind::FineTune, ..done(jobs.job(chat)).job };
+        let line = Bytes::from(serde_json::to_vec(&plan).unwrap());
+        done(jobs.put_job(Job { total: 1, ..job }, Input::Inline(vec![(0, line)])));
+        let control = control(&jobs);
+        assert_eq!(control.show("support").await.unwrap().remote, None);
+        let mut progress = Progress::new(&plan);
+        progress.made(Thing::Job, "ftjob-1".to_owned());
+        done(jobs.write_memo(RequestId { job: id, index: 0 }, progress.to_memo().into()));
+        assert_eq!(control.show("support").await.unwrap().remote.as_deref(), Some("ftjob-1"));
+        assert_eq!(control.show("chat").await.unwrap().remote, None);
     }
 
     #[tokio::test(start_paused = true)]

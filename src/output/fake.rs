@@ -195,6 +195,10 @@ impl FakeStore {
         Self { line, ..self }
     }
 
+    pub(super) fn with_memo(self, memo: String) -> Self {
+        Self { memo: Some(memo.into()), ..self }
+    }
+
     pub(super) fn append(&self, record: &Record) {
         self.append_to(record.request.job, &record.to_journal_line(1));
     }

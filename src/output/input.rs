@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::journal::Reader;
+use crate::domain::tuning::Progress;
 use crate::domain::{Endpoint, FineTune, Job, Kind, QueueName, Request, RequestId};
 use crate::spec;
 use crate::store::Store;
@@ -79,6 +80,12 @@ impl Input {
     pub(super) fn plan(&self) -> Result<Option<FineTune>, Error> {
         let line = self.runtime.block_on(self.store.line(self.id(0))).map_err(Error::Store)?;
         Ok(serde_json::from_slice(&line.bytes).ok())
+    }
+
+    /// How far that came at the provider; none if nothing is known.
+    pub(super) fn progress(&self, plan: &FineTune) -> Result<Option<Progress>, Error> {
+        let memo = self.runtime.block_on(self.store.memo(self.id(0))).map_err(Error::Store)?;
+        Ok(memo.and_then(|memo| Progress::read(&memo, plan)))
     }
 
     fn request(&self, index: u32) -> Result<(Option<Request>, u32), Error> {

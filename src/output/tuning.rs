@@ -10,7 +10,8 @@
 //!
 //! It is gathered once the fine-tune has ended, and before that is published. The files are all the state there is: what
 //! is there is whole and not fetched again, what can't be had is named in the summary and keeps nothing from its
-//! end. Then, if the spec says so, what batchd uploaded is deleted: the record is durable and nobody needs it any more.
+//! end. Then, if the spec says so, what batchd uploaded is deleted: the record is durable, and nothing at the provider
+//! needs it any more. Where that is not certain, it stays there and the summary names it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,6 +31,7 @@ use super::input::Input;
 use super::summary::TuningSummary;
 use super::target::Target;
 use super::{Error, blocking};
+use crate::domain::tuning::{Creation, Thing};
 use crate::domain::{FineTune, RecordError, TuningApi};
 use crate::fault;
 use crate::provider::RemoteTuning;
@@ -70,8 +72,10 @@ struct Ended {
     /// Why it is none.
     reason: Option<String>,
     plan: Option<FineTune>,
-    /// Ids of files at the provider that can be deleted.
+    /// What batchd uploaded and the spec wants deleted: ids.
     uploads: Vec<String>,
+    /// It may be at work at the provider, all the same.
+    may_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -113,7 +117,9 @@ impl Gatherer {
             self.fetch_events(remote, api, &mut gathered).await?;
             self.fetch_files(&remote.result_files, &mut gathered).await?;
         }
-        if ended.plan.is_some_and(|plan| plan.delete_uploads) {
+        if ended.may_run {
+            gathered.summary.kept_uploads = ended.uploads;
+        } else if !ended.uploads.is_empty() {
             self.delete(ended.uploads, &mut gathered.summary).await;
         }
         Ok(gathered)
@@ -253,6 +259,15 @@ impl Ended {
             }
             Ok(false)
         })?;
+        if let Some(plan) = ended.plan.clone().filter(|plan| plan.delete_uploads)
+            && let Some(progress) = input.progress(&plan)?
+        {
+            ended.uploads = progress.uploads(&plan).map(str::to_owned).collect();
+            ended.may_run = match &ended.remote {
+                Some(remote) => !remote.status.is_final(),
+                None => *progress.of(Thing::Job) != Creation::Unsent,
+            };
+        }
         Ok(ended)
     }
 
@@ -565,6 +580,66 @@ mod tests {
         }
         assert!(refused > 3, "{refused}");
         assert_eq!(world.files()["b.csv"].as_bytes(), CSV);
+    }
+
+    /// What a fine-tune left of which two files were uploaded, and as which job it is known.
+    fn uploaded(job_memo: &serde_json::Value, record: Option<&Record>) -> FakeStore {
+        let local =
+            |stem: &str| TuningData::Local { file: format!("{stem}.jsonl"), stem: stem.to_owned(), bytes: 1 };
+        let plan = FineTune {
+            training: local("training"),
+            validation: Some(local("validation")),
+            delete_uploads: true,
+            ..plan(TuningApi::Jobs)
+        };
+        let there = |id: &str| json!({"state": "there", "id": id});
+        let memo = json!({"training": there("file-t"), "validation": there("file-v"), "job": job_memo});
+        let store = FakeStore::new(job(1)).with_plan(&plan).with_memo(memo.to_string());
+        if let Some(record) = record {
+            store.append(record);
+        }
+        store
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_uploaded_is_deleted_once_everything_else_is_there() {
+        let object = succeeded(&json!(["file-1"]));
+        let ended = record(0, 200, &object.to_string());
+        let there = json!({"state": "there", "id": "ftjob-1"});
+        let shelf = shelf(&[("file-1", "a.csv", CSV), ("file-t", "", b""), ("file-v", "", b"")]);
+        let world = World::new(uploaded(&there, Some(&ended)), shelf);
+        assert_eq!(world.gather().await.unwrap().summary.kept_uploads, [""; 0]);
+        let calls = world.calls();
+        assert_eq!(calls[calls.len() - 2..], ["delete file-t", "delete file-v"]);
+        assert_eq!(calls[calls.len() - 3], "content file-1");
+
+        // Not there any more: as good as deleted. Refused: named.
+        let world = World::new(uploaded(&there, Some(&ended)), Shelf::default());
+        assert_eq!(world.gather().await.unwrap().summary.kept_uploads, [""; 0]);
+        let shelf = Shelf { refuses_to_delete: true, ..Shelf::default() };
+        let world = World::new(uploaded(&there, Some(&ended)), shelf);
+        assert_eq!(world.gather().await.unwrap().summary.kept_uploads, ["file-t", "file-v"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_deleted_that_a_fine_tune_at_the_provider_may_need() {
+        let there = json!({"state": "there", "id": "ftjob-1"});
+        let unsent = json!({"state": "unsent"});
+        let sent = json!({"state": "sent", "at": 1});
+        let running = record(0, 200, r#"{"id":"ftjob-1","status":"running"}"#);
+        let given_up = Record { error: unanswered(0, "cancelled").error, ..running };
+        for (job, record, deletes) in [
+            (&unsent, Some(refusal(0)), true),
+            (&unsent, None, true),
+            (&sent, Some(refusal(0)), false),
+            (&there, Some(unanswered(0, "timeout")), false),
+            (&there, Some(given_up), false),
+        ] {
+            let world = World::new(uploaded(job, record.as_ref()), Shelf::default());
+            let kept = world.gather().await.unwrap().summary.kept_uploads;
+            let deleted = world.calls().iter().filter(|call| call.starts_with("delete")).count();
+            assert_eq!((kept.len(), deleted), if deletes { (0, 2) } else { (2, 0) }, "{job}");
+        }
     }
 
     #[test]
