@@ -7,7 +7,7 @@
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
 /// Every point there is; a unit test compares it with the sources.
-pub const POINTS: [&str; 46] = [
+pub const POINTS: [&str; 56] = [
     // A spec on its way from the jobs folder to a job.
     "intake-noted",
     "intake-claimed",
@@ -48,6 +48,17 @@ pub const POINTS: [&str; 46] = [
     "dispatch-calling",
     "dispatch-answered",
     "dispatch-settled",
+    // A fine-tune, step by step.
+    "tuning-beginning",
+    "tuning-creating",
+    "tuning-created",
+    "tuning-noted",
+    "tuning-looked",
+    "tuning-awaited",
+    "tuning-polled",
+    "tuning-cancelling",
+    "tuning-cancelled",
+    "tuning-settled",
     // Results.
     "output-linked",
     "output-prepared",

@@ -14,6 +14,7 @@ use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
 use crate::dispatch::gate::{Gate, Inside};
+use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
@@ -34,13 +35,15 @@ pub(super) struct Parts {
     pub(super) endings: Arc<Endings>,
     /// Whether the model has answered since the start.
     pub(super) has_answered: AtomicBool,
+    /// What is remembered of the fine-tunes that run at the provider.
+    pub(super) watches: Watches,
 }
 
-/// A request whose turn has come.
+/// A request, or a fine-tune, whose turn has come.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct Prepared<W> {
     pub(super) lease: Lease,
-    pub(super) request: Request,
+    pub(super) work: W,
     pub(super) policy: RetryPolicy,
     pub(super) estimate: Estimate,
     /// Uniform in `0.0..1.0`: spreads its retries.
@@ -56,12 +59,16 @@ pub(super) struct Ended {
     /// What it was counted as, and what it used.
     pub(super) estimate: Estimate,
     pub(super) usage: Option<Usage>,
+    /// How often it asked the server.
+    pub(super) exchanges: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EndedKind {
     /// The server took the request and judged it, whatever the verdict.
     Served,
+    /// The server answered, and is to be asked again later.
+    Waiting,
     /// The server asked to come later.
     Throttled { retry_after: Option<Duration> },
     /// A transient failure.
@@ -71,14 +78,14 @@ pub(super) enum EndedKind {
 }
 
 /// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
-pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> {
-    let Prepared { lease, request, policy, estimate, dice, inside } = prepared;
+pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Result<Ended> {
+    let Prepared { lease, work: request, policy, estimate, dice, inside } = prepared;
     match parts.store.begin(&lease) {
         Ok(()) => {}
         // There may be no room for its answer: it waits in the store, which leases nothing until there is.
         Err(error) if error.is_full() => {
             parts.store.settle(lease, Settlement::Release).await?;
-            return Ok(Ended { kind: EndedKind::Blocked, estimate, usage: None });
+            return Ok(Ended { kind: EndedKind::Blocked, estimate, usage: None, exchanges: 0 });
         }
         Err(error) => return Err(error.into()),
     }
@@ -94,7 +101,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> 
             tracing::warn!(request = %lease.request, "given up in flight: its job ends, and the grace is over");
             // The job records it at its end, with all the others that were not answered.
             parts.store.settle(lease, Settlement::Release).await?;
-            return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None });
+            return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
         }
     };
     fault::point("dispatch-answered");
@@ -106,7 +113,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> 
         let error = Some(RecordError { code: "internal_error".to_owned(), message });
         let record = Record { request: request_id, custom_id: request.custom_id, response: None, error };
         parts.store.settle(lease, Settlement::Discard(record)).await?;
-        return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None });
+        return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
     };
     let kind = parts.notice(&outcome, &inside, now);
     log(&lease, &request, &outcome);
@@ -120,12 +127,12 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared) -> Result<Ended> 
     parts.store.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
     drop(inside);
-    Ok(Ended { kind, estimate, usage })
+    Ok(Ended { kind, estimate, usage, exchanges: 1 })
 }
 
 impl Parts {
     /// Opens and closes gates by what was seen.
-    fn notice(&self, outcome: &Outcome, inside: &[Inside; 2], now: Timestamp) -> EndedKind {
+    pub(super) fn notice(&self, outcome: &Outcome, inside: &[Inside; 2], now: Timestamp) -> EndedKind {
         match outcome {
             Outcome::Answered(_) => {
                 self.has_answered.store(true, Ordering::Relaxed);

@@ -103,8 +103,12 @@ impl Limits {
         if let (Some(bucket), Some(usage)) = (&mut self.tokens, ended.usage) {
             bucket.correct(ended.estimate.total(), ended.estimate.corrected(usage));
         }
+        if let Some(bucket) = &mut self.requests {
+            // One was counted when it was sent.
+            bucket.spend(u64::from(ended.exchanges.saturating_sub(1)), now);
+        }
         match ended.kind {
-            EndedKind::Served => {
+            EndedKind::Served | EndedKind::Waiting => {
                 self.throttled_in_a_row = 0;
                 self.allowed = (self.allowed * 2).min(self.slots);
             }
@@ -133,7 +137,7 @@ mod tests {
     use crate::provider::Usage;
 
     fn ended(kind: EndedKind) -> Ended {
-        Ended { kind, estimate: Estimate::default(), usage: None }
+        Ended { kind, estimate: Estimate::default(), usage: None, exchanges: 1 }
     }
 
     #[tokio::test(start_paused = true)]
@@ -169,7 +173,7 @@ mod tests {
         limits.spend(estimate.total(), now);
         assert!(limits.ready_at(1, now) > now + Duration::from_secs(9));
         let usage = Some(Usage { input_tokens: 5, output_tokens: 0 });
-        limits.on_ended(&Ended { kind: EndedKind::Served, estimate, usage }, now);
+        limits.on_ended(&Ended { kind: EndedKind::Served, estimate, usage, exchanges: 1 }, now);
         assert!(limits.ready_at(1, now) <= now + Duration::from_secs(1));
     }
 }

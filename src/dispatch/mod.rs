@@ -11,7 +11,10 @@ mod estimate;
 mod failure;
 mod gate;
 mod limits;
+mod prepare;
 mod queue;
+mod tuned;
+mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,10 +30,11 @@ use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
 use self::queue::{Dispatcher, Stop};
+use self::tuning::Watches;
 use crate::clock::{Clock, Seed};
 use crate::config;
 use crate::control::{Board, QueuePause};
-use crate::domain::{PauseReason, QueueName, RetryPolicy};
+use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName, RetryPolicy};
 use crate::provider::Provider;
 use crate::store::Store;
 
@@ -70,14 +74,27 @@ pub struct Fleet {
     queues: BTreeSet<QueueName>,
     /// Queues whose provider is not configured, so that each is told of once.
     orphans: BTreeMap<QueueName, QueuePause>,
+    /// Fine-tunes on their way to an end that were made due for it.
+    hurried: BTreeSet<JobId>,
 }
 
 impl Fleet {
     pub fn new(settings: Settings, store: Arc<dyn Store>, board: Board, clock: Clock, seed: Seed) -> Self {
         let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
         let gates = settings.providers.iter().map(gate).collect();
-        let (running, queues, orphans) = (JoinSet::new(), BTreeSet::new(), BTreeMap::new());
-        Self { settings, store, board, clock, seed, gates, endings: Arc::default(), running, queues, orphans }
+        Self {
+            settings,
+            store,
+            board,
+            clock,
+            seed,
+            gates,
+            endings: Arc::default(),
+            running: JoinSet::new(),
+            queues: BTreeSet::new(),
+            orphans: BTreeMap::new(),
+            hurried: BTreeSet::new(),
+        }
     }
 
     /// Runs until `stop` and then until what is in flight has ended, also after an error.
@@ -119,8 +136,30 @@ impl Fleet {
     async fn look(&mut self, stop: &Stop) -> Result<Instant> {
         self.start_missing(stop).await?;
         let jobs = self.store.jobs().await?;
+        self.hurry_ends(&jobs).await?;
         let now = Instant::now();
         Ok(self.endings.look(&jobs, self.settings.grace, now).unwrap_or(now + LOOK))
+    }
+
+    /// What runs at a provider is ended there at once, and not when its next poll is due.
+    async fn hurry_ends(&mut self, jobs: &[JobState]) -> Result<()> {
+        let ends = |state: &&JobState| matches!(state.status, JobStatus::Cancelling | JobStatus::Expiring);
+        let ending = jobs.iter().filter(ends).filter(|state| state.may_send());
+        let before = std::mem::take(&mut self.hurried);
+        for state in ending {
+            let id = state.job.id;
+            if before.contains(&id) {
+                self.hurried.insert(id);
+            } else if state.waiting > 0 {
+                match self.store.retry_now(id).await {
+                    Ok(()) => self.hurried.insert(id),
+                    // The next look tries again; at the latest it polls when its time has come.
+                    Err(error) if error.is_full() => false,
+                    Err(error) => return Err(error.into()),
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Starts a dispatcher for every queue that has work and none.
@@ -129,7 +168,7 @@ impl Fleet {
             if self.queues.contains(&depth.queue) {
                 continue;
             }
-            match self.dispatcher(&depth.queue) {
+            match self.dispatcher(&depth.queue).await? {
                 Some(dispatcher) => {
                     let (queue, stop) = (depth.queue.clone(), stop.clone());
                     self.queues.insert(depth.queue);
@@ -141,20 +180,24 @@ impl Fleet {
         Ok(())
     }
 
-    fn dispatcher(&self, queue: &QueueName) -> Option<Dispatcher> {
-        let settings = self.settings.providers.iter().find(|p| p.config.name == queue.provider())?;
+    async fn dispatcher(&self, queue: &QueueName) -> Result<Option<Dispatcher>> {
+        let settings = self.settings.providers.iter().find(|p| p.config.name == queue.provider());
+        let (Some(settings), Some(gate)) = (settings, self.gates.get(queue.provider())) else {
+            return Ok(None);
+        };
+        let limits = settings.config.limits_of(&tuned::limits_name(&*self.store, queue).await?);
         let parts = Parts {
             store: Arc::clone(&self.store),
             provider: settings.provider.clone(),
             clock: self.clock.clone(),
-            provider_gate: Arc::clone(self.gates.get(queue.provider())?),
+            provider_gate: Arc::clone(gate),
             model_gate: Gate::new(usize::MAX),
             endings: Arc::clone(&self.endings),
             has_answered: AtomicBool::new(false),
+            watches: Watches::default(),
         };
-        let limits = settings.config.limits_of(queue);
         let extras = (self.board.clone(), self.seed.derive(&format!("dispatch/{queue}")));
-        Some(Dispatcher::new(queue.clone(), Arc::new(parts), &limits, self.settings.retry, extras))
+        Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), &limits, self.settings.retry, extras)))
     }
 
     /// Its job was accepted under another configuration: it waits until the provider is back.

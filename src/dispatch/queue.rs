@@ -20,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::control::Board;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
-use crate::dispatch::estimate::{self, Estimate};
 use crate::dispatch::failure::{Error, Result, guarded};
 use crate::dispatch::gate::{Inside, Refused};
 use crate::dispatch::limits::Limits;
-use crate::domain::{JobId, JobState, QueueName, Record, RecordError, RetryPolicy, Settlement, Timestamp};
+use crate::dispatch::prepare::{Next, Work};
+use crate::dispatch::tuned::TunedModels;
+use crate::dispatch::tuning;
+use crate::domain::{JobId, JobState, QueueName, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
-use crate::spec;
 use crate::store::Lease;
 
 /// Leases kept ready beyond the free slots, so that a slot never waits for the store. As many as there are
@@ -67,8 +68,10 @@ pub(super) struct Dispatcher {
     pub(super) retry: RetryPolicy,
     pub(super) board: Board,
     pub(super) rng: Rng,
+    /// What is known of the models that fine-tunes have made.
+    pub(super) tuned: TunedModels,
     /// Leased, not yet sent.
-    ready: VecDeque<Lease>,
+    pub(super) ready: VecDeque<Lease>,
     /// The next to be sent, read and estimated.
     next: Option<Next>,
     running: JoinSet<Result<Ended>>,
@@ -78,14 +81,6 @@ pub(super) struct Dispatcher {
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
     dry: bool,
-}
-
-#[derive(Debug)]
-struct Next {
-    lease: Lease,
-    request: crate::domain::Request,
-    policy: RetryPolicy,
-    estimate: Estimate,
 }
 
 /// What the loop waits for besides attempts and news.
@@ -123,6 +118,7 @@ impl Dispatcher {
             retry,
             board,
             rng,
+            tuned: TunedModels::default(),
             ready: VecDeque::new(),
             next: None,
             running: JoinSet::new(),
@@ -239,37 +235,11 @@ impl Dispatcher {
     }
 
     /// The job of a leased request.
-    async fn job(&mut self, id: JobId) -> Result<&JobState> {
+    pub(super) async fn job(&mut self, id: JobId) -> Result<&JobState> {
         match self.jobs.entry(id) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(unknown) => Ok(unknown.insert(self.parts.store.job(id).await?)),
         }
-    }
-
-    /// Reads the next ready request. One whose line can't be read any more fails alone.
-    async fn prepare(&mut self) -> Result<Option<Next>> {
-        while let Some(lease) = self.ready.pop_front() {
-            let line = self.parts.store.line(lease.request).await?;
-            let (retry, counts_tokens) = (self.retry, self.limits.counts_tokens());
-            let job = &self.job(lease.request.job).await?.job;
-            match spec::parse_line(job, &line.bytes, line.number) {
-                Ok(request) => {
-                    let estimate = if counts_tokens { estimate::of(&request) } else { Estimate::default() };
-                    let policy = job.settings.retry.over(retry);
-                    return Ok(Some(Next { lease, request, policy, estimate }));
-                }
-                Err(diagnostic) => {
-                    tracing::error!(request = %lease.request, error = %diagnostic, "an accepted line can't be read any more");
-                    let error =
-                        RecordError { code: "invalid_input".to_owned(), message: diagnostic.to_string() };
-                    let custom_id = format!("line-{}", line.number);
-                    let record =
-                        Record { request: lease.request, custom_id, response: None, error: Some(error) };
-                    self.parts.store.settle(lease, Settlement::Discard(record)).await?;
-                }
-            }
-        }
-        Ok(None)
     }
 
     /// Why no gate lets anybody in now, places aside.
@@ -289,11 +259,20 @@ impl Dispatcher {
     }
 
     fn send(&mut self, inside: [Inside; 2], now: Instant) {
-        let Some(Next { lease, request, policy, estimate }) = self.next.take() else { return };
+        let Some(Next { lease, work, policy, estimate }) = self.next.take() else { return };
         fault::point("dispatch-sending");
         self.limits.spend(estimate.total(), now);
-        let prepared = Prepared { lease, request, policy, estimate, dice: self.rng.f64(), inside };
-        self.running.spawn(attempt::run(Arc::clone(&self.parts), prepared));
+        let (parts, dice) = (Arc::clone(&self.parts), self.rng.f64());
+        match work {
+            Work::Request(work) => self
+                .running
+                .spawn(attempt::run(parts, Prepared { lease, work, policy, estimate, dice, inside })),
+            Work::FineTune(plan) => {
+                let work = *plan;
+                self.running
+                    .spawn(tuning::run(parts, Prepared { lease, work, policy, estimate, dice, inside }))
+            }
+        };
     }
 
     fn on_ended(&mut self, ended: std::result::Result<Result<Ended>, tokio::task::JoinError>) -> Result<()> {

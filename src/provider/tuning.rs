@@ -11,9 +11,10 @@ use serde_json::value::RawValue;
 use crate::domain::{Timestamp, TuningApi};
 use crate::provider::Provider;
 use crate::provider::ask::{Called, Effect, Object, Raw, one_line};
+use crate::provider::classify::unanswerable;
 use crate::provider::closed::not_the_key;
 use crate::provider::json::Members;
-use crate::provider::list::with_query;
+use crate::provider::list::{Walked, with_query};
 
 /// Asked for at a time: what every server allows.
 const PAGE_ITEMS: &str = "100";
@@ -263,6 +264,38 @@ impl Provider {
             Ok(None) => Ok(by_file),
             Err(_) if by_file.is_some() => Ok(by_file),
             found => found,
+        }
+    }
+
+    /// Looks for a fine-tune whose id was lost with a reply, and that bears no mark: it was created at `since` or
+    /// later, from this file and for this base model.
+    ///
+    /// # Errors
+    ///
+    /// What stood in the way; also if there are several, of which one can't be told from the other.
+    pub async fn find_fine_tune_since(
+        &self,
+        api: TuningApi,
+        training_file: &str,
+        model: &str,
+        since: Timestamp,
+    ) -> Called<Option<RemoteTuning>> {
+        let mut found = Vec::new();
+        let walked = self.walk(self.api.resource(api.path()), |tuning: RemoteTuning| {
+            let is_new = tuning.created_at.is_none_or(|created| created >= since);
+            // It may be named with its date: `gpt-4o-mini-2024-07-18`.
+            let is_of_model = tuning.model.as_deref().is_none_or(|known| known.starts_with(model));
+            if is_new && is_of_model && tuning.training_file.as_deref() == Some(training_file) {
+                found.push(tuning);
+            }
+            if found.len() > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match walked.await? {
+            Walked::Stopped(()) => {
+                let message = format!("it has several fine-tunes of the file `{training_file}`");
+                Err(Box::new(unanswerable("ambiguous", message)))
+            }
+            walked @ (Walked::Whole | Walked::Cut) => walked.found("fine-tunes").map(|_| found.pop()),
         }
     }
 

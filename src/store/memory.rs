@@ -24,6 +24,7 @@ use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Resul
 pub struct MemoryStore {
     inner: Mutex<Inner>,
     changed: Bell,
+    folders: Option<PathBuf>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +59,11 @@ enum Place {
 }
 
 impl MemoryStore {
+    /// One whose jobs have folders below `folders`, for files that belong to a job: it makes none itself.
+    pub fn with_folders(folders: PathBuf) -> Self {
+        Self { folders: Some(folders), ..Self::default() }
+    }
+
     fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.closed { Err(Error::Closed("it was closed".to_owned())) } else { Ok(inner) }
@@ -348,8 +354,8 @@ impl Store for MemoryStore {
         Ok(LineEntry { offset, length, queue: *queue, line: request.index + 1 })
     }
 
-    fn folder(&self, _job: JobId) -> Option<PathBuf> {
-        None
+    fn folder(&self, job: JobId) -> Option<PathBuf> {
+        Some(self.folders.as_ref()?.join(job.to_string()))
     }
 
     fn changes(&self) -> Listener {

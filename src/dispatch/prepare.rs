@@ -1,0 +1,127 @@
+//! From a lease to work that can be sent: its line is read, and models that fine-tunes made get their names.
+
+use crate::dispatch::estimate::{self, Estimate};
+use crate::dispatch::failure::Result;
+use crate::dispatch::queue::Dispatcher;
+use crate::dispatch::tuned::{self, Tuned};
+use crate::domain::{
+    FineTune, Job, JobId, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement,
+};
+use crate::spec;
+use crate::store::{self, Lease, Line};
+
+/// A job that can't be put back to wait, because the disk is full, is looked at again after this long.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The next to be sent.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) lease: Lease,
+    pub(super) work: Work,
+    pub(super) policy: RetryPolicy,
+    pub(super) estimate: Estimate,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    Request(Request),
+    FineTune(Box<FineTune>),
+}
+
+/// What a line says.
+enum Said {
+    Work(Work),
+    /// A fine-tune whose model it asks has not ended.
+    Early,
+    Unsendable {
+        custom_id: String,
+        error: RecordError,
+    },
+}
+
+impl Dispatcher {
+    /// Reads the next ready request. One that can't be sent fails alone.
+    pub(super) async fn prepare(&mut self) -> Result<Option<Next>> {
+        while let Some(lease) = self.ready.pop_front() {
+            let line = self.parts.store.line(lease.request).await?;
+            let job = self.job(lease.request.job).await?.job.clone();
+            match self.said(&job, &line).await? {
+                Said::Work(work) => {
+                    let estimate = match &work {
+                        Work::Request(request) if self.limits.counts_tokens() => estimate::of(request),
+                        Work::Request(_) | Work::FineTune(_) => Estimate::default(),
+                    };
+                    let policy = job.settings.retry.over(self.retry);
+                    return Ok(Some(Next { lease, work, policy, estimate }));
+                }
+                Said::Early => self.put_back(lease).await?,
+                Said::Unsendable { custom_id, error } => {
+                    let error = Some(error);
+                    let record = Record { request: lease.request, custom_id, response: None, error };
+                    self.parts.store.settle(lease, Settlement::Discard(record)).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn said(&mut self, job: &Job, line: &Line) -> Result<Said> {
+        let read = match job.kind {
+            Kind::FineTune => fine_tune(job, line).map(|plan| Work::FineTune(Box::new(plan))),
+            Kind::Completions
+            | Kind::Chat
+            | Kind::Images
+            | Kind::Embeddings
+            | Kind::Responses
+            | Kind::Moderations
+            | Kind::Requests => spec::parse_line(job, &line.bytes, line.number)
+                .map(Work::Request)
+                .map_err(|diagnostic| diagnostic.to_string()),
+        };
+        let mut request = match read {
+            Ok(Work::Request(request)) => request,
+            Ok(work) => return Ok(Said::Work(work)),
+            Err(error) => {
+                tracing::error!(job = %job.id, error, "an accepted line can't be read any more");
+                let error = RecordError { code: "invalid_input".to_owned(), message: error };
+                return Ok(Said::Unsendable { custom_id: format!("line-{}", line.number), error });
+            }
+        };
+        let model = request.model.as_deref().unwrap_or_default();
+        match self.tuned.find(&*self.parts.store, job, model).await? {
+            None => {}
+            Some(Tuned::Model(model)) => {
+                request.body = tuned::with_model(&request.body, &model);
+                request.model = Some(model);
+            }
+            Some(Tuned::Open) => return Ok(Said::Early),
+            Some(Tuned::Failed(message)) => {
+                let error = RecordError { code: "fine_tune_failed".to_owned(), message };
+                return Ok(Said::Unsendable { custom_id: request.custom_id, error });
+            }
+        }
+        Ok(Said::Work(Work::Request(request)))
+    }
+
+    /// Somebody has set a job going whose model is still being made: it waits again.
+    async fn put_back(&mut self, lease: Lease) -> Result<()> {
+        let id: JobId = lease.request.job;
+        let waiting = JobStatus::Paused { reason: PauseReason::FineTune };
+        let now = self.parts.clock.now();
+        let settlement = match self.parts.store.set_status(id, waiting, now).await {
+            // It may have come to its end meanwhile.
+            Ok(_) | Err(store::Error::Transition { .. }) => Settlement::Release,
+            Err(error) if error.is_full() => {
+                Settlement::Snooze { due: now + RETRY, attempts: lease.attempt.saturating_sub(1) }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.parts.store.settle(lease, settlement).await?;
+        Ok(())
+    }
+}
+
+fn fine_tune(job: &Job, line: &Line) -> Result<FineTune, String> {
+    let _ = job;
+    serde_json::from_slice(&line.bytes).map_err(|error| format!("line {}: {error}", line.number))
+}
