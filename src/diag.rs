@@ -123,6 +123,21 @@ impl Report {
         diagnostics.into_iter().for_each(|d| self.push(d));
     }
 
+    /// Takes over all that `other` found.
+    pub fn absorb(&mut self, other: Self) {
+        let kept = |severity| other.diagnostics.iter().filter(|d| d.severity == severity).count() as u64;
+        let beyond = [
+            other.errors - kept(Severity::Error),
+            other.warnings - kept(Severity::Warning),
+            other.notes - kept(Severity::Note),
+        ];
+        self.extend(other.diagnostics);
+        for (count, beyond) in [&mut self.errors, &mut self.warnings, &mut self.notes].into_iter().zip(beyond)
+        {
+            *count += beyond;
+        }
+    }
+
     /// Orders what is kept by place. Checks that end late (duplicates) then stand where they belong.
     pub fn sort(&mut self) {
         self.diagnostics.sort_by(|a, b| a.place.cmp(&b.place).then(a.severity.cmp(&b.severity)));
@@ -263,6 +278,21 @@ mod tests {
             "{report}"
         );
         assert_eq!((report.errors(), report.notes()), (25, 21));
+    }
+
+    #[test]
+    fn what_one_report_takes_over_from_another_is_counted_whole() {
+        let many = |count| {
+            let mut report = Report::default();
+            report.extend((1..=count).map(|line| Diagnostic::warning("a", line, 1, "odd")));
+            report
+        };
+        let mut report = many(3);
+        report.absorb(many(25));
+        assert_eq!((report.errors(), report.warnings(), report.diagnostics().len()), (0, 28, 20));
+        let mut report = Report::default();
+        report.absorb(many(25));
+        assert_eq!(report, many(25));
     }
 
     #[test]

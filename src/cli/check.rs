@@ -13,7 +13,8 @@ use crate::config::Keys;
 use crate::daemon;
 use crate::diag::{Diagnostic, Report, printable};
 use crate::domain::JobName;
-use crate::spec::{self, Checked, Sinks, Source};
+use crate::spec::{self, Checked, Sinks, Source, TuningFacts};
+use crate::training::Figures;
 
 /// What is said about one spec, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -25,6 +26,7 @@ struct Verdict {
     plan: Option<Plan>,
     errors: u64,
     warnings: u64,
+    notes: u64,
     findings: Vec<Diagnostic>,
 }
 
@@ -35,6 +37,11 @@ struct Plan {
     kind: String,
     requests: u32,
     queues: Vec<QueueShare>,
+    /// Jobs whose models its requests use: it waits for them to end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waits_for: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fine_tune: Option<TuningFacts>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,6 +85,7 @@ fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Fa
         plan,
         errors: findings.errors(),
         warnings: findings.warnings(),
+        notes: findings.notes(),
         findings: findings.diagnostics().to_vec(),
     };
     Ok((verdict, findings))
@@ -89,7 +97,7 @@ fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::
     let (display, dropped_folder) = (spec.display.clone(), spec.dropped_folder);
     let source =
         Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder, rest: None };
-    let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink() };
+    let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
     let mut checked = spec::read(source, settings, sinks)?;
     // As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.
     let nameless = matches!(display.rsplit('/').nth(1), Some("" | "." | ".."));
@@ -114,6 +122,8 @@ impl Plan {
             queues: shares
                 .map(|(queue, requests)| QueueShare { queue: queue.to_string(), requests: *requests })
                 .collect(),
+            waits_for: checked.jobs_used().map(|(name, _)| name.to_string()).collect(),
+            fine_tune: checked.fine_tune.as_deref().cloned(),
         }
     }
 
@@ -122,9 +132,35 @@ impl Plan {
         let (file, name) = (printable(file), printable(&self.name));
         let first = format!("{file}: job `{name}` ({}), {} request{plural}", self.kind, self.requests);
         let share = |share: &QueueShare| format!("  {:>9} to {}", share.requests, printable(&share.queue));
-        let lines: Vec<String> = iter::once(first).chain(self.queues.iter().map(share)).collect();
+        let waits =
+            |name: &String| format!("  waits for the fine-tune `{}` and uses its model", printable(name));
+        let lines =
+            iter::once(first).chain(self.queues.iter().map(share)).chain(self.waits_for.iter().map(waits));
+        let lines: Vec<String> = lines.chain(self.fine_tune.iter().flat_map(tuning_lines)).collect();
         lines.join("\n") + "\n"
     }
+}
+
+/// What a fine-tune would be trained on, and what would be paid for.
+fn tuning_lines(tuning: &TuningFacts) -> Vec<String> {
+    let interface = tuning.api.path();
+    let mut lines = vec![format!("  fine-tune of `{}` by /v1{interface}", printable(&tuning.model))];
+    let size = |figures: &Figures| {
+        let about = if figures.tokens_estimated { "about " } else { "" };
+        format!("{} examples, {about}{} tokens", figures.examples, figures.tokens)
+    };
+    if let Some(figures) = &tuning.training {
+        let guessed = if figures.epochs_guessed { "probably " } else { "" };
+        let plural = if figures.epochs == 1 { "" } else { "s" };
+        lines.push(format!(
+            "  trained on {}; {guessed}{} epoch{plural}: about {} tokens to pay for",
+            size(figures),
+            figures.epochs,
+            figures.billed_tokens
+        ));
+    }
+    lines.extend(tuning.validation.as_ref().map(|figures| format!("  validated on {}", size(figures))));
+    lines
 }
 
 #[cfg(test)]
@@ -144,8 +180,11 @@ mod tests {
             settings: crate::domain::JobSettings::default(),
             queues: vec![QueueName::new("openai", Some("gpt-4.1")), QueueName::new("openai", None)],
             queue_totals: vec![1200, 3],
+            queue_places: Vec::new(),
             total: 1203,
             content_hash: String::new(),
+            strict: false,
+            fine_tune: None,
             findings: Report::default(),
         };
         assert_eq!(
@@ -153,6 +192,42 @@ mod tests {
             "in\\n/news.jsonl: job `news` (requests), 1203 requests\n       1200 to openai/gpt-4.1\n          3 to \
              openai/-\n"
         );
+    }
+
+    #[test]
+    fn plan_of_a_fine_tune_says_what_it_would_be_trained_on() {
+        let daemon = Daemon::absent();
+        let path = |name: &str| daemon.folder.path().join(name);
+        let chat = |n| {
+            format!(
+                r#"{{"messages":[{{"role":"system","content":"Add."}},{{"role":"user","content":"{n}+1"}},{{"role":"assistant","content":"{}"}}]}}"#,
+                n + 1
+            )
+        };
+        let chats = |range: std::ops::Range<u32>| range.map(|n| chat(n) + "\n").collect::<String>();
+        fs::write(path("train.jsonl"), chats(0..60)).unwrap();
+        fs::write(path("valid.jsonl"), chats(100..110)).unwrap();
+        let spec = "kind = 'fine_tune'\nmodel = 'gpt-4.1-mini'\n[fine_tune]\ntraining_file = 'train.jsonl'\n";
+        fs::write(path("sums.toml"), format!("{spec}validation_file = 'valid.jsonl'\nn_epochs = 2\n"))
+            .unwrap();
+        let printed = daemon.batchd(&["check", path("sums.toml").to_str().unwrap()]);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        insta::assert_snapshot!(printed.out, @r"
+        DIR/sums.toml: job `sums` (fine_tune), 1 request
+                  1 to openai/-
+          fine-tune of `gpt-4.1-mini` by /v1/fine_tuning/jobs
+          trained on 60 examples, 1260 tokens; 2 epochs: about 2520 tokens to pay for
+          validated on 10 examples, 210 tokens
+        ");
+        let uses = "kind = 'moderations'\nmodel = 'job:sums'\n[[requests]]\ninput = 'x'\n";
+        fs::write(path("uses.toml"), uses).unwrap();
+        let printed = daemon.batchd(&["check", path("uses.toml").to_str().unwrap()]);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        insta::assert_snapshot!(printed.out, @r"
+        DIR/uses.toml: job `uses` (moderations), 1 request
+                  1 to openai/job:sums
+          waits for the fine-tune `sums` and uses its model
+        ");
     }
 
     #[test]
@@ -182,6 +257,7 @@ mod tests {
             "accepted": false,
             "errors": 1,
             "warnings": 0,
+            "notes": 0,
             "findings": [
               {
                 "severity": "error",

@@ -14,7 +14,7 @@ use super::spec_file::{SpecFile, open_regular};
 use super::{Exit, Failure};
 use crate::diag::Diagnostic;
 use crate::intake::FOLDER_SPEC;
-use crate::spec::Form;
+use crate::spec::{Form, is_file_id};
 
 /// The daemon refuses a larger spec.
 const SPEC_BYTES_MAX: u64 = 1024 * 1024;
@@ -70,11 +70,15 @@ fn outline_toml(spec: &SpecFile, jobs_dir: &Path) -> Result<Outline, Failure> {
     let Ok(table) = DeTable::parse(&text) else { return Ok(Outline::default()) };
     let table = table.get_ref();
     let mut outline = Outline { data: Vec::new(), has_schedule: table.contains_key("schedule") };
-    for (section, key) in PATH_KEYS {
-        let section = table.get(section).map(Spanned::get_ref).and_then(DeValue::as_table);
+    for (section_name, key) in PATH_KEYS {
+        let section = table.get(section_name).map(Spanned::get_ref).and_then(DeValue::as_table);
         let path = section.and_then(|section| section.get(key)).and_then(|value| value.get_ref().as_str());
         // An id of the API's stands where a path could, and what lies elsewhere stays there.
-        let Some(path) = path.filter(|path| !path.starts_with("file-") && is_beside(path)) else { continue };
+        let Some(path) =
+            path.filter(|path| !(section_name == "fine_tune" && is_file_id(path)) && is_beside(path))
+        else {
+            continue;
+        };
         // The folder of a dropped folder goes along whole.
         if spec.dropped_folder.is_some() {
             continue;
@@ -163,18 +167,25 @@ mod tests {
     #[test]
     fn data_beside_the_spec_goes_along_and_nothing_else_does() {
         let dir = tempfile::tempdir().unwrap();
-        for file in
-            ["in/b.csv", "in/a.csv", "in/c.txt", "in/d [1].txt", "train.jsonl", "jobs/inputs/there.csv"]
-        {
+        for file in [
+            "in/b.csv",
+            "in/a.csv",
+            "in/c.txt",
+            "in/d [1].txt",
+            "train.jsonl",
+            "file-1.jsonl",
+            "jobs/inputs/there.csv",
+        ] {
             fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
             fs::write(dir.path().join(file), "x").unwrap();
         }
-        let table: [(&str, &[&str]); 9] = [
+        let table: [(&str, &[&str]); 10] = [
             ("[input]\nfile = \"in/a.csv\"", &["in/a.csv"]),
             ("[input]\nfile = \"./in/*.csv\"", &["in/a.csv", "in/b.csv"]),
             ("[input]\nfile = \"./in/./d [1].txt\"", &["in/d [1].txt"]),
             ("[fine_tune]\ntraining_file = \"train.jsonl\"", &["train.jsonl"]),
             ("[fine_tune]\ntraining_file = \"file-abc123\"", &[]),
+            ("[fine_tune]\nvalidation_file = \"file-1.jsonl\"", &["file-1.jsonl"]),
             ("[input]\nfile = \"inputs/there.csv\"", &[]),
             ("[input]\nfile = \"/etc/passwd\"", &[]),
             ("[input]\nfile = \"../x/a.csv\"", &[]),

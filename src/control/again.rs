@@ -327,7 +327,7 @@ mod tests {
             folder,
             rest: None,
         };
-        let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink() };
+        let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
         let checked = spec::read(source, &settings, sinks).unwrap();
         assert_eq!((checked.name, checked.total), (job.name, 2));
         assert_eq!(checked.settings, job.settings);

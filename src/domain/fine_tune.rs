@@ -81,6 +81,11 @@ pub enum TuningData {
 }
 
 impl TuningData {
+    /// What the copy of the training data is called in the job's folder.
+    pub const TRAINING: &str = "training.jsonl";
+    /// What that of the validation data is.
+    pub const VALIDATION: &str = "validation.jsonl";
+
     /// The name of what is uploaded: no other upload has it, so that it can be found again. What servers disagree about
     /// in the file names of forms (quotes, backslashes, letters beyond ASCII) is no part of it, nor does it grow too
     /// long to be kept.

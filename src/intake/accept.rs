@@ -23,9 +23,9 @@ use crate::diag::{Diagnostic, Report};
 use crate::disk::File;
 use crate::domain::{JobId, Timestamp};
 use crate::fault;
-use crate::spec::{self, Checked, Form, Rest, Sinks, Source};
+use crate::spec::{self, Checked, Copies, Form, Rest, Sinks, Source};
 use crate::store::Store;
-use crate::store::folder::{self, JobFolder};
+use crate::store::folder::JobFolder;
 
 /// So much of a job's files is written between two looks at the room that is left.
 const LOOK_EACH: u64 = 1 << 20;
@@ -144,11 +144,19 @@ impl Examiner {
         let source = Source { form, file, display, folder, rest };
         let mut index = self.sink(&claim.job.index())?;
         let checked = match form {
-            Form::Jsonl => self.validate(source, Sinks { index: &mut index, input: &mut io::sink() })?,
+            Form::Jsonl => {
+                let sinks = Sinks { index: &mut index, input: &mut io::sink(), data: &mut io::sink() };
+                self.validate(source, sinks)?
+            }
             Form::Toml => {
                 let mut rows = self.sink(&claim.job.input())?;
-                let checked = self.validate(source, Sinks { index: &mut index, input: &mut rows })?;
+                let mut data = DataCopies { examiner: self, folder: claim.job.path(), files: Vec::new() };
+                let sinks = Sinks { index: &mut index, input: &mut rows, data: &mut data };
+                let checked = self.validate(source, sinks)?;
                 finish(rows, &claim.job.input())?;
+                for (path, copy) in data.files {
+                    finish(copy, &path)?;
+                }
                 checked
             }
         };
@@ -180,19 +188,36 @@ impl Examiner {
     }
 
     fn sink(&self, path: &Path) -> Result<BufWriter<Bounded>, Error> {
-        let file = folder::create_private(path)?;
-        Ok(BufWriter::new(Bounded {
-            file,
-            stop: self.stop.clone(),
-            store: Arc::clone(&self.store),
-            granted: 0,
-        }))
+        self.create(path).map_err(failed("create", path))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<BufWriter<Bounded>> {
+        let file = File::create_private(path)?;
+        let (stop, store) = (self.stop.clone(), Arc::clone(&self.store));
+        Ok(BufWriter::new(Bounded { file, stop, store, granted: 0 }))
     }
 }
 
 impl From<Error> for Unread {
     fn from(error: Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+/// The copies of a fine-tune's data, in the job's folder.
+#[derive(Debug)]
+struct DataCopies<'e> {
+    examiner: &'e Examiner,
+    folder: &'e Path,
+    files: Vec<(PathBuf, BufWriter<Bounded>)>,
+}
+
+impl Copies for DataCopies<'_> {
+    fn begin(&mut self, name: &str) -> io::Result<&mut dyn Write> {
+        let path = self.folder.join(name);
+        let copy = self.examiner.create(&path)?;
+        let (_, copy) = self.files.push_mut((path, copy));
+        Ok(copy)
     }
 }
 
@@ -376,7 +401,7 @@ mod tests {
     fn a_job_that_is_written_finds_out_midway_that_the_room_is_gone() {
         let root = Root::new();
         let store = FakeStore::new(&root);
-        let file = folder::create_private(&root.temp.path().join("big")).unwrap();
+        let file = File::create_private(&root.temp.path().join("big")).unwrap();
         let mut sink = Bounded { file, stop: CancellationToken::new(), store: store.clone(), granted: 0 };
         let block = vec![b'x'; 1 << 16];
         sink.write_all(&block).unwrap();

@@ -28,6 +28,7 @@ use super::scan::{Candidate, stamp_of};
 use super::{Error, FOLDER_SPEC, failed, reject};
 use crate::diag::Report;
 use crate::disk;
+use crate::domain::TuningData;
 use crate::fault;
 use crate::spec::Form;
 use crate::store::folder::{self, JobFolder};
@@ -246,6 +247,9 @@ impl Claim {
             remove_file(&folder::temporary_name(&path))?;
         }
         remove_file(&job.index())?;
+        for copy in [TuningData::TRAINING, TuningData::VALIDATION] {
+            remove_file(&job.path().join(copy))?;
+        }
         // The store makes them before the job counts; something in one means that it did count.
         for log in [job.journal(), job.intents()] {
             if fs::metadata(&log).is_ok_and(|metadata| metadata.len() == 0) {

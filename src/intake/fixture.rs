@@ -21,7 +21,7 @@ use super::scan::{Candidate, Find, Scanner, stamp_of};
 use super::{Handle, Intake, Settings, Status};
 use crate::bell::{Bell, Listener};
 use crate::clock::{Clock, Seed, job_id};
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Place};
 use crate::domain::{
     Counts, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, RequestId, Settlement,
     Timestamp,
@@ -174,8 +174,11 @@ pub(super) fn read(source: Source, _: &spec::Settings, sinks: Sinks<'_>) -> Resu
         settings: JobSettings::default(),
         queues: vec![QueueName::new("p", Some("m"))],
         queue_totals: vec![total],
+        queue_places: vec![Place { file: source.display.clone(), line: 1, column: 0 }],
         total,
         content_hash: hasher.finalize().to_hex().to_string(),
+        strict: false,
+        fine_tune: None,
         findings: crate::diag::Report::default(),
     })
 }

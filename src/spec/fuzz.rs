@@ -10,11 +10,12 @@ use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
 use crate::diag::{Diagnostic, Report};
-use crate::domain::{Job, JobId, LineEntry, QueueName, Request, Timestamp};
+use crate::domain::{Job, JobId, Kind, LineEntry, QueueName, Request, Timestamp};
 use crate::spec::rows::{self, DataForm};
 use crate::spec::template::Templates;
 use crate::spec::{
-    Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, cron, custom_id, parse_line, read,
+    Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, cron, custom_id, parse_fine_tune,
+    parse_line, read,
 };
 
 /// Small, so that short inputs reach it.
@@ -37,7 +38,7 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
         rest: None,
     };
     let (mut index, mut input) = (Vec::new(), Vec::new());
-    match read(source, &settings, Sinks { index: &mut index, input: &mut input }) {
+    match read(source, &settings, Sinks { index: &mut index, input: &mut input, data: &mut io::sink() }) {
         Ok(checked) => {
             assert!(!checked.findings.has_errors(), "accepted in spite of\n{}", checked.findings);
             assert_eq!(input.is_empty(), form == Form::Jsonl, "a JSONL spec alone is its own input");
@@ -76,6 +77,12 @@ fn accepted(checked: &Checked, index: &[u8], input: &[u8]) {
     };
     assert!(job.total > 0 && job.queues.len() <= Job::QUEUES_MAX);
     assert_eq!(index.len(), job.total as usize * LineEntry::SIZE);
+    if job.kind == Kind::FineTune {
+        let plan =
+            parse_fine_tune(&job, input.strip_suffix(b"\n").expect("a line"), 1).expect("it is a plan");
+        assert_eq!((plan.custom_id.as_str(), job.total), (job.name.as_str(), 1));
+        return;
+    }
     let mut totals = vec![0; job.queues.len()];
     let mut ids = BTreeSet::new();
     let mut end = 0;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
-use crate::diag::{Diagnostic, Report};
+use crate::diag::{Diagnostic, Place, Report};
 use crate::domain::{Job, LineEntry, QueueName};
 use crate::reading::problem::Spot;
 use crate::spec::ids::{Again, Ids};
@@ -18,6 +18,8 @@ pub(super) struct Index<'a> {
     provider: String,
     queues: Vec<QueueName>,
     totals: Vec<u32>,
+    /// Where each queue was first met.
+    places: Vec<Place>,
     /// The number of each model's queue.
     numbers: BTreeMap<String, u16>,
     /// The number of the queue without a model.
@@ -33,6 +35,7 @@ pub(super) struct Index<'a> {
 pub(super) struct Indexed {
     pub(super) queues: Vec<QueueName>,
     pub(super) queue_totals: Vec<u32>,
+    pub(super) queue_places: Vec<Place>,
     pub(super) total: u32,
 }
 
@@ -43,6 +46,7 @@ impl<'a> Index<'a> {
             provider: provider.to_owned(),
             queues: Vec::new(),
             totals: Vec::new(),
+            places: Vec::new(),
             numbers: BTreeMap::new(),
             modelless: None,
             ids: Ids::default(),
@@ -125,6 +129,7 @@ impl<'a> Index<'a> {
         if known.is_none() {
             self.queues.push(name);
             self.totals.push(0);
+            self.places.push(Place { file: spot.file.to_owned(), line: spot.line, column: 0 });
         }
         Some(number)
     }
@@ -136,6 +141,11 @@ impl<'a> Index<'a> {
             return Err(error);
         }
         self.sink.flush()?;
-        Ok(Indexed { queues: self.queues, queue_totals: self.totals, total: self.total })
+        Ok(Indexed {
+            queues: self.queues,
+            queue_totals: self.totals,
+            queue_places: self.places,
+            total: self.total,
+        })
     }
 }

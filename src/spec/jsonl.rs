@@ -62,8 +62,11 @@ pub(super) fn read(mut source: Source, settings: &Settings, sinks: &mut Sinks<'_
         settings: JobSettings::default(),
         queues: indexed.queues,
         queue_totals: indexed.queue_totals,
+        queue_places: indexed.queue_places,
         total: indexed.total,
         content_hash: hasher.finalize().to_hex().to_string(),
+        strict: provider.strict,
+        fine_tune: None,
         findings: report,
     })
 }
@@ -236,7 +239,10 @@ mod tests {
             (format!(r#"{{{good},"body":{{"messages":[]}}}}"#), "1:54: error: missing `model`"),
             (format!(r#"{{{good},"body":{{"model":7}}}}"#), "1:63: error: `model` is a number"),
             (format!(r#"{{{good},"body":{{"model":""}}}}"#), "1:63: error: `model` is empty"),
-            (format!(r#"{{{good},"body":{{"model":"job:x"}}}}"#), "not supported by this version"),
+            (
+                format!(r#"{{{good},"body":{{"model":"job:"}}}}"#),
+                "1:63: error: model `job:` names no fine-tune: the name is empty",
+            ),
             (
                 format!(r#"{{{good},"body":{{"model":"m","model":"n"}}}}"#),
                 "1:75: error: duplicate key `model`",

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::diag;
 use crate::domain::request::UnknownEndpoint;
-use crate::domain::{Endpoint, Kind, Request};
+use crate::domain::{Endpoint, InvalidName, JobName, Kind, Request};
 use crate::reading::json;
 use crate::reading::problem::{Problem, Syntax, shown, what};
 use crate::spec::bare;
@@ -18,7 +18,10 @@ use crate::spec::pick::{Field, Picked, pick};
 /// A longer `custom_id` is refused: it stands in every record, report and file name.
 const CUSTOM_ID_BYTES_MAX: usize = 512;
 /// A longer model name is refused: it stands in the name of a queue.
-const MODEL_BYTES_MAX: usize = 512;
+pub(super) const MODEL_BYTES_MAX: usize = 512;
+
+/// How a model is written that is made by a fine-tune's job.
+const JOB_PREFIX: &str = "job:";
 
 /// The members that a line is judged by, those of the envelope first.
 const KEYS: [&str; 12] = [
@@ -348,8 +351,10 @@ impl Reader<'_> {
             }
             let problem = Problem::error(base, format!("missing `model`, which {endpoint} needs"));
             self.refuse(if bare::is_training_row(body.get(COMPLETION), body.get(MESSAGES)) {
-                problem
-                    .hint("this looks like a fine-tuning training file: its lines are examples, not requests")
+                problem.hint(
+                    "this looks like a fine-tuning training file: its lines are examples, not requests; name it \
+                     as the `training_file` of a TOML spec with `kind = \"fine_tune\"`",
+                )
             } else {
                 problem
             });
@@ -362,19 +367,23 @@ impl Reader<'_> {
                 offset,
                 format!("`model` has {} bytes, at most {MODEL_BYTES_MAX} are allowed", model.len()),
             ),
-            Ok(model) if model.starts_with("job:") => Problem::error(
-                offset,
-                format!(
-                    "model {}: models of other jobs are not supported by this version yet",
-                    shown(&model)
-                ),
-            ),
-            Ok(model) => return Ok(Some(model)),
+            Ok(model) => match job_named(&model) {
+                None | Some(Ok(_)) => return Ok(Some(model)),
+                Some(Err(why)) => {
+                    let message = format!("model {} names no fine-tune: {why}", shown(&model));
+                    Problem::error(offset, message).hint("write `job:` and the name of a fine-tune's job")
+                }
+            },
             Err(found) => Problem::error(offset, format!("`model` is {}, expected a string", found.0)),
         };
         self.refuse(problem);
         Err(Refused)
     }
+}
+
+/// The job that `model` stands for the model of, if it is written as `job:<name>`.
+pub(super) fn job_named(model: &str) -> Option<Result<JobName, InvalidName>> {
+    model.strip_prefix(JOB_PREFIX).map(str::parse)
 }
 
 fn urls() -> String {

@@ -8,6 +8,7 @@ mod bare;
 mod cron;
 mod document;
 mod files;
+mod fine_tune;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod ids;
@@ -24,17 +25,21 @@ mod schema;
 mod template;
 #[cfg(test)]
 mod trial;
+mod tuning;
+mod tuning_table;
 mod work;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::diag::{Diagnostic, Report, Severity};
+use crate::diag::{Diagnostic, Place, Report, Severity};
 use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request, Timestamp};
 use crate::reading::problem::{Problem, Spot};
+
+pub use self::fine_tune::{TuningFacts, is_file_id, parse_fine_tune};
 
 /// What an accepted job's input is called in diagnostics.
 const INPUT: &str = "input.jsonl";
@@ -110,6 +115,21 @@ pub struct Sinks<'a> {
     pub index: &'a mut dyn Write,
     /// The requests of a TOML spec as batch lines. A JSONL spec is its own input: nothing is written.
     pub input: &'a mut dyn Write,
+    /// The data of a fine-tune.
+    pub data: &'a mut dyn Copies,
+}
+
+/// Takes copies of data files, one after the other.
+pub trait Copies {
+    /// Begins the copy `name`: what is written from now on is in it.
+    fn begin(&mut self, name: &str) -> io::Result<&mut dyn Write>;
+}
+
+/// Nothing is kept.
+impl Copies for io::Sink {
+    fn begin(&mut self, _: &str) -> io::Result<&mut dyn Write> {
+        Ok(self)
+    }
 }
 
 impl fmt::Debug for Sinks<'_> {
@@ -130,11 +150,25 @@ pub struct Checked {
     pub queues: Vec<QueueName>,
     /// Requests of each queue, in the order of `queues`.
     pub queue_totals: Vec<u32>,
+    /// Where the model of each queue is first named.
+    pub queue_places: Vec<Place>,
     pub total: u32,
     /// BLAKE3 in hex over the spec and every byte of its data.
     pub content_hash: String,
-    /// Warnings only.
+    /// The spec or its provider is strict: what a person should know of is an error.
+    pub strict: bool,
+    /// Of kind `fine_tune`.
+    pub fine_tune: Option<Box<TuningFacts>>,
+    /// Warnings and notes only.
     pub findings: Report,
+}
+
+impl Checked {
+    /// The jobs whose models its requests use (`model = "job:<name>"`), each with the place where it is first named.
+    pub fn jobs_used(&self) -> impl Iterator<Item = (JobName, &Place)> {
+        let named = self.queues.iter().zip(&self.queue_places);
+        named.filter_map(|(queue, place)| Some((line::job_named(queue.model()?)?.ok()?, place)))
+    }
 }
 
 /// Why a spec was not read to its end.
@@ -148,7 +182,7 @@ pub enum Error {
     Unsettled { data: String },
     /// A sink failed: nothing is said about the spec.
     #[error("write the job's files: {0}")]
-    Sink(#[source] std::io::Error),
+    Sink(#[source] io::Error),
 }
 
 /// Validates a whole spec and writes what a job needs of it.
@@ -159,7 +193,8 @@ pub fn read(source: Source, settings: &Settings, mut sinks: Sinks<'_>) -> Result
     }
 }
 
-/// Reads one line of an accepted job's input again, when its turn comes. Line `number` as in the file.
+/// Reads one line of an accepted job's input again, when its turn comes; that of a fine-tune is read by
+/// [`parse_fine_tune`]. Line `number` as in the file.
 ///
 /// An error means that the line is not the one that was accepted.
 pub fn parse_line(job: &Job, line: &[u8], number: u32) -> Result<Request, Diagnostic> {
@@ -168,6 +203,9 @@ pub fn parse_line(job: &Job, line: &[u8], number: u32) -> Result<Request, Diagno
 
 /// The `custom_id` of one line of an accepted job's input, without the rest of it.
 pub fn custom_id(job: &Job, line: &[u8], number: u32) -> Result<String, Diagnostic> {
+    if job.kind == Kind::FineTune {
+        return parse_fine_tune(job, line, number).map(|fine_tune| fine_tune.custom_id);
+    }
     parsed(job, line, number).map(|parsed| parsed.custom_id.into_owned())
 }
 
@@ -284,11 +322,11 @@ mod tests {
     fn a_full_disk_says_nothing_about_the_spec() {
         struct Full;
         impl Write for Full {
-            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-                Err(std::io::ErrorKind::StorageFull.into())
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
             }
 
-            fn flush(&mut self) -> std::io::Result<()> {
+            fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }
@@ -298,10 +336,11 @@ mod tests {
         for name in ["a.jsonl", "a.toml"] {
             for full_index in [true, false] {
                 let (mut full, mut fine) = (Full, Vec::new());
+                let data = &mut io::sink();
                 let sinks = if full_index {
-                    Sinks { index: &mut full, input: &mut fine }
+                    Sinks { index: &mut full, input: &mut fine, data }
                 } else {
-                    Sinks { index: &mut fine, input: &mut full }
+                    Sinks { index: &mut fine, input: &mut full, data }
                 };
                 let read = read(trial.source(name), &trial.settings, sinks);
                 // A JSONL spec is its own input.

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
-use crate::diag::{Diagnostic, Report, Severity};
+use crate::diag::{Diagnostic, Place, Report, Severity};
+use crate::domain::QueueName;
 use crate::reading::objects;
 use crate::reading::problem::{Problem, Spot, shown};
 use crate::spec::document::{Document, Placed, quoted};
 use crate::spec::files::{Files, Found, Written};
+use crate::spec::fine_tune::Reading;
 use crate::spec::ids::Visit;
 use crate::spec::index::Index;
 use crate::spec::jsonl::check_parameters;
@@ -40,14 +42,18 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
         None => name::of_file(&source.display, &mut report),
     };
     let (Some(spec), Some(name)) = (spec, job_name) else { return Err(rejected(report)) };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(text.as_bytes());
+    if let Work::FineTune(tuning) = &spec.work {
+        let reading = Reading { source, settings, document, spec: &spec, tuning, name };
+        return reading.read(hasher, sinks, report);
+    }
     let files = Files::new(&source.folder, &settings.input_dirs);
     let found = found(&spec, &files, document, &mut report);
     if report.has_errors() {
         return Err(rejected(report));
     }
-    let before = resting(source.rest, &files, &found)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(text.as_bytes());
+    let before = rested(source.rest, &files, found.iter().map(|(found, _)| found))?;
     let requests = Requests { spec: &spec, document, files, found, max_line: settings.max_line };
     let mut writer = LineWriter::new(&mut *sinks.input, &spec);
     let mut index = Index::new(&mut *sinks.index, &spec.provider.name);
@@ -57,12 +63,7 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
     let again = &mut |wanted: &[u32], visit: Visit<'_>| requests.ids(wanted, visit);
     let indexed = index.finish(&mut report, again).map_err(Error::Sink)?;
     writer.finish().map_err(Error::Sink)?;
-    for (number, (found, _)) in requests.found.iter().enumerate() {
-        // Whatever was found in it: it is another by now.
-        if source.rest.is_some() && before.get(number) != Some(&requests.files.written(found)) {
-            return Err(Error::Unsettled { data: found.display.clone() });
-        }
-    }
+    is_unchanged(source.rest, &requests.files, requests.found.iter().map(|(found, _)| found), &before)?;
     if report.has_errors() {
         return Err(rejected(report));
     }
@@ -72,22 +73,25 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
         name,
         ending: None,
         settings: spec.settings.clone(),
+        queue_places: places(indexed.queue_places, &indexed.queues, &spec, document),
         queues: indexed.queues,
         queue_totals: indexed.queue_totals,
         total: indexed.total,
         content_hash: hasher.finalize().to_hex().to_string(),
+        strict: spec.strict,
+        fine_tune: None,
         findings: report,
     })
 }
 
 /// When each data file was last written; an error if one must rest yet.
-fn resting(
+pub(super) fn rested<'f>(
     rest: Option<Rest>,
     files: &Files,
-    found: &[(Found, DataForm)],
+    found: impl IntoIterator<Item = &'f Found>,
 ) -> Result<Vec<Option<Written>>, Error> {
     let mut all = Vec::new();
-    for (found, _) in found {
+    for found in found {
         let written = files.written(found);
         if let (Some(rest), Some(written)) = (rest, written)
             && !rest.is_over(written.at)
@@ -99,8 +103,23 @@ fn resting(
     Ok(all)
 }
 
+/// An error if a data file that must rest was written to since: whatever was found in it, it is another by now.
+pub(super) fn is_unchanged<'f>(
+    rest: Option<Rest>,
+    files: &Files,
+    found: impl IntoIterator<Item = &'f Found>,
+    before: &[Option<Written>],
+) -> Result<(), Error> {
+    for (number, found) in found.into_iter().enumerate() {
+        if rest.is_some() && before.get(number) != Some(&files.written(found)) {
+            return Err(Error::Unsettled { data: found.display.clone() });
+        }
+    }
+    Ok(())
+}
+
 /// With its findings in the order of the file, whatever the order in which its keys are looked at.
-fn rejected(mut report: Report) -> Error {
+pub(super) fn rejected(mut report: Report) -> Error {
     report.sort();
     Error::Rejected(report)
 }
@@ -142,7 +161,7 @@ fn found(
     let (path, lines) = match &spec.work {
         Work::Rows { path, .. } => (path, false),
         Work::Lines { path } => (path, true),
-        Work::Inline(_) => return Vec::new(),
+        Work::Inline(_) | Work::FineTune(_) => return Vec::new(),
     };
     let Placed { value, offset } = path;
     let found = match files.find(value) {
@@ -169,6 +188,24 @@ fn found(
         }
     }
     forms
+}
+
+/// Where each queue's model is named: in the spec, if it is the model at its top.
+fn places(
+    mut places: Vec<Place>,
+    queues: &[QueueName],
+    spec: &Spec<'_>,
+    document: &Document<'_>,
+) -> Vec<Place> {
+    let named = spec.model.as_deref().and_then(|json| serde_json::from_str::<String>(json).ok());
+    if let (Some(named), Some(at)) = (named, spec.model_at)
+        && let Some(number) = queues.iter().position(|queue| queue.model() == Some(named.as_str()))
+        && let Some(place) = places.get_mut(number)
+    {
+        let (line, column) = document.place(at);
+        *place = Place { file: document.file.to_owned(), line, column };
+    }
+    places
 }
 
 /// Checks made requests and writes them as batch lines.
@@ -287,7 +324,7 @@ mod tests {
         let trial = Trial::new().with("job.toml", spec).with("a.txt", "a row\n".repeat(10_000));
         let data = OpenOptions::new().append(true).open(trial.path().join("a.txt")).unwrap();
         let (mut index, mut input) = (Vec::new(), Growing(data));
-        let sinks = &mut Sinks { index: &mut index, input: &mut input };
+        let sinks = &mut Sinks { index: &mut index, input: &mut input, data: &mut io::sink() };
         let error = read(&trial.source("job.toml"), &trial.settings, sinks).unwrap_err().to_string();
         assert!(error.starts_with("a.txt: error: the file was written to while it was read"), "{error}");
     }
@@ -474,8 +511,7 @@ messages = []
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * 1-5\"\n"), "a.toml:6:2: error: `[schedule]` is not supported by this version yet"),
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * *\"\ntimezone = \"Asia/Shangai\"\n"), "a.toml:7:8: error: bad cron expression `0 2 * *`: 4 fields"),
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * *\"\ntimezone = \"Asia/Shangai\"\n"), "unknown time zone `Asia/Shangai`\n  hint: did you mean `Asia/Shanghai`?"),
-            ("kind = \"fine_tune\"\nmodel = \"m\"\n[fine_tune]\ntraining_file = \"t.jsonl\"\n".to_owned(), "a.toml:1:1: error: kind `fine_tune` is not supported by this version yet"),
-            ("kind = \"chat\"\nmodel = \"job:x\"\n[[requests]]\nmessages = []\n".to_owned(), "a.toml:2:9: error: a `model` made by another job is not supported"),
+            ("kind = \"chat\"\nmodel = \"job:a/b\"\n[[requests]]\nmessages = []\n".to_owned(), "model `job:a/b` names no fine-tune: the name holds '/'"),
             ("kind = \"chat\"\nmodel = \"m\"\n[[requests]]\ncustom_id = 1\n".to_owned(), "a.toml:4:13: error: `custom_id` is an integer, expected a string"),
             ("kind = \"chat\"\nmodel = \"m\"\n[[requests]]\ncustom_id = \"a\"\n[[requests]]\ncustom_id = \"a\"\n".to_owned(), "a.toml:5: error: duplicate custom_id `a`, first used on line 3"),
         ] {

@@ -127,7 +127,7 @@ impl Requests<'_> {
 }
 
 /// Size and last write of a file: when they change, some of its bytes may have been missed.
-fn written(file: &File) -> Option<(u64, i64, i64)> {
+pub(super) fn written(file: &File) -> Option<(u64, i64, i64)> {
     let metadata = file.metadata().ok()?;
     Some((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
@@ -154,7 +154,7 @@ impl<'s> Rows<'s> {
         let head = match &spec.work {
             // The content comes last, so that what stands before it can be made once.
             Work::Rows { content, .. } => merged(spec, &[(content.key, "")]),
-            Work::Lines { .. } | Work::Inline(_) => String::new(),
+            Work::Lines { .. } | Work::Inline(_) | Work::FineTune(_) => String::new(),
         };
         Self {
             spec,
@@ -201,7 +201,7 @@ impl<'s> Rows<'s> {
                 Row::Object(text) => self.line(text, spot, report, visit),
                 Row::Record { .. } | Row::Text(_) => Ok(()),
             },
-            Work::Inline(_) => Ok(()),
+            Work::Inline(_) | Work::FineTune(_) => Ok(()),
         }
     }
 

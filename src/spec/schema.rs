@@ -9,7 +9,7 @@ use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::params;
 use crate::spec::template::Templates;
 use crate::spec::work::Work;
-use crate::spec::{ProviderFacts, Settings, cron};
+use crate::spec::{ProviderFacts, Settings, cron, tuning_table};
 
 /// A spec as its text says it.
 #[derive(Debug)]
@@ -19,7 +19,10 @@ pub(super) struct Spec<'s> {
     pub(super) provider: &'s ProviderFacts,
     pub(super) strict: bool,
     pub(super) settings: JobSettings,
+    /// As JSON.
     pub(super) model: Option<String>,
+    /// The byte where the model at the top stands.
+    pub(super) model_at: Option<usize>,
     /// Names with their JSON text, in the order of the file.
     pub(super) parameters: Vec<(String, String)>,
     pub(super) work: Work,
@@ -61,10 +64,12 @@ impl<'d> Reader<'d, '_> {
         let strict = top.boolean("strict", self.report).unwrap_or(false);
         let settings = self.settings(&mut top);
         let mut parameters = self.parameters(&mut top);
-        let work = self.work(&mut top, kind);
+        let work = self.work(&mut top, kind, model.as_ref());
         self.schedule(&mut top);
-        self.fine_tune(&mut top, kind);
         top.finish_with(self.report, |key| {
+            if kind == Some(Kind::FineTune) && tuning_table::takes(key) {
+                return Some(format!("put `{key}` under `[fine_tune]`"));
+            }
             let endpoint = kind.and_then(Kind::endpoint)?;
             let hint = || format!("`{key}` is a parameter of the request: put it under `[parameters]`");
             params::takes(endpoint, key).then(hint)
@@ -76,6 +81,7 @@ impl<'d> Reader<'d, '_> {
                 self.report.push(found.hint("leave this one"));
             }
         }
+        let model_at = model.as_ref().map(|model| model.offset);
         let named = parameters.iter().position(|(name, _)| name == "model").map(|at| parameters.remove(at).1);
         let model = model.map(|model| quoted(&model.value)).or(named);
         // One of a wrong type has been reported as that.
@@ -87,6 +93,7 @@ impl<'d> Reader<'d, '_> {
             provider: provider?,
             settings,
             model,
+            model_at,
             parameters,
             work: work?,
             templates: self.templates,
@@ -211,9 +218,6 @@ impl<'d> Reader<'d, '_> {
     fn model(&mut self, model: &Placed<String>) {
         if model.value.trim().is_empty() {
             self.error(model.offset, "`model` is empty", "");
-        } else if model.value.starts_with("job:") {
-            let message = "a `model` made by another job is not supported by this version yet";
-            self.error(model.offset, message, "write the name of the model itself");
         }
     }
 
@@ -260,29 +264,5 @@ impl<'d> Reader<'d, '_> {
             "`[schedule]` is not supported by this version yet",
             "drop the spec without it to run it once",
         );
-    }
-
-    fn fine_tune(&mut self, top: &mut Section<'_, '_>, kind: Option<Kind>) {
-        let section = top.section("fine_tune", "[fine_tune]", self.report);
-        if kind == Some(Kind::FineTune) {
-            let at = top.key_offset("kind");
-            match section {
-                None => self.error(
-                    at,
-                    "missing `[fine_tune]`",
-                    "it holds `training_file` and the API's parameters",
-                ),
-                Some(mut section) => {
-                    section.string("training_file", self.report);
-                    if section.take("training_file").is_none() {
-                        self.error(section.offset, "missing `training_file` in [fine_tune]", "");
-                    }
-                }
-            }
-            self.error(at, "kind `fine_tune` is not supported by this version yet", "");
-        } else if section.is_some() {
-            let at = top.key_offset("fine_tune");
-            self.error(at, "`[fine_tune]` fits kind `fine_tune` alone", "");
-        }
     }
 }

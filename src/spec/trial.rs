@@ -1,10 +1,14 @@
 //! For tests: reads a spec from a folder of its own, and what it wrote.
 
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
-use crate::domain::{Job, JobId, LineEntry, Request, Timestamp};
-use crate::spec::{Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, parse_line, read};
+use crate::domain::{FineTune, Job, JobId, Kind, LineEntry, Request, Timestamp};
+use crate::spec::{
+    Checked, Copies, Error, Form, ProviderFacts, Settings, Sinks, Source, custom_id, parse_fine_tune,
+    parse_line, read,
+};
 
 /// A jobs folder with the files of one test.
 pub(super) struct Trial {
@@ -20,6 +24,20 @@ pub(super) struct Accepted {
     pub(super) entries: Vec<LineEntry>,
     /// Of a TOML spec.
     pub(super) input: String,
+    pub(super) fine_tune: Option<FineTune>,
+    /// The copies of a fine-tune's data.
+    pub(super) copies: Kept,
+}
+
+/// Keeps copies in memory.
+#[derive(Debug, Default)]
+pub(super) struct Kept(pub(super) Vec<(String, Vec<u8>)>);
+
+impl Copies for Kept {
+    fn begin(&mut self, name: &str) -> io::Result<&mut dyn Write> {
+        self.0.push((name.to_owned(), Vec::new()));
+        Ok(&mut self.0.last_mut().unwrap().1)
+    }
 }
 
 impl Trial {
@@ -59,8 +77,8 @@ impl Trial {
     /// Reads the spec `name`; a refusal gives the report's text.
     pub(super) fn read(&self, name: &str) -> Result<Accepted, String> {
         let source = self.source(name);
-        let (mut index, mut input) = (Vec::new(), Vec::new());
-        let sinks = Sinks { index: &mut index, input: &mut input };
+        let (mut index, mut input, mut copies) = (Vec::new(), Vec::new(), Kept::default());
+        let sinks = Sinks { index: &mut index, input: &mut input, data: &mut copies };
         let checked = read(source, &self.settings, sinks).map_err(|error| match error {
             Error::Rejected(report) => {
                 assert!(report.has_errors());
@@ -75,7 +93,16 @@ impl Trial {
         };
         let entries: Vec<LineEntry> =
             index.chunks(16).map(|e| LineEntry::decode(e.try_into().unwrap())).collect();
+        assert_eq!(checked.queue_places.len(), checked.queues.len());
         let job = job(&checked);
+        if checked.kind == Kind::FineTune {
+            let line = bytes.strip_suffix(b"\n").unwrap();
+            assert_eq!((entries.len(), entries[0].length as usize), (1, line.len()));
+            let fine_tune = parse_fine_tune(&job, line, 1).unwrap();
+            assert_eq!(custom_id(&job, line, 1).unwrap(), fine_tune.custom_id);
+            let (requests, input) = (Vec::new(), String::from_utf8(input).unwrap());
+            return Ok(Accepted { checked, requests, entries, input, fine_tune: Some(fine_tune), copies });
+        }
         let request = |entry: &LineEntry| {
             let start = usize::try_from(entry.offset).unwrap();
             let line = &bytes[start..start + entry.length as usize];
@@ -86,7 +113,8 @@ impl Trial {
         let requests: Vec<Request> = entries.iter().map(request).collect();
         assert_eq!(requests.len(), checked.total as usize);
         assert_eq!(checked.queue_totals.iter().sum::<u32>(), checked.total);
-        Ok(Accepted { checked, requests, entries, input: String::from_utf8(input).unwrap() })
+        let input = String::from_utf8(input).unwrap();
+        Ok(Accepted { checked, requests, entries, input, fine_tune: None, copies })
     }
 
     /// The report of a spec that must be refused.

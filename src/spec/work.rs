@@ -1,4 +1,4 @@
-//! Where a TOML spec's requests come from: `[input]` and its templates, or `[[requests]]`.
+//! Where a TOML spec's requests come from: `[input]` and its templates, `[[requests]]`, or `[fine_tune]`.
 
 use std::ops::Range;
 
@@ -11,16 +11,24 @@ use crate::spec::document::{Placed, Section, type_of};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::Reader;
 use crate::spec::template::TemplateId;
+use crate::spec::tuning::Tuning;
 
 /// Where a job's requests come from.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Rows of data, and what is made of each.
-    Rows { path: Placed<String>, custom_id: Option<TemplateId>, content: Content },
+    Rows {
+        path: Placed<String>,
+        custom_id: Option<TemplateId>,
+        content: Content,
+    },
     /// A file of batch lines.
-    Lines { path: Placed<String> },
+    Lines {
+        path: Placed<String>,
+    },
     /// Requests written out in the spec.
     Inline(Vec<Inline>),
+    FineTune(Box<Tuning>),
 }
 
 /// The member of the body that a row is made into.
@@ -50,18 +58,22 @@ pub(super) struct Inline {
 
 impl<'d> Reader<'d, '_> {
     /// None: it was refused, and the report says why.
-    pub(super) fn work(&mut self, top: &mut Section<'d, 'd>, kind: Option<Kind>) -> Option<Work> {
+    pub(super) fn work(
+        &mut self,
+        top: &mut Section<'d, 'd>,
+        kind: Option<Kind>,
+        model: Option<&Placed<String>>,
+    ) -> Option<Work> {
+        if kind == Some(Kind::FineTune) {
+            return self.tuning(top, model).map(|tuning| Work::FineTune(Box::new(tuning)));
+        }
         let input = top.section("input", "[input]", self.report);
         let requests = top.take("requests");
-        let kind = kind?;
-        if kind == Kind::FineTune {
-            for key in ["input", "requests"] {
-                if top.take(key).is_some() {
-                    self.error(top.key_offset(key), format!("kind `fine_tune` takes no `{key}`"), "");
-                }
-            }
-            return None;
+        if top.take("fine_tune").is_some() {
+            let at = top.key_offset("fine_tune");
+            self.error(at, "`[fine_tune]` fits kind `fine_tune` alone", "");
         }
+        let kind = kind?;
         match (input, requests) {
             (Some(_), Some(_)) => {
                 let hint = "rows of data and requests written out are two jobs";
