@@ -51,6 +51,8 @@ pub(super) enum Command {
     Retry(JobArgs),
     /// Rebuild the queue from the job folders, while no daemon runs
     Rebuild(RebuildArgs),
+    /// Make a training file for a fine-tune of pairs of prompts and completions, or check one
+    Prepare(PrepareArgs),
     /// Be a stand-in OpenAI-compatible server, to rehearse a job without paying
     Simulate(Box<SimulateArgs>),
     /// Run an example of every kind of job against a stand-in server: no key, no network
@@ -113,6 +115,40 @@ pub(super) struct RebuildArgs {
     /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PrepareArgs {
+    /// The data: .csv, .tsv, .txt (a completion a line), .json or .jsonl
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// The training file to write; one that is there is never overwritten [default: `FILE_prepared.jsonl`]
+    #[arg(short, long, value_name = "OUT")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Do all that is advised without asking
+    #[arg(short, long)]
+    pub(super) yes: bool,
+
+    /// What to write: pairs, for the first generation of models, or conversations
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "pairs")]
+    pub(super) to: Target,
+
+    /// What each conversation begins with, as the system's message; with `--to chat`
+    #[arg(long, value_name = "TEXT")]
+    pub(super) system: Option<String>,
+
+    /// Print the data as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What `prepare` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Target {
+    Pairs,
+    Chat,
 }
 
 #[derive(Debug, clap::Args)]

@@ -9,6 +9,10 @@ mod client;
 mod data_files;
 mod demo;
 mod list;
+mod prepare;
+mod prepare_output;
+mod prepare_person;
+mod prepare_spec;
 mod progress;
 mod rebuild;
 mod report;
@@ -135,6 +139,7 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Resume(args) => steer::run(steer::Verb::Resume, &args, config, printer),
         Command::Retry(args) => steer::run(steer::Verb::Retry, &args, config, printer),
         Command::Rebuild(args) => rebuild::run(args, config, printer),
+        Command::Prepare(args) => prepare::run(&args, config, printer),
         Command::Simulate(args) => simulate::run(*args, printer),
         Command::Demo(args) => demo::run(args, printer),
     }

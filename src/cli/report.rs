@@ -67,6 +67,11 @@ impl Printer<'_> {
         self.say(&format!("{}\n", printable(text)));
     }
 
+    /// Puts a question, behind which the answer is written.
+    pub(super) fn ask(&mut self, question: &str) {
+        self.say(&format!("{} ", printable(question)));
+    }
+
     /// Prints what was found in a file.
     pub(super) fn findings(&mut self, report: &Report) {
         self.say(&report.to_string());
@@ -232,6 +237,7 @@ pub(super) mod tests {
           resume    End a job's pause, and try again now what a refused key or a used-up quota stopped
           retry     Try a job's waiting requests again now, and go on with a job that is paused or held
           rebuild   Rebuild the queue from the job folders, while no daemon runs
+          prepare   Make a training file for a fine-tune of pairs of prompts and completions, or check one
           simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
           demo      Run an example of every kind of job against a stand-in server: no key, no network
           help      Print this message or the help of the given subcommand(s)

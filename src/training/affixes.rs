@@ -19,8 +19,8 @@ const SEPARATORS: [&str; 14] = [
 ];
 
 /// Endings that people put behind completions. Words made of `END` are looked for apart.
-const ENDINGS: [&str; 12] =
-    [" [END]", "[END]", "***", "+++", "&&&", "$$$", "@@@", "%%%", "###", "<|endoftext|>", "\n", "."];
+const ENDINGS: [&str; 11] =
+    [" [END]", "[END]", "***", "+++", "&&&", "$$$", "@@@", "%%%", "###", "<|endoftext|>", "\n"];
 
 /// What all texts of a column have in common so far.
 #[derive(Clone, Debug, Default)]
@@ -65,32 +65,39 @@ impl Affixes {
         self.first.is_some() && !self.differ
     }
 
-    /// What stands behind all prompts. Where they end alike by chance, or are all equal, only what is known as a
-    /// separator counts as one.
+    /// What stands behind all prompts. Where they are all equal, only what is known as a separator counts as one.
     pub(super) fn separator(&self) -> Option<&str> {
-        let suffix = self.suffix();
-        let known = SEPARATORS.iter().find(|known| suffix.ends_with(**known));
-        match known {
-            Some(known) => suffix.get(suffix.len() - known.len()..),
-            None if self.differ && !suffix.is_empty() => Some(suffix),
-            None => None,
-        }
+        self.known_separator().or_else(|| self.common_end())
+    }
+
+    pub(super) fn known_separator(&self) -> Option<&str> {
+        end_of(self.suffix(), &SEPARATORS)
     }
 
     /// What all completions end with, in the same way.
     pub(super) fn ending(&self) -> Option<&str> {
+        self.known_ending().or_else(|| end_of(self.suffix(), &["."])).or_else(|| self.common_end())
+    }
+
+    /// An ending that is no part of what is said, as a full stop is.
+    pub(super) fn known_ending(&self) -> Option<&str> {
         let suffix = self.suffix();
         let bare = suffix.trim_end_matches("END");
         if bare.len() < suffix.len() {
             return suffix.get(bare.trim_end().len()..);
         }
-        let known = ENDINGS.iter().find(|known| suffix.ends_with(**known));
-        match known {
-            Some(known) => suffix.get(suffix.len() - known.len()..),
-            None if self.differ && !suffix.is_empty() => Some(suffix),
-            None => None,
-        }
+        end_of(suffix, &ENDINGS)
     }
+
+    fn common_end(&self) -> Option<&str> {
+        Some(self.suffix()).filter(|suffix| self.differ && !suffix.is_empty())
+    }
+}
+
+/// The first of `known` that `text` ends with.
+fn end_of<'t>(text: &'t str, known: &[&str]) -> Option<&'t str> {
+    let known = known.iter().find(|known| text.ends_with(**known))?;
+    text.get(text.len() - known.len()..)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod fingerprints;
 mod message;
 mod pairs;
 mod preferences;
+pub mod prepare;
 mod survey;
 mod tap;
 mod tokens;
@@ -73,8 +74,9 @@ impl fmt::Display for Format {
 pub enum Expected {
     /// The legacy interface.
     Pairs,
-    /// `/fine_tuning/jobs`, method supervised. Pairs are taken by `davinci-002` and `babbage-002`: [`Expected::supervised`].
+    /// `/fine_tuning/jobs`, method supervised.
     Chat,
+    /// The same for `davinci-002` and `babbage-002`.
     PairsOrChat,
     /// Method dpo.
     Preferences,

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use serde::Serialize;
+
 use crate::reading::json::Member;
 use crate::reading::problem::shown;
 use crate::training::affixes::Affixes;
@@ -42,10 +44,11 @@ struct Column {
     lower: u64,
 }
 
-/// What kind of training it is, by the pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Task {
-    /// All prompts are empty.
+/// What pairs train a model for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// All prompts are empty: the model is to write without being asked.
     OpenEnded,
     /// Few completions, each many times.
     Classification,
