@@ -17,8 +17,8 @@ const CONFIG_HELP: &str = "The configuration file [default: $BATCHD_CONFIG, else
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 1 some requests failed, 2 usage, 65 a spec was rejected, 69 daemon not \
-                  reachable, 70 internal, 74 state I/O, 75 another daemon holds the root, 78 bad config, 130 \
+    after_help = "Exit codes: 0 done, 1 some requests failed, 2 usage, 65 a spec was rejected, 69 daemon or \
+                  provider not reachable, 70 internal, 74 state I/O, 75 another daemon holds the root, 78 bad config, 130 \
                   interrupted."
 )]
 pub(super) struct Args {
@@ -53,6 +53,11 @@ pub(super) enum Command {
     Rebuild(RebuildArgs),
     /// Make a training file for a fine-tune of pairs of prompts and completions, or check one
     Prepare(PrepareArgs),
+    /// Show the models of a provider, or one of them
+    Models(ModelsArgs),
+    /// Look at, upload, download and delete files at a provider
+    #[command(subcommand)]
+    Files(FilesCommand),
     /// Be a stand-in OpenAI-compatible server, to rehearse a job without paying
     Simulate(Box<SimulateArgs>),
     /// Run an example of every kind of job against a stand-in server: no key, no network
@@ -115,6 +120,119 @@ pub(super) struct RebuildArgs {
     /// Print the data as JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Which provider is asked, and how it is printed.
+#[derive(Debug, clap::Args)]
+pub(super) struct RemoteArgs {
+    /// The provider of that name in the configuration [default: its first]
+    #[arg(long, value_name = "NAME")]
+    pub(super) provider: Option<String>,
+
+    /// Print the data as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelsArgs {
+    /// The one model to show [default: list all]
+    #[arg(value_name = "ID")]
+    pub(super) id: Option<String>,
+
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FilesCommand {
+    /// List the files, the newest first
+    List(ListFilesArgs),
+    /// Show one file
+    Show(ShowFileArgs),
+    /// Upload a file; in parts if it has more than 512 MB
+    Upload(UploadArgs),
+    /// Download the content of a file
+    Get(GetFileArgs),
+    /// Delete files
+    Delete(DeleteFilesArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListFilesArgs {
+    /// Only files of this purpose: batch, `batch_output`, fine-tune, fine-tune-results, …
+    #[arg(long, value_name = "PURPOSE")]
+    pub(super) purpose: Option<String>,
+
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowFileArgs {
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UploadArgs {
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// What it is for: fine-tune, batch, assistants, vision, `user_data`, evals
+    #[arg(long, value_name = "PURPOSE", default_value = "fine-tune")]
+    pub(super) purpose: String,
+
+    /// When the provider deletes it, from its creation on: `1h` to `30d` [default: the provider's]
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    pub(super) expires_after: Option<Duration>,
+
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct GetFileArgs {
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+
+    /// Where to put it [default: stdout]
+    #[arg(short, long, value_name = "OUT")]
+    pub(super) out: Option<PathBuf>,
+
+    /// Replace OUT if it exists
+    #[arg(long, requires = "out")]
+    pub(super) force: bool,
+
+    /// The provider of that name in the configuration [default: its first]
+    #[arg(long, value_name = "NAME")]
+    pub(super) provider: Option<String>,
+
+    /// Print as JSON what was downloaded, and where to
+    #[arg(long, requires = "out")]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeleteFilesArgs {
+    #[arg(required = true, value_name = "ID")]
+    pub(super) ids: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+/// What the API allows for `expires_after`.
+fn expiry(text: &str) -> Result<Duration, String> {
+    let expiry = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_hours(1)..=Duration::from_hours(30 * 24)).contains(&expiry) {
+        Ok(expiry)
+    } else {
+        Err("providers take `1h` to `30d`".to_owned())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -286,6 +404,12 @@ mod tests {
             &["simulate", "--fate", "win"],
             &["simulate", "--mishaps", "upload=lost"],
             &["check"],
+            &["files"],
+            &["files", "delete"],
+            &["files", "get", "file-1", "--force"],
+            &["files", "get", "file-1", "--json"],
+            &["files", "upload", "f", "--expires-after", "59m"],
+            &["files", "upload", "f", "--expires-after", "31d"],
             &["submit", "--wait"],
         ] {
             let printed = batchd(args);

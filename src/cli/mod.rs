@@ -8,13 +8,17 @@ mod check;
 mod client;
 mod data_files;
 mod demo;
+mod download;
+mod files;
 mod list;
+mod models;
 mod prepare;
 mod prepare_output;
 mod prepare_person;
 mod prepare_spec;
 mod progress;
 mod rebuild;
+mod remote;
 mod report;
 mod run;
 mod show;
@@ -140,6 +144,8 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Retry(args) => steer::run(steer::Verb::Retry, &args, config, printer),
         Command::Rebuild(args) => rebuild::run(args, config, printer),
         Command::Prepare(args) => prepare::run(&args, config, printer),
+        Command::Models(args) => models::run(args, config, printer),
+        Command::Files(command) => files::run(command, config, printer),
         Command::Simulate(args) => simulate::run(*args, printer),
         Command::Demo(args) => demo::run(args, printer),
     }

@@ -65,6 +65,20 @@ impl Progress {
     }
 }
 
+/// A bar for a file on its way, shown to people alone; of a file whose length is not known, only how much has moved.
+pub(super) fn bar_of_bytes(name: &str, length: Option<u64>, printer: &Printer<'_>) -> ProgressBar {
+    if !printer.err_is_terminal {
+        return ProgressBar::hidden();
+    }
+    let template = match length {
+        Some(_) => "{prefix:<24!} {bar:30} {bytes:>10}/{total_bytes:<10} {bytes_per_sec}, {eta} left",
+        None => "{prefix:<24!} {bytes:>10} {bytes_per_sec}",
+    };
+    let style = ProgressStyle::with_template(template).expect("our own template is one");
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    bar.with_style(style).with_prefix(printable(name))
+}
+
 fn bar_of(job: &JobReport) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:<24!} {bar:30} {pos:>7}/{len:<7} {msg}")
         .expect("our own template is one");

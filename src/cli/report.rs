@@ -13,7 +13,7 @@ use crate::diag::{Report, printable};
 
 /// Where a command prints.
 pub(super) struct Printer<'a> {
-    out: Box<dyn Write + 'a>,
+    out: Box<dyn Write + Send + 'a>,
     err: Box<dyn Write + 'a>,
     /// Colour and moving things are for people.
     pub(super) err_is_terminal: bool,
@@ -38,6 +38,11 @@ impl Printer<'_> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(Failure::Output)
     }
 
+    /// Where data goes that comes in pieces. Whoever fills it flushes it.
+    pub(super) fn sink(&mut self) -> &mut (dyn Write + Send) {
+        &mut self.out
+    }
+
     /// Prints data as JSON.
     pub(super) fn json(&mut self, data: &impl Serialize) -> Result<(), Failure> {
         let mut text = serde_json::to_string_pretty(data).expect("our own types serialise");
@@ -60,6 +65,18 @@ impl Printer<'_> {
             column.set_padding((0, 2));
         }
         self.data(&format!("{}\n", table.trim_fmt()))
+    }
+
+    /// Prints one line a fact; what there is none of is left out.
+    pub(super) fn facts<const N: usize>(
+        &mut self,
+        facts: [(&str, Option<String>); N],
+    ) -> Result<(), Failure> {
+        let width = facts.iter().map(|(label, _)| label.len()).max().unwrap_or_default();
+        let line = |(label, value): (&str, Option<String>)| {
+            value.map(|value| format!("{label:<width$}  {}\n", printable(&value)))
+        };
+        self.data(&facts.into_iter().filter_map(line).collect::<String>())
     }
 
     /// Says something about what goes on.
@@ -238,6 +255,8 @@ pub(super) mod tests {
           retry     Try a job's waiting requests again now, and go on with a job that is paused or held
           rebuild   Rebuild the queue from the job folders, while no daemon runs
           prepare   Make a training file for a fine-tune of pairs of prompts and completions, or check one
+          models    Show the models of a provider, or one of them
+          files     Look at, upload, download and delete files at a provider
           simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
           demo      Run an example of every kind of job against a stand-in server: no key, no network
           help      Print this message or the help of the given subcommand(s)
@@ -248,8 +267,8 @@ pub(super) mod tests {
           -h, --help           Print help
           -V, --version        Print version
 
-        Exit codes: 0 done, 1 some requests failed, 2 usage, 65 a spec was rejected, 69 daemon not
-        reachable, 70 internal, 74 state I/O, 75 another daemon holds the root, 78 bad config, 130
+        Exit codes: 0 done, 1 some requests failed, 2 usage, 65 a spec was rejected, 69 daemon or provider
+        not reachable, 70 internal, 74 state I/O, 75 another daemon holds the root, 78 bad config, 130
         interrupted.
         "#);
     }

@@ -9,7 +9,6 @@ use super::report::{Printer, status};
 use super::{Done, Exit, Failure, block_on, load_config};
 use crate::config::{Config, Keys};
 use crate::control::JobReport;
-use crate::diag::printable;
 
 pub(super) fn run(args: &JobArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
     let loaded = load_config(config, Keys::Ignored)?;
@@ -52,8 +51,5 @@ pub(super) fn print(job: &JobReport, config: &Config, printer: &mut Printer<'_>)
         ("finished", job.finished_at.clone()),
         ("results", Some(results)),
     ];
-    let line = |(label, value): (&str, Option<String>)| {
-        value.map(|value| format!("{label:<9} {}\n", printable(&value)))
-    };
-    printer.data(&facts.into_iter().filter_map(line).collect::<Vec<_>>().concat())
+    printer.facts(facts)
 }

@@ -37,7 +37,7 @@ pub(super) fn workers(
 ) -> Result<Workers, String> {
     let transport: Arc<dyn Transport> = Arc::new(HttpTransport::new().map_err(|error| error.to_string())?);
     let providers: Vec<(Provider, &config::Provider)> =
-        config.providers.iter().map(|p| (build_provider(p, Arc::clone(&transport)), p)).collect();
+        config.providers.iter().map(|p| (provider(p, Arc::clone(&transport)), p)).collect();
     let board = Board::default();
     let socket = &config.control.socket;
     let listener =
@@ -77,7 +77,8 @@ pub(super) fn workers(
     })
 }
 
-fn build_provider(config: &config::Provider, transport: Arc<dyn Transport>) -> Provider {
+/// A provider as the configuration has it; the commands that speak to one use the same.
+pub fn provider(config: &config::Provider, transport: Arc<dyn Transport>) -> Provider {
     let settings = provider::Settings {
         name: config.name.clone(),
         base_url: config.base_url.clone(),

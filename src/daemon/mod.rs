@@ -23,7 +23,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-pub use self::build::spec_settings;
+pub use self::build::{provider, spec_settings};
 
 use self::build::Workers;
 use self::idle::Watch;

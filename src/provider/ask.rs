@@ -19,6 +19,7 @@ use url::Url;
 use crate::domain::record::text_of;
 use crate::domain::{Failure, Outcome, PauseReason, Response};
 use crate::provider::classify::{classify_failure, classify_transport, unanswerable};
+use crate::provider::error_body::ErrorBody;
 use crate::provider::json::Members;
 use crate::provider::{HttpBody, HttpReply, HttpRequest, Provider, Reach, TransportError};
 
@@ -35,6 +36,11 @@ pub fn refused_with(outcome: &Outcome) -> Option<u16> {
         | Outcome::Failed(_)
         | Outcome::Blocked(_) => None,
     }
+}
+
+/// What the provider said in an error reply: one line, harmless on a terminal. May be empty.
+pub fn words_of(response: &Response) -> String {
+    ErrorBody::of(response).message
 }
 
 /// What an id may hold in a url. `:` and `/` stand in the ids of models.

@@ -1,6 +1,5 @@
 //! Providers that fine-tune no more: how such a refusal is known, and what a person is told.
 
-use crate::domain::record::text_of;
 use crate::domain::{Outcome, Response, TuningApi};
 use crate::provider::Provider;
 use crate::provider::error_body::ErrorBody;
@@ -27,7 +26,7 @@ impl Provider {
     /// A sentence for a person, if `response`, to the creation of a fine-tune, says that the provider does not
     /// fine-tune, or no more: what was refused, and who still does.
     pub fn why_no_fine_tuning(&self, api: TuningApi, response: &Response) -> Option<String> {
-        let body = ErrorBody::read(&body_text(response));
+        let body = ErrorBody::of(response);
         if !is_closed(response.status_code, &body) {
             return None;
         }
@@ -56,7 +55,7 @@ impl Provider {
 /// go on.
 pub(super) fn not_the_key(outcome: Outcome) -> Outcome {
     if let Outcome::Blocked(blocked) = &outcome
-        && is_closed(blocked.response.status_code, &ErrorBody::read(&body_text(&blocked.response)))
+        && is_closed(blocked.response.status_code, &ErrorBody::of(&blocked.response))
     {
         return Outcome::Refused(blocked.response.clone());
     }
@@ -74,12 +73,6 @@ fn is_closed(status: u16, body: &ErrorBody) -> bool {
         404 => closes || !speaks_of(&OBJECTS),
         _ => false,
     }
-}
-
-/// The body as the server wrote it; what is no JSON stands in a record as a string.
-fn body_text(response: &Response) -> String {
-    let json = response.body.get();
-    serde_json::from_str::<String>(json).unwrap_or_else(|_| text_of(json.as_bytes()).into_owned())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 
 use crate::diag::printable;
+use crate::domain::Response;
 use crate::provider::json::{Members, string};
 
 /// The words of an error reply; empty where it has none.
@@ -24,6 +25,11 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorBody {
+    /// Of a response as records keep it: what is no JSON stands there as a string.
+    pub(super) fn of(response: &Response) -> Self {
+        Self::read(response.body.get())
+    }
+
     pub(super) fn read(body: &str) -> Self {
         let Some(top) = Members::of(body) else {
             let text = string(body.trim_ascii()).unwrap_or(Cow::Borrowed(body));

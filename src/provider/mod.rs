@@ -26,7 +26,7 @@ mod multipart;
 mod openai;
 mod retry_after;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod transport;
 mod tuning;
 mod uploads;
@@ -50,7 +50,7 @@ use crate::provider::openai::Api;
 
 pub use address::is_public;
 pub use answer::usage_of;
-pub use ask::{Called, refused_with};
+pub use ask::{Called, refused_with, words_of};
 pub use body::{HttpBody, Part};
 pub use download::DownloadError;
 pub use files::{FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, Upload};

@@ -126,14 +126,19 @@ impl Catalogue {
 
 async fn ask(provider: &Provider) -> Option<Listed> {
     let models = tokio::time::timeout(PATIENCE, provider.models()).await.ok()?.ok()?;
-    let ids: Vec<String> = models.into_iter().map(|model| model.id).collect();
-    (!ids.is_empty()).then_some(Listed { ids })
+    (!models.is_empty()).then(|| models.into_iter().map(|model| model.id).collect())
 }
 
 /// The names of a provider's models.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     ids: Vec<String>,
+}
+
+impl FromIterator<String> for Listed {
+    fn from_iter<I: IntoIterator<Item = String>>(ids: I) -> Self {
+        Self { ids: ids.into_iter().collect() }
+    }
 }
 
 impl Listed {
@@ -263,7 +268,7 @@ mod tests {
     #[test]
     fn names_are_known_and_the_nearest_are_offered() {
         let ids = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o-mini", "llama3:latest", "x/*"];
-        let listed = Listed { ids: ids.map(str::to_owned).into() };
+        let listed: Listed = ids.map(str::to_owned).into_iter().collect();
         for (model, expected) in
             [("gpt-4.1", true), ("llama3", true), ("llama3:latest", true), ("x/y", true), ("gpt-4", false)]
         {

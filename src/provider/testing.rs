@@ -1,4 +1,4 @@
-//! A server for the tests of this module: real sockets, one fixed reply a connection.
+//! A server for tests: real sockets, one fixed reply a connection.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use crate::provider::{HttpTransport, Provider, Settings};
 
 /// Listens on a port of its own until dropped.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
     _server: JoinSet<()>,
@@ -21,7 +21,7 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Every connection gets the next of `replies` (the last one again and again), then an end.
-    pub(super) async fn with_replies(replies: Vec<Vec<u8>>) -> Self {
+    pub(crate) async fn with_replies(replies: Vec<Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -41,21 +41,21 @@ impl Listener {
         Self { address, requests, _server: server }
     }
 
-    pub(super) async fn new(reply: &[u8]) -> Self {
+    pub(crate) async fn new(reply: &[u8]) -> Self {
         Self::with_replies(vec![reply.to_vec()]).await
     }
 
-    pub(super) const fn address(&self) -> SocketAddr {
+    pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// What was asked, heads and bodies as they came.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 
     /// What was asked for: methods and paths.
-    pub(super) fn first_lines(&self) -> Vec<String> {
+    pub(crate) fn first_lines(&self) -> Vec<String> {
         self.requests().iter().map(|asked| asked.lines().next().unwrap().to_owned()).collect()
     }
 }
@@ -109,6 +109,6 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
 }
 
 /// A whole reply. `headers` end in a line end each.
-pub(super) fn http(status: &str, headers: &str, body: &str) -> Vec<u8> {
+pub(crate) fn http(status: &str, headers: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
