@@ -15,6 +15,7 @@ mod mounted;
 mod process;
 mod world;
 
+mod at_the_provider;
 mod bad_input;
 mod burst;
 mod commands;
