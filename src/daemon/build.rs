@@ -11,7 +11,7 @@ use crate::control::{Board, Control};
 use crate::dispatch::{self, Fleet, ProviderSettings};
 use crate::intake::{self, Intake};
 use crate::output::{self, Artefacts, Download, Output};
-use crate::provider::{self, HttpTransport, Provider, Transport};
+use crate::provider::{self, Catalogue, HttpTransport, Provider, Transport};
 use crate::spec;
 use crate::store::Store;
 use crate::upkeep::Upkeep;
@@ -50,6 +50,8 @@ pub(super) fn workers(
         .iter()
         .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Artefacts>))
         .collect();
+    let catalogue =
+        Arc::new(Catalogue::new(providers.iter().map(|(provider, _)| provider.clone()).collect()));
     let dispatch = dispatch::Settings {
         providers: providers
             .into_iter()
@@ -61,7 +63,8 @@ pub(super) fn workers(
     let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
     control.remove_leftovers();
     Ok(Workers {
-        intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed),
+        intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed)
+            .with_catalogue(catalogue),
         fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed),
         output: Output::new(
             output::Settings::new(config.results_dir()),

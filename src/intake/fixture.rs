@@ -26,6 +26,7 @@ use crate::domain::{
     Counts, Job, JobId, JobSettings, JobState, JobStatus, Kind, LineEntry, QueueName, RequestId, Settlement,
     Timestamp,
 };
+use crate::provider::Catalogue;
 use crate::spec::{self, Checked, Form, Sinks, Source};
 use crate::store::folder::JobFolder;
 use crate::store::{self, Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
@@ -201,12 +202,18 @@ impl Running {
     }
 
     pub(super) fn reading(root: Root, validate: Validate) -> Self {
+        Self::asking(root, validate, None)
+    }
+
+    /// With a catalogue of the providers' models.
+    pub(super) fn asking(root: Root, validate: Validate, catalogue: Option<Arc<Catalogue>>) -> Self {
         let store = FakeStore::new(&root);
         let clock = Clock::simulated(Clock::System.now());
         // Started again over the same root, it must not draw the same ids at the same simulated time.
         let seed = Seed::fixed(STARTS.fetch_add(1, Ordering::Relaxed));
         let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock.clone(), seed);
         intake.validate = validate;
+        intake.catalogue = catalogue;
         let (handle, stop) = (intake.handle(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(intake.run(stop.clone()));
@@ -254,6 +261,18 @@ impl FakeStore {
         self.jobs.lock().unwrap().iter().map(|state| state.job.clone()).collect()
     }
 
+    /// The job called `name` as it stands.
+    pub(super) fn state_of(&self, name: &str) -> JobState {
+        let jobs = self.jobs.lock().unwrap();
+        jobs.iter().find(|state| state.job.name.as_str() == name).unwrap().clone()
+    }
+
+    /// Ends the job called `name`.
+    pub(super) fn end(&self, name: &str, status: JobStatus) {
+        let mut jobs = self.jobs.lock().unwrap();
+        jobs.iter_mut().find(|state| state.job.name.as_str() == name).unwrap().status = status;
+    }
+
     /// The names of all jobs, sorted.
     pub(super) fn job_names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.accepted().iter().map(|job| job.name.to_string()).collect();
@@ -283,8 +302,8 @@ impl Store for FakeStore {
             return futures_util::future::ready(Err(error)).boxed();
         }
         let counts = Counts { total: job.total, ..Counts::default() };
-        let state =
-            JobState { job, status: JobStatus::InProgress, counts, leased: 0, waiting: 0, finished_at: None };
+        let status = job.first_status();
+        let state = JobState { job, status, counts, leased: 0, waiting: 0, finished_at: None };
         self.jobs.lock().unwrap().push(state);
         self.changes.ring();
         futures_util::future::ready(Ok(())).boxed()
@@ -342,8 +361,8 @@ impl Store for FakeStore {
         closed()
     }
 
-    fn folder(&self, _: JobId) -> Option<PathBuf> {
-        None
+    fn folder(&self, id: JobId) -> Option<PathBuf> {
+        Some(JobFolder::new(&self.state, id).path().to_owned())
     }
 
     fn changes(&self) -> Listener {

@@ -5,7 +5,7 @@
 //! One loop ([`worker`]): look ([`scan`]), take in what is settled ([`accept`]), sleep until something may have changed.
 //! A look comes at the latest after `rescan`; a hint of the operating system ([`watch`]), a settling file
 //! or [`Handle::wake`] brings it sooner. A spec is claimed by a rename ([`claim`]), read to its end, and
-//! becomes a job once [`store::Store::put_job`] has answered, or goes aside with a report ([`reject`]). What a
+//! becomes a job once [`store::Store::put_job`] has answered ([`admit`]), or goes aside with a report ([`reject`]). What a
 //! crash left half done is finished or undone first ([`recover`]).
 //!
 //! # Invariants
@@ -21,6 +21,7 @@
 //! A folder below `state/jobs/` that has no `state.json` yet is its business alone.
 
 mod accept;
+mod admit;
 mod claim;
 mod copy;
 mod dir;
@@ -31,6 +32,7 @@ mod fixture;
 mod handle;
 mod known;
 mod lookout;
+mod models;
 mod name;
 mod recover;
 mod reject;

@@ -1,7 +1,7 @@
 //! One round of the loop: what of a scan is tried now, what must wait, and for how long.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::Error;
@@ -19,11 +19,36 @@ pub(super) struct Round {
     pub(super) trouble: Option<Error>,
     /// Until the next look.
     pub(super) wait: Duration,
+    /// Specs of which nobody knows yet what they are.
+    unjudged: BTreeSet<OsString>,
+    /// There are more of them than a look takes in.
+    is_beyond: bool,
 }
 
 impl Round {
     pub(super) const fn new(wait: Duration) -> Self {
-        Self { pending: 0, blocked: 0, trouble: None, wait }
+        Self { pending: 0, blocked: 0, trouble: None, wait, unjudged: BTreeSet::new(), is_beyond: false }
+    }
+
+    /// Notes what is to be judged, now or in rounds to come.
+    pub(super) fn begin(&mut self, scan: &Scan) {
+        let ready = scan.ready.iter().map(|candidate| candidate.name.clone());
+        self.unjudged = ready.chain(scan.settling.iter().cloned()).collect();
+        self.is_beyond = scan.beyond > 0;
+    }
+
+    pub(super) fn judged(&mut self, name: &OsStr) {
+        self.unjudged.remove(name);
+    }
+
+    pub(super) fn is_unjudged(&self, name: &OsStr) -> bool {
+        self.unjudged.contains(name)
+    }
+
+    /// Whether specs other than `name` are to be judged yet. Those that are `deferred` wait for others themselves:
+    /// were they counted, two of them would wait for each other for ever.
+    pub(super) fn may_bring_more(&self, name: &OsStr, deferred: &BTreeSet<OsString>) -> bool {
+        self.is_beyond || self.unjudged.iter().any(|other| other != name && !deferred.contains(other))
     }
 
     pub(super) fn sooner(&mut self, wait: Option<Duration>) {

@@ -1,7 +1,7 @@
 //! The loop of intake: look, take in what is ready, sleep until something may have changed.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::accept::{Examiner, Validate, Verdict};
-use super::claim::Claim;
+use super::admit::{Applicant, Ending};
 use super::dir::Dir;
 use super::known::Known;
 use super::lookout::{Lookout, Seen, make_folders};
@@ -23,14 +23,13 @@ use super::recover::Unmended;
 use super::round::{Failures, Round, Told};
 use super::scan::{Candidate, Remark, Scan, Scanner, Why};
 use super::watch::Watch;
-use super::{Error, Handle, Settings, failed};
+use super::{Error, Handle, Settings};
 use crate::bell::Listener;
 use crate::clock::{self, Clock, Seed};
 use crate::diag::printable;
-use crate::domain::{Job, JobId};
-use crate::fault;
-use crate::spec::{self, Checked};
-use crate::store::{self, Input, Store};
+use crate::provider::Catalogue;
+use crate::spec;
+use crate::store::Store;
 
 /// After a hint, since what is dropped comes as a burst of events; and the shortest `rescan`.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -41,11 +40,13 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The worker.
 #[derive(Debug)]
 pub struct Intake {
-    settings: Settings,
-    store: Arc<dyn Store>,
-    clock: Clock,
+    pub(super) settings: Settings,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Clock,
     rng: Rng,
     pub(super) validate: Validate,
+    /// Knows the providers' models; none: nobody asks.
+    pub(super) catalogue: Option<Arc<Catalogue>>,
     hints: Arc<Notify>,
     /// Locked by one blocking thread at a time, while it looks.
     lookout: Arc<Mutex<Lookout>>,
@@ -56,6 +57,8 @@ pub struct Intake {
     told: Told,
     /// Specs that wait for their data, and of which the log knows.
     waiting: BTreeSet<OsString>,
+    /// Specs that wait for fine-tunes which nobody knows yet.
+    deferred: BTreeSet<OsString>,
     /// Something half done may lie in the state folder.
     recover_due: bool,
 }
@@ -83,8 +86,17 @@ impl Intake {
             failures: Failures::default(),
             told: Told::default(),
             waiting: BTreeSet::new(),
+            deferred: BTreeSet::new(),
+            catalogue: None,
             recover_due: true,
         }
+    }
+
+    /// Looks up the models of new jobs in `catalogue`.
+    #[must_use]
+    pub fn with_catalogue(mut self, catalogue: Arc<Catalogue>) -> Self {
+        self.catalogue = Some(catalogue);
+        self
     }
 
     pub fn handle(&self) -> Handle {
@@ -174,6 +186,8 @@ impl Intake {
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         self.tell(std::mem::take(&mut scan.remarks));
+        round.begin(&scan);
+        self.deferred.retain(|name| round.is_unjudged(name));
         let ready = self.failures.sift(scan, round, self.clock.now());
         if ready.is_empty() {
             return Ok(());
@@ -219,93 +233,61 @@ impl Intake {
     ) -> Result<(), Error> {
         let id = clock::job_id(self.clock.now(), &mut self.rng);
         let name = candidate.name.clone();
-        let shown = printable(&safe_name(&name));
         let job = Examiner { now: self.clock.now(), ..examiner.clone() };
         let examined = blocking(move || job.examine(&candidate, id)).await;
-        let waited = self.waiting.remove(&name);
-        let done = match examined {
-            Ok(Verdict::Valid { claim, checked }) => self.accept(id, *claim, *checked, known).await,
-            Ok(Verdict::Rejected { name, report }) => {
-                let (errors, first) = (report.errors(), report.first_error().map(ToString::to_string));
-                warn!(file = %shown, rejected_as = %name, errors, first, "job spec rejected");
-                Ok(())
+        let ending = match examined {
+            Ok(Verdict::Valid { claim, checked }) => {
+                let may_wait = round.may_bring_more(&name, &self.deferred);
+                let applicant = Applicant { id, claim: *claim, checked: *checked, may_wait };
+                self.admit(applicant, known, &examiner.stop).await
             }
-            Ok(Verdict::Changed) => {
-                round.pending += 1;
-                round.sooner(Some(self.settings.settle));
-                Ok(())
-            }
-            Ok(Verdict::Waits { data }) => {
-                if !waited {
-                    info!(file = %shown, %data, "job spec waits: its data is still being written");
-                }
-                self.waiting.insert(name.clone());
-                round.pending += 1;
-                round.sooner(Some(self.settings.settle));
-                Ok(())
-            }
-            Ok(Verdict::Gone) => Ok(()),
-            Err(_) if examiner.stop.is_cancelled() => {
-                round.pending += 1;
-                Ok(())
-            }
+            Ok(Verdict::Rejected { name, report }) => Ok(Ending::Rejected { name, report }),
+            Ok(Verdict::Changed) => Ok(Ending::Changed),
+            Ok(Verdict::Waits { data }) => Ok(Ending::WaitsForData { data }),
+            Ok(Verdict::Gone) => Ok(Ending::Gone),
             Err(error) => Err(error),
         };
-        match done {
+        match ending {
+            Ok(ending) => self.note(ending, &name, round),
+            Err(Error::Io { .. }) if examiner.stop.is_cancelled() => round.pending += 1,
             Err(error @ Error::Io { .. }) => {
                 self.recover_due = true;
                 self.failures.add(name, self.clock.now() + RETRY);
                 round.blocked += 1;
                 round.trouble(error, RETRY);
-                Ok(())
             }
-            done => done,
+            Err(error @ Error::Store(_)) => return Err(error),
         }
+        Ok(())
     }
 
-    /// Names the job and gives it to the store. From the store's answer on it exists.
-    async fn accept(
-        &self,
-        id: JobId,
-        claim: Claim,
-        checked: Checked,
-        known: &mut Known,
-    ) -> Result<(), Error> {
-        let name = match known.free_name(&checked.name, &self.settings.results).await {
-            Ok(name) => name,
-            Err(error) => {
-                blocking(move || claim.put_back()).await?;
-                return Err(failed("look through", &self.settings.results)(error));
+    /// What came of a spec, for the log and for the rest of the round.
+    fn note(&mut self, ending: Ending, name: &OsStr, round: &mut Round) {
+        let file = printable(&safe_name(name));
+        let (waited, was_deferred) = (self.waiting.remove(name), self.deferred.remove(name));
+        match ending {
+            Ending::Job | Ending::Gone => return round.judged(name),
+            Ending::Rejected { name: rejected_as, report } => {
+                let (errors, first) = (report.errors(), report.first_error().map(ToString::to_string));
+                warn!(%file, %rejected_as, errors, first, "job spec rejected");
+                return round.judged(name);
             }
-        };
-        let file = claim.note.name.clone();
-        let findings = checked.findings;
-        let job = Job {
-            id,
-            name,
-            kind: checked.kind,
-            ending: checked.ending,
-            spec_file: file.clone(),
-            accepted_at: self.clock.now(),
-            total: checked.total,
-            queues: checked.queues,
-            content_hash: checked.content_hash,
-            settings: checked.settings,
-        };
-        fault::point("intake-putting");
-        if let Err(error) = self.store.put_job(job.clone(), Input::Spooled).await {
-            return Err(blocking(move || not_taken(claim, error)).await);
+            Ending::Changed => {}
+            Ending::WaitsForData { data } => {
+                if !waited {
+                    info!(%file, %data, "job spec waits: its data is still being written");
+                }
+                self.waiting.insert(name.to_owned());
+            }
+            Ending::WaitsForFineTune { fine_tune } => {
+                if !was_deferred {
+                    info!(%file, %fine_tune, "job spec waits: the fine-tune may be among the specs to be read yet");
+                }
+                self.deferred.insert(name.to_owned());
+            }
         }
-        fault::point("intake-put");
-        if let Some(earlier) = known.same_content(&job.content_hash) {
-            info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");
-        }
-        for finding in findings.diagnostics() {
-            warn!(job = %id, file = %printable(&file), %finding, "job spec has a doubtful place");
-        }
-        info!(job = %id, name = %job.name, file = %printable(&file), requests = job.total, "job accepted");
-        known.add(&job);
-        blocking(move || claim.settle()).await
+        round.pending += 1;
+        round.sooner(Some(self.settings.settle));
     }
 
     /// Tells everyone what the look left, and the log when trouble begins and ends. It lasts while there are
@@ -337,19 +319,8 @@ impl Drop for Intake {
     }
 }
 
-/// What is to be done about a job that the store did not take. A disk without room lets the spec go back, as long as
-/// nothing says that the job was accepted. Else a failed store says nothing certain about what is on disk: the claim
-/// stays for the next start to judge.
-fn not_taken(claim: Claim, error: store::Error) -> Error {
-    let is_absent = claim.job.state().try_exists().is_ok_and(|exists| !exists);
-    if matches!(error, store::Error::Io { .. } | store::Error::Full(_)) && is_absent {
-        return claim.put_back().err().unwrap_or_else(|| error.into());
-    }
-    Error::Store(error)
-}
-
 /// Runs what blocks on a thread for it. A panic there goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => resume_unwind(panic),
