@@ -171,7 +171,10 @@ impl Progress {
         match (&self.job, wish) {
             (Creation::There { .. }, Wish::End) if !self.asked_to_end => Step::Cancel,
             (Creation::There { .. }, _) => Step::Poll,
-            (Creation::Sent { looks, .. }, _) if *looks < LOOKS_MAX => Step::Find(Thing::Job),
+            (job, _) if job.may_be_found() => {
+                // By its file the job is known where it bears no other mark.
+                Step::Find(if self.training.may_be_found() { Thing::Training } else { Thing::Job })
+            }
             (Creation::Sent { .. } | Creation::Unsent, Wish::Run) => {
                 self.next_upload(plan).unwrap_or(Step::Create(Thing::Job))
             }
@@ -184,7 +187,7 @@ impl Progress {
             [Thing::Training, Thing::Validation].into_iter().filter(|thing| thing.data(plan).is_some());
         needed
             .map(|thing| match self.of(thing) {
-                Creation::Sent { looks, .. } if *looks < LOOKS_MAX => Some(Step::Find(thing)),
+                creation if creation.may_be_found() => Some(Step::Find(thing)),
                 Creation::Unsent | Creation::Sent { .. } => Some(Step::Create(thing)),
                 Creation::There { is_ready: false, .. } => Some(Step::Await(thing)),
                 Creation::There { is_ready: true, .. } => None,
@@ -194,8 +197,7 @@ impl Progress {
 
     /// What is to be deleted in the end has to be known.
     fn next_leftover(&self, plan: &FineTune) -> Step {
-        let may_lie_there =
-            |thing: &Thing| matches!(self.of(*thing), Creation::Sent { looks, .. } if *looks < LOOKS_MAX);
+        let may_lie_there = |thing: &Thing| self.of(*thing).may_be_found();
         let mut files = [Thing::Training, Thing::Validation].into_iter();
         files.find(|thing| plan.delete_uploads && may_lie_there(thing)).map_or(Step::Rest, Step::Find)
     }
@@ -255,6 +257,13 @@ impl Progress {
     /// Whether the provider was asked to end the job.
     pub const fn ask_to_end(&mut self, asked: bool) {
         self.asked_to_end = asked;
+    }
+}
+
+impl Creation {
+    /// Whether it may be there, and was not looked for often enough.
+    const fn may_be_found(&self) -> bool {
+        matches!(self, Self::Sent { looks, .. } if *looks < LOOKS_MAX)
     }
 }
 
@@ -463,9 +472,11 @@ mod tests {
 
         assert_eq!(Progress::read(b"{\"job\":7}", &plan), None);
         let mut lost = Progress::lost(&plan, NOW);
-        assert_eq!(lost.next(&plan, Wish::Run), Step::Find(Thing::Job));
-        lost.give_up_looking(Thing::Job);
-        assert_eq!(lost.next(&plan, Wish::Run), Step::Find(Thing::Training));
+        for thing in [Thing::Training, Thing::Job] {
+            assert_eq!(lost.next(&plan, Wish::Run), Step::Find(thing));
+            lost.give_up_looking(thing);
+        }
+        assert_eq!(lost.next(&plan, Wish::Run), Step::Create(Thing::Training));
     }
 
     #[test]
