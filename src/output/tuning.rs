@@ -252,6 +252,7 @@ impl Ended {
     /// Blocks.
     fn read(input: &Input) -> Result<Self, Error> {
         let mut ended = Self { plan: input.plan()?, ..Self::default() };
+        let progress = ended.plan.as_ref().map(|plan| input.progress(plan)).transpose()?.flatten();
         input.journal()?.scan(0, |record, _| {
             ended.is_success = record.is_success();
             if let Ok(Line { response, error }) = serde_json::from_slice(&record.published()) {
@@ -259,14 +260,14 @@ impl Ended {
             }
             Ok(false)
         })?;
-        if let Some(plan) = ended.plan.clone().filter(|plan| plan.delete_uploads)
-            && let Some(progress) = input.progress(&plan)?
-        {
-            ended.uploads = progress.uploads(&plan).map(str::to_owned).collect();
-            ended.may_run = match &ended.remote {
-                Some(remote) => !remote.status.is_final(),
-                None => *progress.of(Thing::Job) != Creation::Unsent,
-            };
+        if let (Some(plan), Some(progress)) = (&ended.plan, &progress) {
+            // It may also be the object of a file that was of no use.
+            ended.remote.take_if(|object| progress.id_of(Thing::Job) != Some(&object.id));
+            let has_ended = ended.remote.as_ref().is_some_and(|remote| remote.status.is_final());
+            ended.may_run = !has_ended && *progress.of(Thing::Job) != Creation::Unsent;
+            if plan.delete_uploads {
+                ended.uploads = progress.uploads(plan).map(str::to_owned).collect();
+            }
         }
         Ok(ended)
     }
@@ -628,15 +629,21 @@ mod tests {
         let sent = json!({"state": "sent", "at": 1});
         let running = record(0, 200, r#"{"id":"ftjob-1","status":"running"}"#);
         let given_up = Record { error: unanswered(0, "cancelled").error, ..running };
+        let useless =
+            record(0, 200, r#"{"id":"file-t","object":"file","status":"error","result_files":["file-x"]}"#);
+        let useless = Record { error: unanswered(0, "invalid_file").error, ..useless };
         for (job, record, deletes) in [
             (&unsent, Some(refusal(0)), true),
+            (&unsent, Some(useless), true),
             (&unsent, None, true),
             (&sent, Some(refusal(0)), false),
             (&there, Some(unanswered(0, "timeout")), false),
             (&there, Some(given_up), false),
         ] {
             let world = World::new(uploaded(job, record.as_ref()), Shelf::default());
-            let kept = world.gather().await.unwrap().summary.kept_uploads;
+            let summary = world.gather().await.unwrap().summary;
+            let kept = summary.kept_uploads;
+            assert_eq!(summary.missing_files, [""; 0], "{job}");
             let deleted = world.calls().iter().filter(|call| call.starts_with("delete")).count();
             assert_eq!((kept.len(), deleted), if deletes { (0, 2) } else { (2, 0) }, "{job}");
         }
