@@ -106,3 +106,52 @@ impl Watch {
         Ok(if failed { Ending::SomeFailed } else { Ending::Done })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::{Job, JobSettings, TunedModel};
+    use crate::store::conformance::{self, NOW};
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn a_job_that_waits_for_a_fine_tune_has_stopped_only_while_that_has() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let maker = conformance::job(1, 5, &["m"], 1);
+        let models = BTreeMap::from([("support".to_owned(), TunedModel::Of(maker.id))]);
+        let user = conformance::job(2, 5, &["m"], 1);
+        let user = Job { settings: JobSettings { models, ..user.settings.clone() }, ..user };
+        for job in [&maker, &user] {
+            conformance::put(&*store, job).await;
+        }
+        let board = Board::default();
+        let control =
+            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
+        let watch = Watch::new(control, board, intake::Handle::default(), Arc::clone(&store), Vec::new());
+        assert!(!watch.is_quiet().await.unwrap(), "the fine-tune is at work");
+
+        for stopped in [
+            JobStatus::Paused { reason: PauseReason::User },
+            JobStatus::Held { why: "a person must decide".to_owned() },
+        ] {
+            store.set_status(maker.id, stopped, NOW).await.unwrap();
+            assert!(watch.is_quiet().await.unwrap(), "nobody goes on without a person");
+            let Ending::Stuck(stuck) = watch.ending().await.unwrap() else { panic!("both are stuck") };
+            let named: Vec<&str> = stuck.jobs.iter().map(|job| job.name.as_str()).collect();
+            assert_eq!(named, ["job-1", "job-2"]);
+        }
+
+        for ending in [JobStatus::Cancelling, JobStatus::Cancelled] {
+            store.set_status(maker.id, ending, NOW).await.unwrap();
+            assert!(!watch.is_quiet().await.unwrap(), "upkeep has yet to let the other go on");
+        }
+        store.set_status(user.id, JobStatus::InProgress, NOW).await.unwrap();
+        assert!(!watch.is_quiet().await.unwrap());
+        store.set_status(user.id, JobStatus::Completed, NOW).await.unwrap();
+        assert!(watch.is_quiet().await.unwrap());
+    }
+}

@@ -43,10 +43,10 @@ impl Target {
         written.map_err(failed("write", &self.temporary.0)).map_err(Error::Files)
     }
 
-    /// Whether everything written by [`Write`] has arrived; brings it to where it can be read.
-    pub(super) fn settle(&mut self) -> Result<&Path, Error> {
-        let settled = self.failed.take().map_or(Ok(()), Err).and_then(|()| self.file.flush());
-        settled.map_err(failed("write", &self.temporary.0)).map_err(Error::Files)?;
+    /// Whether everything written by [`Write`] has arrived in the file, and where that can be read.
+    pub(super) fn arrived(&mut self) -> Result<&Path, Error> {
+        let arrived = self.failed.take().map_or(Ok(()), Err).and_then(|()| self.file.flush());
+        arrived.map_err(failed("write", &self.temporary.0)).map_err(Error::Files)?;
         Ok(&self.temporary.0)
     }
 

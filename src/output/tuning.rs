@@ -210,7 +210,7 @@ impl Gatherer {
             Err(error) => return Ok(Err(error)),
         };
         let fetched = provider.content(id, &mut target, self.file_bytes_max).await;
-        match target.settle() {
+        match target.arrived() {
             Ok(_) => fetched.map(|()| Ok(target)),
             Err(error) => Ok(Err(error)),
         }
@@ -288,7 +288,7 @@ impl Ended {
 
 /// Gives the file its name, decoded if it is one word of base64. Blocks.
 fn publish(mut target: Target, path: &Path) -> Result<(), Error> {
-    match decoded(target.settle()?)? {
+    match decoded(target.arrived()?)? {
         Some(bytes) => write_atomic(path, &bytes).map_err(Error::Files),
         None => target.publish(),
     }
