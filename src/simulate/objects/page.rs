@@ -42,10 +42,9 @@ impl Page {
     /// This page of `items`, and whether there are more behind it.
     pub(super) fn of<'t, T>(
         &self,
-        items: impl Iterator<Item = &'t T>,
+        mut items: impl Iterator<Item = &'t T>,
         id: impl Fn(&T) -> &str,
     ) -> Result<(Vec<&'t T>, bool), Refusal> {
-        let mut items = items.into_iter();
         if let Some(after) = &self.after
             && !items.by_ref().any(|item| id(item) == after)
         {
