@@ -21,7 +21,8 @@ use super::report::Printer;
 use super::{Done, Exit, Failure, block_on};
 use crate::domain::Outcome;
 use crate::provider::{
-    Called, FileQuery, Provider, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, UPLOAD_BYTES_MAX, Upload, refused_with,
+    AllFiles, Called, FileQuery, Provider, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, UPLOAD_BYTES_MAX, Upload,
+    refused_with,
 };
 
 pub(super) fn run(command: FilesCommand, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
@@ -37,10 +38,16 @@ pub(super) fn run(command: FilesCommand, config: Option<&Path>, printer: &mut Pr
 fn list(args: ListFilesArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
     let provider = remote::provider(config, args.remote.provider.as_deref())?;
     let query = FileQuery { purpose: args.purpose, ..FileQuery::default() };
-    let files = block_on(async {
-        let files = patiently(async || provider.all_files(&query).await).await;
-        files.map_err(|outcome| remote::failure(&provider, &outcome))
+    let AllFiles { files, is_whole } = block_on(async {
+        let all = patiently(async || provider.all_files(&query).await).await;
+        all.map_err(|outcome| remote::failure(&provider, &outcome))
     })?;
+    if !is_whole {
+        printer.note(&format!(
+            "warning: `{}` has more files, but its list can't be read to its end",
+            provider.name()
+        ));
+    }
     if args.remote.json {
         printer.json(&files.iter().map(|file| &file.raw).collect::<Vec<&Box<RawValue>>>())?;
     } else if files.is_empty() {
@@ -325,6 +332,10 @@ mod tests {
         created  2023-11-14T22:13:20.000Z
         ");
         assert_eq!(script.batchd(&["files", "show", "file-1", "--json"]).out, format!("{FILE}\n"));
+        let script = Script::new(&[("200 OK", &list)]);
+        let printed = script.batchd(&["files", "list"]);
+        assert_eq!(printed.err, "warning: `local` has more files, but its list can't be read to its end\n");
+        assert_eq!((printed.exit, printed.out.lines().count()), (Exit::Done, 2));
         let script = Script::new(&[("200 OK", r#"{"data":[]}"#)]);
         assert_eq!(script.batchd(&["files", "list"]).err, "no files at `local`\n");
         assert_eq!(script.batchd(&["files", "list", "--purpose", "x"]).err, "no files for `x` at `local`\n");

@@ -23,7 +23,7 @@ use crate::domain::{Outcome, Timestamp};
 use crate::provider::ask::{Called, Effect, Object, Raw};
 use crate::provider::classify::unanswerable;
 use crate::provider::download::{DownloadError, REDIRECTS_MAX, reach};
-use crate::provider::list::{Page, with_query};
+use crate::provider::list::{Page, Walked, with_query};
 use crate::provider::multipart::{Form, Range};
 use crate::provider::{HttpReply, HttpRequest, Provider, Sink, Transfer};
 
@@ -102,6 +102,14 @@ pub struct FileQuery {
     pub after: Option<String>,
 }
 
+/// What could be read of a list of files.
+#[derive(Clone, Debug)]
+pub struct AllFiles {
+    pub files: Vec<RemoteFile>,
+    /// False if the provider has more of them, and no way to them or too many pages.
+    pub is_whole: bool,
+}
+
 /// By the time of creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ListOrder {
@@ -157,15 +165,15 @@ impl Provider {
         self.page(self.list_url(query)).await
     }
 
-    /// Every file, page by page. A list that has no end ends in an error.
-    pub async fn all_files(&self, query: &FileQuery) -> Called<Vec<RemoteFile>> {
+    /// Every file, page by page, as far as the list can be read.
+    pub async fn all_files(&self, query: &FileQuery) -> Called<AllFiles> {
         let mut files = Vec::new();
         let walked = self.walk(self.list_url(query), |file| {
             files.push(file);
             ControlFlow::<()>::Continue(())
         });
-        walked.await?.found("files")?;
-        Ok(files)
+        let is_whole = walked.await? == Walked::Whole;
+        Ok(AllFiles { files, is_whole })
     }
 
     /// Looks for a file by its name and purpose; the newest, if there are more of them.
@@ -371,7 +379,8 @@ mod tests {
         let page = provider.files(&query).await.unwrap();
         assert_eq!((page.items.len(), page.has_more), (1, Some(false)));
         assert_eq!(page.last_id.as_deref(), Some("file-1"));
-        assert_eq!(provider.all_files(&FileQuery::default()).await.unwrap().len(), 1);
+        let all = provider.all_files(&FileQuery::default()).await.unwrap();
+        assert_eq!((all.files.len(), all.is_whole), (1, true));
         assert_eq!(provider.file("file-1").await.unwrap().filename, "train.jsonl");
         provider.delete_file("file-1").await.unwrap();
         assert_eq!(

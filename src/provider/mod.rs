@@ -53,7 +53,7 @@ pub use answer::usage_of;
 pub use ask::{Called, refused_with, words_of};
 pub use body::{HttpBody, Part};
 pub use download::DownloadError;
-pub use files::{FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, Upload};
+pub use files::{AllFiles, FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, Upload};
 pub use list::Page;
 pub use models::{Catalogue, Listed, Model};
 pub use transport::{HttpTransport, install_crypto};

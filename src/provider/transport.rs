@@ -479,6 +479,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_server_that_refuses_a_file_before_it_has_all_of_it_is_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let content = vec![b'x'; 8_000_000]; // more than the sockets between us hold
+        let request = upload(listener.local_addr().unwrap(), &content, 8_000_000);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let (result, ..) = transfer(request, None).await;
+        assert_eq!(result.unwrap().status, 413);
+    }
+
+    #[tokio::test]
     async fn a_file_that_became_shorter_breaks_the_upload_off() {
         let server = Listener::new(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         let (result, ..) = transfer(upload(server.address(), b"0123", 5), None).await;
