@@ -39,10 +39,31 @@ fn every_sample_job_spec_is_accepted_without_a_warning() {
     let mut specs: Vec<PathBuf> =
         fs::read_dir(repository("jobs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     specs.retain(|path| path.is_file());
-    assert!(specs.len() >= 9, "{specs:?}");
+    assert!(specs.len() >= 11, "{specs:?}");
     for spec in specs {
-        batchd(folder.path(), "").arg("check").arg(&spec).assert().code(0).stderr("");
+        let checked = batchd(folder.path(), "").arg("check").arg(&spec).assert().code(0);
+        let said = String::from_utf8(checked.get_output().stderr.clone()).unwrap();
+        // So few examples, and such a small file, are worth a note.
+        assert!(said.lines().all(|line| line.contains(": note: ")), "{said}");
     }
+}
+
+#[test]
+fn sample_of_a_fine_tune_is_used_by_another_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |spec: &str| {
+        let checked =
+            batchd(folder.path(), "").args(["check", "--json"]).arg(repository(spec)).assert().code(0);
+        serde_json::from_slice::<serde_json::Value>(&checked.get_output().stdout).unwrap()[0].clone()
+    };
+    let tune = check("jobs/fine-tune.toml");
+    assert_eq!(
+        (tune["kind"].as_str(), tune["fine_tune"]["training"]["examples"].as_u64()),
+        (Some("fine_tune"), Some(12))
+    );
+    let replies = check("jobs/tuned-replies.toml");
+    assert_eq!(replies["waits_for"][0], tune["name"]);
+    assert_eq!(replies["queues"][0]["queue"], "openai/job:fine-tune");
 }
 
 #[test]
@@ -95,7 +116,7 @@ fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
     let toml = blocks(&readme, "toml");
-    let [openai, capitals, local] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
+    let [openai, capitals, local, tune] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
     fs::write(folder.path().join("capitals.toml"), capitals).unwrap();
     fs::write(folder.path().join("countries.csv"), blocks(&readme, "csv")[0]).unwrap();
     fs::write(folder.path().join("fruit.chat.jsonl"), blocks(&readme, "json")[0]).unwrap();
@@ -103,6 +124,11 @@ fn readme_examples_do_what_it_says() {
         blocks(&readme, "console")[0].strip_prefix("$ batchd check capitals.toml\n").unwrap().to_owned();
     batchd(folder.path(), openai).args(["check", "capitals.toml"]).assert().code(0).stdout(said).stderr("");
     batchd(folder.path(), local).args(["check", "fruit.chat.jsonl"]).assert().code(0).stderr("");
+    fs::write(folder.path().join("support.toml"), tune).unwrap();
+    fs::copy(repository("jobs/inputs/support.jsonl"), folder.path().join("support.jsonl")).unwrap();
+    let checked = batchd(folder.path(), openai).args(["check", "support.toml"]).assert().code(0);
+    let said = String::from_utf8(checked.get_output().stdout.clone()).unwrap();
+    assert!(said.starts_with("support.toml: job `support` (fine_tune), 1 request\n"), "{said}");
     // Placed as it was named: the data goes along.
     batchd(folder.path(), openai).args(["submit", "capitals.toml"]).assert().code(0).stderr("");
     assert!(folder.path().join("batchd-data/jobs/capitals/countries.csv").exists());

@@ -34,29 +34,39 @@ macro_rules! samples {
     };
 }
 
-const SAMPLES: [(&str, &str); 15] = samples![
+const SAMPLES: [(&str, &str); 18] = samples![
     "bare.chat.jsonl",
     "batch.jsonl",
     "chat.toml",
     "completions.toml",
     "embeddings.toml",
+    "fine-tune.toml",
     "images.toml",
     "moderations.toml",
     "requests.toml",
     "responses.toml",
+    "tuned-replies.toml",
     "inputs/articles.csv",
     "inputs/comments.txt",
     "inputs/mixed.jsonl",
     "inputs/openings.txt",
     "inputs/products.jsonl",
     "inputs/reviews.csv",
+    "inputs/support.jsonl",
 ];
 
-/// Slow enough that a person sees something, quick enough to end within a few seconds.
-const LATENCY: &str = "200ms..1500ms";
+/// Slow enough that a person sees something, quick enough that a fine-tune of a dozen exchanges and the job that waits
+/// for it end within a few seconds.
+const LATENCY: &str = "100ms..700ms";
 
 /// About every fourth attempt fails; with twelve for each request none of these ends a job.
 const FAULTS: &str = "429=0.08,500=0.08,503=0.05,cut=0.04";
+
+/// A fine-tune is done so long after it was created, and another job waits for it.
+const FINE_TUNE_TIME: Duration = Duration::from_millis(800);
+
+/// So long an upload is worked on before it can be used.
+const FILE_PROCESSING_TIME: Duration = Duration::from_millis(200);
 
 /// Every demo meets the same faults.
 const SEED: u64 = 20;
@@ -113,6 +123,8 @@ async fn rehearse(
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         latency: LATENCY.parse().expect("our own latency is one"),
         faults: FAULTS.parse().expect("our own faults are some"),
+        file_processing_time: FILE_PROCESSING_TIME,
+        fine_tune_time: FINE_TUNE_TIME,
         ..Settings::default()
     };
     let cant_serve =
