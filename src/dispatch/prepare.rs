@@ -67,23 +67,22 @@ impl Dispatcher {
 
     async fn said(&mut self, job: &Job, line: &Line) -> Result<Said> {
         let read = match job.kind {
-            Kind::FineTune => fine_tune(job, line).map(|plan| Work::FineTune(Box::new(plan))),
+            Kind::FineTune => spec::parse_fine_tune(job, &line.bytes, line.number)
+                .map(|plan| Work::FineTune(Box::new(plan))),
             Kind::Completions
             | Kind::Chat
             | Kind::Images
             | Kind::Embeddings
             | Kind::Responses
             | Kind::Moderations
-            | Kind::Requests => spec::parse_line(job, &line.bytes, line.number)
-                .map(Work::Request)
-                .map_err(|diagnostic| diagnostic.to_string()),
+            | Kind::Requests => spec::parse_line(job, &line.bytes, line.number).map(Work::Request),
         };
         let mut request = match read {
             Ok(Work::Request(request)) => request,
             Ok(work) => return Ok(Said::Work(work)),
-            Err(error) => {
-                tracing::error!(job = %job.id, error, "an accepted line can't be read any more");
-                let error = RecordError { code: "invalid_input".to_owned(), message: error };
+            Err(diagnostic) => {
+                tracing::error!(job = %job.id, error = %diagnostic, "an accepted line can't be read any more");
+                let error = RecordError { code: "invalid_input".to_owned(), message: diagnostic.to_string() };
                 return Ok(Said::Unsendable { custom_id: format!("line-{}", line.number), error });
             }
         };
@@ -108,6 +107,7 @@ impl Dispatcher {
         let id: JobId = lease.request.job;
         let waiting = JobStatus::Paused { reason: PauseReason::FineTune };
         let now = self.parts.clock.now();
+        self.is_early = true;
         let settlement = match self.parts.store.set_status(id, waiting, now).await {
             // It may have come to its end meanwhile.
             Ok(_) | Err(store::Error::Transition { .. }) => Settlement::Release,
@@ -119,9 +119,4 @@ impl Dispatcher {
         self.parts.store.settle(lease, settlement).await?;
         Ok(())
     }
-}
-
-fn fine_tune(job: &Job, line: &Line) -> Result<FineTune, String> {
-    let _ = job;
-    serde_json::from_slice(&line.bytes).map_err(|error| format!("line {}: {error}", line.number))
 }

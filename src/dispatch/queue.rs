@@ -81,6 +81,8 @@ pub(super) struct Dispatcher {
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
     dry: bool,
+    /// Its model had no name yet when its limits were looked up: another dispatcher takes its place.
+    pub(super) is_early: bool,
 }
 
 /// What the loop waits for besides attempts and news.
@@ -125,6 +127,7 @@ impl Dispatcher {
             jobs: BTreeMap::new(),
             next_due: None,
             dry: false,
+            is_early: false,
         }
     }
 
@@ -160,6 +163,9 @@ impl Dispatcher {
                 seen.mark_seen();
             }
             let blocked = self.advance().await?;
+            if self.is_early && self.running.is_empty() {
+                return Ok(());
+            }
             self.show_pause();
             let is_idle = blocked == Blocked::Nothing && self.running.is_empty() && self.next_due.is_none();
             if !(is_idle && self.dry) {

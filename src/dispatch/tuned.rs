@@ -288,8 +288,8 @@ mod tests {
         }
     }
 
-    fn failed(why: &str) -> Option<Tuned> {
-        Some(Tuned::Failed(format!("the fine-tune `x` made no model: {why}")))
+    fn failed(why: &str) -> Tuned {
+        Tuned::Failed(format!("the fine-tune `x` made no model: {why}"))
     }
 
     #[tokio::test]
@@ -321,15 +321,15 @@ mod tests {
         let object = json!({"id": "ftjob-1", "status": "failed", "fine_tuned_model": null});
         let world = World::new().await;
         world.settle(Some(object.clone()), Some("the file is empty")).await;
-        assert_eq!(world.found("job:x").await, failed("the file is empty"));
+        assert_eq!(world.found("job:x").await, Some(failed("the file is empty")));
         let world = World::new().await;
         world.settle(Some(object), None).await;
-        assert_eq!(world.found("job:x").await, failed("it succeeded, and the provider names no model"));
+        assert_eq!(world.found("job:x").await, Some(failed("it succeeded, and the provider names no model")));
         let world = World::new().await;
         world.store.set_status(world.maker.id, JobStatus::Cancelled, conformance::NOW).await.unwrap();
-        assert_eq!(world.found("job:x").await, failed("it was cancelled"));
+        assert_eq!(world.found("job:x").await, Some(failed("it was cancelled")));
         let mut world = World::new().await;
         world.user.settings.models.insert("x".to_owned(), TunedModel::Of(JobId::from_bytes([9; 16])));
-        assert_eq!(world.found("job:x").await, failed("its job is not there any more"));
+        assert_eq!(world.found("job:x").await, Some(failed("its job is not there any more")));
     }
 }

@@ -187,8 +187,9 @@ impl Progress {
             [Thing::Training, Thing::Validation].into_iter().filter(|thing| thing.data(plan).is_some());
         needed
             .map(|thing| match self.of(thing) {
-                creation if creation.may_be_found() => Some(Step::Find(thing)),
-                Creation::Unsent | Creation::Sent { .. } => Some(Step::Create(thing)),
+                creation @ (Creation::Unsent | Creation::Sent { .. }) => {
+                    Some(if creation.may_be_found() { Step::Find(thing) } else { Step::Create(thing) })
+                }
                 Creation::There { is_ready: false, .. } => Some(Step::Await(thing)),
                 Creation::There { is_ready: true, .. } => None,
             })

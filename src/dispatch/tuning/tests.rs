@@ -353,7 +353,7 @@ async fn killed_at_any_moment_it_makes_one_file_and_one_job() {
         let api = TuningApi::ALL[usize::try_from(seed % 2).unwrap()];
         let faults = "500=0.1,502=0.1,drop=0.1,cut=0.05,429=0.05".parse().unwrap();
         let latency = Latency::between(Duration::from_millis(50), Duration::from_secs(1));
-        let mut world = World::seeded(seed, Server { faults, latency, ..server() });
+        let mut world = World::seeded(seed, Server { latency, faults, ..server() });
         world.retry.max_attempts = 50;
         let mut rng = Seed::fixed(seed).derive("kills");
         let job = world.put(1, &plan(api)).await;
