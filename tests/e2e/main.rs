@@ -21,6 +21,7 @@ mod burst;
 mod commands;
 mod crash;
 mod faults;
+mod fine_tunes;
 mod full_disk;
 mod lifecycle;
 mod pauses;
