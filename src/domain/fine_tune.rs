@@ -86,16 +86,16 @@ impl TuningData {
     /// What that of the validation data is.
     pub const VALIDATION: &str = "validation.jsonl";
 
-    /// The name of what is uploaded: no other upload has it, so that it can be found again. What servers disagree about
-    /// in the file names of forms (quotes, backslashes, letters beyond ASCII) is no part of it, nor does it grow too
-    /// long to be kept.
-    pub fn upload_name(stem: &str, job: JobId) -> String {
+    /// The name of what is uploaded: that of no other job's uploads, so that it can be found again. What servers disagree
+    /// about in the file names of forms (quotes, backslashes, letters beyond ASCII) is no part of it, nor does it grow
+    /// too long to be kept. `role` tells the two files of one fine-tune apart.
+    pub fn upload_name(stem: &str, role: &str, job: JobId) -> String {
         let plain = |letter: char| {
             let is_plain = letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_');
             if is_plain { letter } else { '_' }
         };
         let stem: String = stem.chars().take(STEM_LENGTH_MAX).map(plain).collect();
-        format!("{stem}-{job}.jsonl")
+        format!("{stem}{role}-{job}.jsonl")
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn uploads_of_two_jobs_never_share_a_name() {
-        let [a, b] = [1, 2].map(|n| TuningData::upload_name("train", JobId::from_bytes([n; 16])));
+        let [a, b] = [1, 2].map(|n| TuningData::upload_name("train", "", JobId::from_bytes([n; 16])));
         assert_eq!(a, "train-01010101-0101-0101-0101-010101010101.jsonl");
         assert_ne!(a, b);
     }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn no_server_reads_an_uploads_name_otherwise_than_it_was_sent() {
         let odd = format!("a \"b\" ü\\c%22{}", "x".repeat(1_000));
-        let name = TuningData::upload_name(&odd, JobId::from_bytes([1; 16]));
+        let name = TuningData::upload_name(&odd, "", JobId::from_bytes([1; 16]));
         assert!(name.starts_with("a__b____c_22x") && name.len() < 255, "{name}");
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::fine_tune::{FineTune, TuningData};
+use super::id::JobId;
 use super::time::Timestamp;
 
 /// What passes before each look for something whose creation was not answered. An upload may still be under way
@@ -278,6 +279,17 @@ impl Thing {
         }
     }
 
+    /// The name under which it is uploaded, which nothing else has; none for what is not uploaded.
+    pub fn upload_name(self, plan: &FineTune, job: JobId) -> Option<String> {
+        let name = |data: &TuningData, role| match data {
+            TuningData::Local { stem, .. } => Some(TuningData::upload_name(stem, role, job)),
+            TuningData::Uploaded { .. } => None,
+        };
+        let own = name(self.data(plan)?, "")?;
+        let is_taken = self == Self::Validation && name(&plan.training, "").as_ref() == Some(&own);
+        if is_taken { name(self.data(plan)?, "-validation") } else { Some(own) }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Training => "training file",
@@ -523,5 +535,26 @@ mod tests {
         }
         assert!(seen_of_four_seconds.unwrap() < Duration::from_secs(6), "{seen_of_four_seconds:?}");
         assert!(now > Duration::from_mins(30), "{now:?}");
+    }
+
+    #[test]
+    fn the_two_files_of_a_fine_tune_never_share_a_name() {
+        let job = JobId::from_bytes([1; 16]);
+        let named = |stem: &str| TuningData::Local { file: String::new(), stem: stem.to_owned(), bytes: 1 };
+        let names = |training: &str, validation: &str| {
+            let plan = FineTune { training: named(training), ..plan(Some(named(validation))) };
+            [Thing::Training, Thing::Validation].map(|thing| thing.upload_name(&plan, job).unwrap())
+        };
+        let [training, validation] = names("data", "data");
+        assert_eq!(training, format!("data-{job}.jsonl"));
+        assert_eq!(validation, format!("data-validation-{job}.jsonl"));
+        let long = "x".repeat(500);
+        for [a, b] in [["a b", "a_b"], [&format!("{long}1"), &format!("{long}2")], ["a", "b"]] {
+            let [training, validation] = names(a, b);
+            assert_ne!(training, validation);
+        }
+        assert_eq!(names("a", "b")[1], format!("b-{job}.jsonl"));
+        let given = plan(Some(TuningData::Uploaded { id: "file-1".to_owned() }));
+        assert_eq!(Thing::Validation.upload_name(&given, job), None);
     }
 }

@@ -174,7 +174,7 @@ mod tests {
         let (provider, engine) = client(Settings { mishaps, ..Settings::default() });
         let content = format!("{line}\n").repeat(12);
         // However odd the name that the user gave it.
-        let name = TuningData::upload_name("my \"data\" \\ ü", JobId::from_bytes([1; 16]));
+        let name = TuningData::upload_name("my \"data\" \\ ü", "", JobId::from_bytes([1; 16]));
         assert!(provider.upload(&upload(&name, &content), &|_| {}).await.is_err());
         let file = provider.find_file(&name, "fine-tune").await.unwrap().unwrap();
         assert_eq!(file.bytes, Some(upload("", &content).length));

@@ -288,10 +288,7 @@ impl Attempt<'_> {
 
     /// The name under which a file is uploaded.
     fn name_of(&self, thing: Thing) -> String {
-        match thing.data(self.plan) {
-            Some(TuningData::Local { stem, .. }) => TuningData::upload_name(stem, self.id.job),
-            Some(TuningData::Uploaded { .. }) | None => String::new(),
-        }
+        thing.upload_name(self.plan, self.id.job).unwrap_or_default()
     }
 
     /// The file on our side. The error is a sentence for people.
