@@ -60,6 +60,17 @@
 //!
 //! The job's files are the truth and sled is an index beside them: it may lag the journal and never leads it. What
 //! a start makes of both after a crash stands in [`store::embedded`].
+//!
+//! # The path of a fine-tune
+//!
+//! A fine-tune is a job of one request that takes hours and several exchanges. [`training`] checks its data before
+//! anything is sent, while [`spec`] copies them into the job's folder. The attempts of [`dispatch`] follow
+//! [`Progress`](domain::tuning::Progress), which says the next step: upload, wait until the file is processed, create,
+//! ask. It is the request's [memo](store::Store::write_memo), durable before anything is created at the provider and
+//! again once its id is known; after a crash or a lost reply the provider is asked what is there, so that nothing is
+//! made twice. Between two looks the request is [snoozed](domain::Settlement::Snooze) and holds no slot. [`output`]
+//! fetches the events and the metrics. A job with `model = "job:<name>"` waits until [`upkeep`] sees that the
+//! fine-tune has ended, and is sent with the name of its model.
 
 pub mod bell;
 pub mod clock;
