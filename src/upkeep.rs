@@ -32,7 +32,8 @@ impl Upkeep {
         let mut news = self.store.changes();
         while !stop.is_cancelled() {
             news.mark_seen();
-            let next = earlier(self.expire().await?, self.go_on().await?);
+            let jobs = self.store.jobs().await?;
+            let next = earlier(self.expire(&jobs).await?, self.go_on(&jobs).await?);
             let due = async {
                 match next {
                     Some(due) => tokio::time::sleep(self.clock.until(due)).await,
@@ -50,26 +51,26 @@ impl Upkeep {
     }
 
     /// Sends jobs past their deadline to their end; says when the next one is due.
-    async fn expire(&self) -> store::Result<Option<Timestamp>> {
+    async fn expire(&self, jobs: &[JobState]) -> store::Result<Option<Timestamp>> {
         let now = self.clock.now();
         let mut next = None;
-        for state in self.store.jobs().await? {
-            let Some(due) = state.job.expires_at().filter(|_| may_expire(&state)) else { continue };
+        for state in jobs {
+            let Some(due) = state.job.expires_at().filter(|_| may_expire(state)) else { continue };
             if due > now {
                 next = earlier(next, Some(due));
                 continue;
             }
             tracing::info!(job = %state.job.id, name = %state.job.name, open = state.counts.open(), "the job's deadline has passed");
-            next = earlier(next, self.move_to(&state, JobStatus::Expiring, now).await?);
+            next = earlier(next, self.move_to(state, JobStatus::Expiring, now).await?);
         }
         Ok(next)
     }
 
     /// Lets jobs go on whose fine-tunes have ended; says when to try again what could not be written down.
-    async fn go_on(&self) -> store::Result<Option<Timestamp>> {
-        let (now, jobs) = (self.clock.now(), self.store.jobs().await?);
+    async fn go_on(&self, jobs: &[JobState]) -> store::Result<Option<Timestamp>> {
+        let now = self.clock.now();
         let mut next = None;
-        for state in jobs.iter().filter(|state| waits_for_nothing(state, &jobs)) {
+        for state in jobs.iter().filter(|state| waits_for_nothing(state, jobs)) {
             tracing::info!(job = %state.job.id, name = %state.job.name, "the fine-tunes that the job waited for have ended");
             next = earlier(next, self.move_to(state, JobStatus::InProgress, now).await?);
         }
