@@ -188,4 +188,28 @@ mod tests {
         let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
         ran.unwrap();
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_waits_for_a_fine_tune_expires_at_its_deadline_and_is_not_let_go_on() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let maker = conformance::job(1, 5, &["m"], 1);
+        let mut job = user(2, &[&maker]);
+        job.settings.deadline = Some(Duration::from_hours(1));
+        for job in [&maker, &job] {
+            conformance::put(&*store, job).await;
+        }
+        let stop = CancellationToken::new();
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let watched = async {
+            let mut news = store.changes();
+            news.changed().await;
+            assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::Expiring);
+            store.set_status(maker.id, JobStatus::Completed, conformance::NOW).await.unwrap();
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::Expiring);
+            stop.cancel();
+        };
+        let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
+        ran.unwrap();
+    }
 }
