@@ -4,6 +4,7 @@
 //! A failing run prints its seed; `BATCHD_CRASH_SEED=<seed>` runs that one again. Moments are random by the seed, but
 //! how far the process has come by then is the machine's: a replay comes close, it is not the same run.
 
+mod fine_tunes;
 mod kills;
 mod ordeal;
 mod panics;

@@ -20,12 +20,13 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::fine_tunes::Tune;
 use crate::mounted::{Cutter, Mounted};
 use crate::process::{Daemon, Output, bare_command};
 use crate::world::{KEY, Setup, World, chat_line, names, sync};
 
 /// Stands in every prompt.
-const PROMPT: &str = "canary-in-the-prompt";
+pub(super) const PROMPT: &str = "canary-in-the-prompt";
 /// A machine that does ten things at once needs its time between the server's last byte and the journal.
 const KEPT_WITHIN: Duration = Duration::from_secs(3);
 
@@ -66,6 +67,9 @@ pub(super) struct Ordeal {
     dropped: Vec<(String, String)>,
     /// Jobs whose uncertain requests are not sent again.
     policies: BTreeMap<String, OnUncertain>,
+    pub(super) tunes: Vec<Tune>,
+    /// Jobs that use the model of a fine-tune, and its job.
+    pub(super) users: BTreeMap<String, String>,
     stops: Vec<Stop>,
     published: BTreeMap<PathBuf, blake3::Hash>,
     rebuilt: Vec<Rebuilt>,
@@ -78,6 +82,9 @@ impl Ordeal {
         let server = Settings {
             latency: trial.latency,
             faults: trial.faults.parse().unwrap(),
+            // Long enough to be cancelled before it is over.
+            fine_tune_time: Duration::from_secs(4),
+            file_processing_time: Duration::from_millis(50),
             ledger: LedgerSettings { entries_max: 10_000_000, ..LedgerSettings::default() },
             ..Settings::default()
         };
@@ -97,6 +104,8 @@ impl Ordeal {
             concurrency: trial.concurrency,
             dropped: Vec::new(),
             policies: BTreeMap::new(),
+            tunes: Vec::new(),
+            users: BTreeMap::new(),
             stops: Vec::new(),
             published: BTreeMap::new(),
             rebuilt: Vec::new(),
@@ -204,7 +213,7 @@ impl Ordeal {
         self.note(job, ".toml");
     }
 
-    fn note(&mut self, job: &str, ending: &str) {
+    pub(super) fn note(&mut self, job: &str, ending: &str) {
         self.dropped.push((format!("{job}{ending}"), job.to_owned()));
     }
 
@@ -275,7 +284,8 @@ impl Ordeal {
 
     /// Whatever lies beside a summary is published, and must stay as it is.
     fn look_at_published(&mut self) {
-        for job in self.dropped.iter().map(|(_, job)| job.clone()).collect::<Vec<_>>() {
+        let tunes = self.tunes.iter().map(|tune| &tune.job);
+        for job in self.dropped.iter().map(|(_, job)| job).chain(tunes).cloned().collect::<Vec<_>>() {
             self.look_at(&job);
         }
     }
@@ -337,11 +347,12 @@ impl Ordeal {
             kept_within: KEPT_WITHIN,
             unsynced_max: UNSYNCED_MAX,
             published: self.published.iter().map(|(path, hash)| seen(path, *hash)).collect(),
-            dropped: self.dropped.iter().map(|(file, job)| self.end_of(file, job)).collect(),
+            dropped: self.ends(),
             leaks: self.leaks(),
             rebuilt: self.rebuilt.clone(),
             ..Evidence::default()
         };
+        self.judge_fine_tunes();
         for job in &evidence.jobs {
             let errors = job.results.iter().flat_map(|results| &results.errors);
             let failed: Vec<_> = errors
@@ -365,7 +376,7 @@ impl Ordeal {
         let input =
             self.world.path("root/state/jobs").join(summary["id"].as_str().unwrap()).join("input.jsonl");
         let text = fs::read_to_string(input).unwrap();
-        let mut evidence = batch_lines(job, &text);
+        let mut evidence = batch_lines(job, &self.with_model(job, text));
         let errors = if results.has("errors.jsonl") { results.text("errors.jsonl") } else { String::new() };
         let image = |name: &str| fs::read(results.dir.join(name)).ok();
         let mut read = Results::read(&results.text("output.jsonl"), &errors, &image).unwrap();
@@ -373,6 +384,12 @@ impl Ordeal {
         evidence.results = Some(read);
         evidence.on_uncertain = self.policies.get(job).copied().unwrap_or_default();
         evidence
+    }
+
+    fn ends(&self) -> Vec<DroppedFile> {
+        let ends = self.dropped.iter().map(|(file, job)| self.end_of(file, job));
+        let tunes = self.tunes.iter().map(|tune| self.end_of(&format!("{}.toml", tune.job), &tune.job));
+        ends.chain(tunes).collect()
     }
 
     fn end_of(&self, file: &str, job: &str) -> DroppedFile {

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::time::Duration;
 
-use batchd::domain::OnUncertain;
+use batchd::domain::{OnUncertain, TuningApi};
 use batchd::fault::POINTS;
 use batchd::simulate::Latency;
 use batchd::simulate::laws::Report;
@@ -14,7 +14,8 @@ use super::ordeal::{Ordeal, Trial};
 use crate::world::eventually;
 
 /// Points that one process passes many times, so that later passings are worth a death, too.
-const OFTEN: [&str; 11] = [
+const OFTEN: [&str; 12] = [
+    "store-memo-written",
     "store-intent-written",
     "store-journal-appended",
     "store-journal-syncing",
@@ -28,9 +29,15 @@ const OFTEN: [&str; 11] = [
     "dispatch-settled",
 ];
 
-/// Points at which no other job comes by.
+/// Points that a fine-tune with one file passes twice.
+const TWICE: [&str; 4] = ["tuning-beginning", "tuning-creating", "tuning-created", "tuning-noted"];
+
+/// Points that only fine-tunes pass, beside those called `tuning-…`.
 const OF_FINE_TUNES: [&str; 4] =
     ["store-memo-written", "output-events-written", "output-artefact-written", "output-uploads-deleted"];
+
+/// So many rounds have a fine-tune with a user of its model, whatever their point.
+const TUNE_EVERY: usize = 8;
 
 /// Lets the daemon die at `point`, with something of every kind to do on the way.
 fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
@@ -38,6 +45,15 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
     ordeal.drop_linked(&format!("linked{round}x"), 3);
     ordeal.drop_images(&format!("pictures{round}x"), 2);
     ordeal.drop_toml(&format!("failing{round}x"), 3, OnUncertain::Fail);
+    let needs_tune = point.starts_with("tuning-") || OF_FINE_TUNES.contains(&point);
+    let cancels = point.starts_with("tuning-cancel");
+    if needs_tune || round.is_multiple_of(TUNE_EVERY) {
+        let api = TuningApi::ALL[round % 2];
+        ordeal.drop_fine_tune(&format!("tune{round}x"), api);
+        if api == TuningApi::Jobs && !cancels {
+            ordeal.drop_user(&format!("user{round}x"), &format!("tune{round}x"));
+        }
+    }
     if point.starts_with("recover-") {
         leave_work(ordeal);
     }
@@ -46,12 +62,23 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
         "recover-index-set-aside" => spoil_index(ordeal),
         // Whatever is asked fails for a moment, so that something has to wait.
         "store-ended-written" => ordeal.world.fail("500=1"),
+        "tuning-looked" => ordeal.lose(if round % 2 == 0 { "upload=drop,create=cut" } else { "create=drop" }),
         _ => {}
     }
     let often = OFTEN.contains(&point);
-    let passing = if often { ordeal.rng.usize(1..=4) } else { 1 };
+    let most = if often {
+        4
+    } else if TWICE.contains(&point) {
+        2
+    } else {
+        1
+    };
+    let passing = ordeal.rng.usize(1..=most);
     eprintln!("{point}:{passing}");
     let daemon = ordeal.start(Some(&format!("{point}:{passing}")));
+    if cancels {
+        ordeal.cancel_last();
+    }
     ordeal.await_death(daemon, point);
     ordeal.world.fail("");
 }
@@ -89,9 +116,7 @@ fn spoil_index(ordeal: &Ordeal) {
 
 fn die_at_all(trial: &Trial) -> Report {
     let mut ordeal = Ordeal::new(trial);
-    let mut points = POINTS.to_vec();
-    // `fine_tunes` has a test of its own for these.
-    points.retain(|point| !OF_FINE_TUNES.contains(point));
+    let mut points = POINTS;
     ordeal.rng.shuffle(&mut points);
     for (round, point) in points.into_iter().enumerate() {
         die_at(&mut ordeal, point, round);
