@@ -92,7 +92,8 @@ impl State {
         arrival: Arrival,
         now: Instant,
     ) -> Decision {
-        let sequence = self.ledger.arrive(&arrival);
+        let is_look = matches!(call, Ok(Call::Object(call)) if call.act().is_look());
+        let sequence = if is_look { self.ledger.look(&arrival) } else { self.ledger.arrive(&arrival) };
         let verdict = self.judge(request, call, now);
         let is_question = matches!(call, Ok(Call::Ask(_)));
         let (outcome, paid, retry_after) = match &verdict {
@@ -108,7 +109,9 @@ impl State {
         let request_id = request_id(self.instance, sequence);
         let retry_after_ms = retry_after.map(whole_millis);
         let entry = Verdict { outcome, paid, effect, request_id, retry_after_ms };
-        self.ledger.settle(sequence, arrival, entry);
+        if !is_look {
+            self.ledger.settle(sequence, arrival, entry);
+        }
         let mut rate_headers = HeaderMap::new();
         if is_question {
             self.limits.write_headers(&mut rate_headers);

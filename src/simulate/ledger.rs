@@ -107,8 +107,10 @@ pub struct Payments {
 /// The totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// All requests but those to `/_sim/`.
+    /// All requests but those to `/_sim/` and the looks.
     pub requests: u64,
+    /// Requests that only look at files, models and fine-tunes. They have no entries.
+    pub looks: u64,
     /// Requests that were paid for.
     pub paid: u64,
     /// Bodies that were paid for more than once.
@@ -189,6 +191,14 @@ impl Ledger {
     pub(super) fn arrive(&mut self, arrival: &Arrival) -> u64 {
         self.sequence += 1;
         self.summary.requests += 1;
+        self.summary.max_in_flight = self.summary.max_in_flight.max(arrival.in_flight);
+        self.sequence
+    }
+
+    /// Records that a request has come that changes nothing and costs nothing. Its number is its own.
+    pub(super) fn look(&mut self, arrival: &Arrival) -> u64 {
+        self.sequence += 1;
+        self.summary.looks += 1;
         self.summary.max_in_flight = self.summary.max_in_flight.max(arrival.in_flight);
         self.sequence
     }
@@ -352,6 +362,16 @@ mod tests {
         ledger.reset();
         assert_eq!(ledger.summary(), Summary::default());
         assert_eq!(ledger.arrive(&arrival("a")), 7, "numbers are never given twice");
+    }
+
+    #[test]
+    fn looks_are_counted_apart() {
+        let mut ledger = Ledger::open(LedgerSettings::default()).unwrap();
+        assert_eq!(ledger.look(&arrival("")), 1);
+        record(&mut ledger, "a", Outcome::Ok, true);
+        let summary = ledger.summary();
+        assert_eq!((summary.looks, summary.requests, ledger.entries().len()), (1, 1, 1));
+        assert_eq!(ledger.entries()[0].sequence, 2);
     }
 
     #[test]

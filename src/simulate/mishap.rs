@@ -41,6 +41,13 @@ pub enum Act {
     Content,
 }
 
+impl Act {
+    /// Whether it changes nothing.
+    pub(super) const fn is_look(self) -> bool {
+        matches!(self, Self::Show | Self::List | Self::Content)
+    }
+}
+
 words!(Act {
     "upload" => Upload,
     "begin" => Begin,
