@@ -9,19 +9,17 @@ use serde_json::value::RawValue;
 
 use crate::diag;
 use crate::domain::request::UnknownEndpoint;
-use crate::domain::{Endpoint, InvalidName, JobName, Kind, Request};
+use crate::domain::{Endpoint, Kind, Request};
 use crate::reading::json;
 use crate::reading::problem::{Problem, Syntax, shown, what};
 use crate::spec::bare;
+use crate::spec::name;
 use crate::spec::pick::{Field, Picked, pick};
 
 /// A longer `custom_id` is refused: it stands in every record, report and file name.
 const CUSTOM_ID_BYTES_MAX: usize = 512;
 /// A longer model name is refused: it stands in the name of a queue.
 pub(super) const MODEL_BYTES_MAX: usize = 512;
-
-/// How a model is written that is made by a fine-tune's job.
-const JOB_PREFIX: &str = "job:";
 
 /// The members that a line is judged by, those of the envelope first.
 const KEYS: [&str; 12] = [
@@ -367,7 +365,7 @@ impl Reader<'_> {
                 offset,
                 format!("`model` has {} bytes, at most {MODEL_BYTES_MAX} are allowed", model.len()),
             ),
-            Ok(model) => match job_named(&model) {
+            Ok(model) => match name::job_of_model(&model) {
                 None | Some(Ok(_)) => return Ok(Some(model)),
                 Some(Err(why)) => {
                     let message = format!("model {} names no fine-tune: {why}", shown(&model));
@@ -379,11 +377,6 @@ impl Reader<'_> {
         self.refuse(problem);
         Err(Refused)
     }
-}
-
-/// The job that `model` stands for the model of, if it is written as `job:<name>`.
-pub(super) fn job_named(model: &str) -> Option<Result<JobName, InvalidName>> {
-    model.strip_prefix(JOB_PREFIX).map(str::parse)
 }
 
 fn urls() -> String {

@@ -167,7 +167,7 @@ impl Checked {
     /// The jobs whose models its requests use (`model = "job:<name>"`), each with the place where it is first named.
     pub fn jobs_used(&self) -> impl Iterator<Item = (JobName, &Place)> {
         let named = self.queues.iter().zip(&self.queue_places);
-        named.filter_map(|(queue, place)| Some((line::job_named(queue.model()?)?.ok()?, place)))
+        named.filter_map(|(queue, place)| Some((name::job_of_model(queue.model()?)?.ok()?, place)))
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a spec's file name says: the job's name, and what bare bodies in it mean.
+//! What names say: a spec's file the job's name and what bare bodies in it mean, a model the job that makes it.
 
 use crate::diag::{Diagnostic, Report};
-use crate::domain::{JobName, Kind};
+use crate::domain::{InvalidName, JobName, Kind};
 
 /// The kind whose ending stands before `.jsonl` or `.toml`: `bare.chat.jsonl` → chat.
 pub(super) fn ending(display: &str) -> Option<Kind> {
@@ -24,6 +24,11 @@ pub(super) fn of_file(display: &str, report: &mut Report) -> Option<JobName> {
             None
         }
     }
+}
+
+/// The fine-tune's job whose model `model` stands for, if it is written as `job:<name>`.
+pub(super) fn job_of_model(model: &str) -> Option<Result<JobName, InvalidName>> {
+    model.strip_prefix("job:").map(str::parse)
 }
 
 fn stem(display: &str) -> &str {
