@@ -9,12 +9,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use batchd::clock::Seed;
-use batchd::domain::OnUncertain;
+use batchd::domain::{Endpoint, OnUncertain};
 use batchd::simulate::laws::{
     DroppedFile, Evidence, FileEnd, JobEvidence, Leak, Rebuilt, Report, Results, SeenFile, Stop, StopKind,
     check,
 };
-use batchd::simulate::{Latency, LedgerSettings, Settings};
+use batchd::simulate::{Entry, Latency, LedgerSettings, Settings};
 use fastrand::Rng;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -341,7 +341,7 @@ impl Ordeal {
         self.look_at_published();
         let evidence = Evidence {
             jobs: self.dropped.iter().map(|(_, job)| self.job_evidence(job)).collect(),
-            ledger: self.world.engine().entries(),
+            ledger: self.questions(),
             stops: self.stops.clone(),
             concurrency: Some(self.concurrency.into()),
             kept_within: KEPT_WITHIN,
@@ -364,6 +364,12 @@ impl Ordeal {
             let shown: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
             panic!("{} laws are broken:\n{}", violations.len(), shown.join("\n"));
         })
+    }
+
+    /// What was asked of models. Files, lists and fine-tunes are not bounded with it, and judged apart.
+    fn questions(&self) -> Vec<Entry> {
+        let asks = |entry: &Entry| Endpoint::ALL.iter().any(|endpoint| endpoint.path() == entry.endpoint);
+        self.world.engine().entries().into_iter().filter(asks).collect()
     }
 
     fn job_evidence(&self, job: &str) -> JobEvidence {

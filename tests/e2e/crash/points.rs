@@ -62,7 +62,9 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
         "recover-index-set-aside" => spoil_index(ordeal),
         // Whatever is asked fails for a moment, so that something has to wait.
         "store-ended-written" => ordeal.world.fail("500=1"),
-        "tuning-looked" => ordeal.lose(if round % 2 == 0 { "upload=drop,create=cut" } else { "create=drop" }),
+        "tuning-looked" => {
+            ordeal.lose(if round.is_multiple_of(2) { "upload=drop,create=cut" } else { "create=drop" })
+        }
         _ => {}
     }
     let often = OFTEN.contains(&point);
