@@ -63,7 +63,8 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
         // Whatever is asked fails for a moment, so that something has to wait.
         "store-ended-written" => ordeal.world.fail("500=1"),
         "tuning-looked" => {
-            ordeal.lose(if round.is_multiple_of(2) { "upload=drop,create=cut" } else { "create=drop" })
+            let lost = if round.is_multiple_of(2) { "upload=drop,create=cut" } else { "create=drop" };
+            ordeal.lose(lost);
         }
         _ => {}
     }
