@@ -5,7 +5,8 @@ use crate::dispatch::failure::Result;
 use crate::dispatch::queue::Dispatcher;
 use crate::dispatch::tuned::{self, Tuned};
 use crate::domain::{
-    FineTune, Job, JobId, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement,
+    FineTune, Job, JobId, JobState, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy,
+    Settlement,
 };
 use crate::spec;
 use crate::store::{self, Lease, Line};
@@ -28,6 +29,37 @@ pub(super) enum Work {
     FineTune(Box<FineTune>),
 }
 
+impl Work {
+    /// As the job's lines have it; empty if there is none.
+    fn model(&self) -> &str {
+        match self {
+            Self::Request(request) => request.model.as_deref().unwrap_or_default(),
+            Self::FineTune(plan) => plan.model(),
+        }
+    }
+
+    fn with_model(self, model: String) -> Self {
+        match self {
+            Self::Request(mut request) => {
+                request.body = tuned::with_model(&request.body, &model);
+                request.model = Some(model);
+                Self::Request(request)
+            }
+            Self::FineTune(mut plan) => {
+                plan.body.insert("model".to_owned(), model.into());
+                Self::FineTune(plan)
+            }
+        }
+    }
+
+    fn into_custom_id(self) -> String {
+        match self {
+            Self::Request(request) => request.custom_id,
+            Self::FineTune(plan) => plan.custom_id,
+        }
+    }
+}
+
 /// What a line says.
 enum Said {
     Work(Work),
@@ -44,8 +76,8 @@ impl Dispatcher {
     pub(super) async fn prepare(&mut self) -> Result<Option<Next>> {
         while let Some(lease) = self.ready.pop_front() {
             let line = self.parts.store.line(lease.request).await?;
-            let job = self.job(lease.request.job).await?.job.clone();
-            match self.said(&job, &line).await? {
+            let JobState { job, status, .. } = self.job(lease.request.job).await?.clone();
+            match self.said(&job, &status, &line).await? {
                 Said::Work(work) => {
                     let estimate = match &work {
                         Work::Request(request) if self.limits.counts_tokens() => estimate::of(request),
@@ -65,7 +97,7 @@ impl Dispatcher {
         Ok(None)
     }
 
-    async fn said(&mut self, job: &Job, line: &Line) -> Result<Said> {
+    async fn said(&mut self, job: &Job, status: &JobStatus, line: &Line) -> Result<Said> {
         let read = match job.kind {
             Kind::FineTune => spec::parse_fine_tune(job, &line.bytes, line.number)
                 .map(|plan| Work::FineTune(Box::new(plan))),
@@ -77,29 +109,28 @@ impl Dispatcher {
             | Kind::Moderations
             | Kind::Requests => spec::parse_line(job, &line.bytes, line.number).map(Work::Request),
         };
-        let mut request = match read {
-            Ok(Work::Request(request)) => request,
-            Ok(work) => return Ok(Said::Work(work)),
+        let work = match read {
+            Ok(work) => work,
             Err(diagnostic) => {
                 tracing::error!(job = %job.id, error = %diagnostic, "an accepted line can't be read any more");
                 let error = RecordError { code: "invalid_input".to_owned(), message: diagnostic.to_string() };
                 return Ok(Said::Unsendable { custom_id: format!("line-{}", line.number), error });
             }
         };
-        let model = request.model.as_deref().unwrap_or_default();
-        match self.tuned.find(&*self.parts.store, job, model).await? {
-            None => {}
-            Some(Tuned::Model(model)) => {
-                request.body = tuned::with_model(&request.body, &model);
-                request.model = Some(model);
-            }
-            Some(Tuned::Open) => return Ok(Said::Early),
+        if *status != JobStatus::InProgress {
+            // A fine-tune that is to end creates nothing, and needs no model.
+            return Ok(Said::Work(work));
+        }
+        let tuned = self.tuned.find(&*self.parts.store, job, work.model()).await?;
+        Ok(match tuned {
+            None => Said::Work(work),
+            Some(Tuned::Model(model)) => Said::Work(work.with_model(model)),
+            Some(Tuned::Open) => Said::Early,
             Some(Tuned::Failed(message)) => {
                 let error = RecordError { code: "fine_tune_failed".to_owned(), message };
-                return Ok(Said::Unsendable { custom_id: request.custom_id, error });
+                Said::Unsendable { custom_id: work.into_custom_id(), error }
             }
-        }
-        Ok(Said::Work(Work::Request(request)))
+        })
     }
 
     /// Somebody has set a job going whose model is still being made: it waits again.

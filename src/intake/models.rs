@@ -87,7 +87,7 @@ impl Makers<'_> {
     }
 
     fn meant(&self, name: &JobName, provider: &str, place: &Place) -> Result<Meant, Error> {
-        let Some(mut state) = self.jobs.iter().find(|state| state.job.name == *name) else {
+        let Some(mut state) = self.jobs.iter().rev().find(|state| state.job.name == *name) else {
             let Some(summary) = self.summary(name)? else { return Ok(Meant::Unknown) };
             return Ok(judge(name, summary, place));
         };

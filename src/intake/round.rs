@@ -47,8 +47,8 @@ impl Round {
 
     /// Whether specs other than `name` are to be judged yet. Those that are `deferred` wait for others themselves:
     /// were they counted, two of them would wait for each other for ever.
-    pub(super) fn may_bring_more(&self, name: &OsStr, deferred: &BTreeSet<OsString>) -> bool {
-        self.is_beyond || self.unjudged.iter().any(|other| other != name && !deferred.contains(other))
+    pub(super) fn may_bring_more(&self, name: &OsStr, deferred: &BTreeMap<OsString, u64>) -> bool {
+        self.is_beyond || self.unjudged.iter().any(|other| other != name && !deferred.contains_key(other))
     }
 
     pub(super) fn sooner(&mut self, wait: Option<Duration>) {

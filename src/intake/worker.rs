@@ -1,6 +1,6 @@
 //! The loop of intake: look, take in what is ready, sleep until something may have changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,8 +57,10 @@ pub struct Intake {
     told: Told,
     /// Specs that wait for their data, and of which the log knows.
     waiting: BTreeSet<OsString>,
-    /// Specs that wait for fine-tunes which nobody knows yet.
-    deferred: BTreeSet<OsString>,
+    /// Specs that wait for fine-tunes which nobody knows yet, and how many jobs there had been when each was judged.
+    deferred: BTreeMap<OsString, u64>,
+    /// Jobs accepted since the start.
+    accepted: u64,
     /// Something half done may lie in the state folder.
     recover_due: bool,
 }
@@ -86,7 +88,8 @@ impl Intake {
             failures: Failures::default(),
             told: Told::default(),
             waiting: BTreeSet::new(),
-            deferred: BTreeSet::new(),
+            deferred: BTreeMap::new(),
+            accepted: 0,
             catalogue: None,
             recover_due: true,
         }
@@ -187,7 +190,7 @@ impl Intake {
     ) -> Result<(), Error> {
         self.tell(std::mem::take(&mut scan.remarks));
         round.begin(&scan);
-        self.deferred.retain(|name| round.is_unjudged(name));
+        self.deferred.retain(|name, _| round.is_unjudged(name));
         let ready = self.failures.sift(scan, round, self.clock.now());
         if ready.is_empty() {
             return Ok(());
@@ -237,7 +240,9 @@ impl Intake {
         let examined = blocking(move || job.examine(&candidate, id)).await;
         let ending = match examined {
             Ok(Verdict::Valid { claim, checked }) => {
-                let may_wait = round.may_bring_more(&name, &self.deferred);
+                // What it waits for may itself have waited for one that is a job now.
+                let is_news = self.deferred.get(&name).is_some_and(|before| *before < self.accepted);
+                let may_wait = is_news || round.may_bring_more(&name, &self.deferred);
                 let applicant = Applicant { id, claim: *claim, checked: *checked, may_wait };
                 self.admit(applicant, known, &examiner.stop).await
             }
@@ -264,9 +269,13 @@ impl Intake {
     /// What came of a spec, for the log and for the rest of the round.
     fn note(&mut self, ending: Ending, name: &OsStr, round: &mut Round) {
         let file = printable(&safe_name(name));
-        let (waited, was_deferred) = (self.waiting.remove(name), self.deferred.remove(name));
+        let (waited, was_deferred) = (self.waiting.remove(name), self.deferred.remove(name).is_some());
         match ending {
-            Ending::Job | Ending::Gone => return round.judged(name),
+            Ending::Job => {
+                self.accepted += 1;
+                return round.judged(name);
+            }
+            Ending::Gone => return round.judged(name),
             Ending::Rejected { name: rejected_as, report } => {
                 let (errors, first) = (report.errors(), report.first_error().map(ToString::to_string));
                 warn!(%file, %rejected_as, errors, first, "job spec rejected");
@@ -283,7 +292,7 @@ impl Intake {
                 if !was_deferred {
                     info!(%file, %fine_tune, "job spec waits: the fine-tune may be among the specs to be read yet");
                 }
-                self.deferred.insert(name.to_owned());
+                self.deferred.insert(name.to_owned(), self.accepted);
             }
         }
         round.pending += 1;

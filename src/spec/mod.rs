@@ -166,8 +166,11 @@ pub struct Checked {
 impl Checked {
     /// The jobs whose models its requests use (`model = "job:<name>"`), each with the place where it is first named.
     pub fn jobs_used(&self) -> impl Iterator<Item = (JobName, &Place)> {
+        let base = self.fine_tune.as_ref().map(|fine_tune| fine_tune.model.as_str());
         let named = self.queues.iter().zip(&self.queue_places);
-        named.filter_map(|(queue, place)| Some((name::job_of_model(queue.model()?)?.ok()?, place)))
+        named.filter_map(move |(queue, place)| {
+            Some((name::job_of_model(queue.model().or(base)?)?.ok()?, place))
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use crate::domain::TuningApi;
 use crate::reading::problem::shown;
 use crate::spec::document::{Placed, Section, meant, type_of};
 use crate::spec::line::MODEL_BYTES_MAX;
+use crate::spec::name::job_of_model;
 use crate::spec::schema::Reader;
 use crate::spec::tuning_table::{self, Method, Parameter, Place, parameters};
 use crate::training::Expected;
@@ -130,9 +131,9 @@ impl<'d> Reader<'d, '_> {
         if name.len() > MODEL_BYTES_MAX {
             let message = format!("`model` has {} bytes, at most {MODEL_BYTES_MAX} are allowed", name.len());
             self.error(model.offset, message, "");
-        } else if name.starts_with("job:") {
-            let message = "a fine-tune can't begin with the model of another job";
-            self.error(model.offset, message, "write the name of the model itself");
+        } else if let Some(Err(why)) = job_of_model(name) {
+            let message = format!("`model` is {}, and no job can be called so: {why}", shown(name));
+            self.error(model.offset, message, "`job:` is followed by the name of a fine-tune's job");
         } else if api == TuningApi::Legacy && !name.contains(':') && !LEGACY_MODELS.contains(&name) {
             let mut all = LEGACY_MODELS.map(|model| format!("`{model}`")).to_vec();
             all.push("models fine-tuned from them; others need `api = \"jobs\"`".to_owned());
@@ -438,7 +439,7 @@ integrations = [{ type = "wandb", wandb = { project = "p" } }]
         assert_refused([
             (HEAD.replace("model = \"m\"\n", ""), "a.toml: error: missing `model`, which kind `fine_tune` needs"),
             (HEAD.replace("\"m\"", "\"\""), "a.toml:2:9: error: `model` is empty"),
-            (HEAD.replace("\"m\"", "\"job:a\""), "a.toml:2:9: error: a fine-tune can't begin with the model of another job"),
+            (HEAD.replace("\"m\"", "\"job:a/b\""), "a.toml:2:9: error: `model` is `job:a/b`, and no job can be called so: "),
             (HEAD.replace("training_file", "validation_file"), "missing `training_file` in [fine_tune]"),
             (HEAD.replace("file-1", "none.jsonl"), "a.toml:4:17: error: `training_file`: there is no file `none.jsonl`"),
             (HEAD.replace("file-1", "../x.jsonl"), "leads out of its folder"),

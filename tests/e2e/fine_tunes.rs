@@ -117,6 +117,40 @@ fn both_interfaces_make_models_that_other_jobs_use() {
     }
 }
 
+/// Each spec waits for one whose name comes after its own, and the last has to be found first.
+#[test]
+fn fine_tunes_of_fine_tunes_are_made_in_their_order_whatever_the_files_are_called() {
+    let world = world(Duration::from_millis(100));
+    world.drop("a.toml", user_of("b"));
+    world.drop("b.toml", modern("").replace("gpt-4.1-mini", "job:c"));
+    world.drop("c.toml", modern("").replace("gpt-4.1-mini", "job:d"));
+    world.drop("d.toml", modern(""));
+    world.run_to_success();
+    let model = |job: &str| world.results(job).summary()["fine_tuned_model"].clone();
+    for (job, base) in [("c", model("d")), ("b", model("c"))] {
+        assert_eq!(world.results(job).output()[0]["response"]["body"]["model"], base, "{job}");
+    }
+    assert_eq!(world.results("a").output()[1]["response"]["body"]["model"], model("b"));
+    assert_eq!(effects(&world, "create"), 3);
+}
+
+#[test]
+fn fine_tune_that_waits_for_another_is_cancelled_and_creates_nothing() {
+    let world = world(Duration::from_hours(1));
+    world.drop("base.toml", modern(""));
+    world.drop("next.toml", modern("").replace("gpt-4.1-mini", "job:base"));
+    let daemon = world.start();
+    eventually("the base runs", || (effects(&world, "create") == 1).then_some(()));
+    world.wait_for_status("next", "paused");
+    for job in ["next", "base"] {
+        assert_eq!(world.batchd(&["cancel", job]).code, Some(0));
+        world.wait_for_status(job, "cancelled");
+        assert_eq!(world.results(job).outcome(), ("cancelled".to_owned(), 1, 0, 1));
+    }
+    assert_eq!(daemon.stop().code, Some(0));
+    assert_eq!((effects(&world, "create"), effects(&world, "cancel")), (1, 1));
+}
+
 #[test]
 fn why_there_is_no_model_is_told_to_all_who_wait_for_it() {
     let world = world(Duration::from_millis(200));
