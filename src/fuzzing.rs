@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::diag::{Diagnostic, Report};
-use crate::{config, output, provider, spec, store};
+use crate::{config, output, provider, spec, store, training};
 
 /// The folder whose `inputs/` a spec may name: the samples'.
 const JOBS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/jobs");
@@ -21,7 +21,7 @@ const WORDS_BYTES_MAX: usize = 4 * 1024;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 14] = [
     ("config", config),
     ("data_rows", data_rows),
     ("error_reply", error_reply),
@@ -30,9 +30,12 @@ pub const TARGETS: [Target; 11] = [
     ("journal", journal),
     ("jsonl_spec", jsonl_spec),
     ("line_index", line_index),
+    ("prepared_pairs", prepared_pairs),
+    ("remote_objects", remote_objects),
     ("retry_after", retry_after),
     ("schedule", schedule),
     ("toml_spec", toml_spec),
+    ("training_file", training_file),
 ];
 
 /// A configuration, with its durations and sizes: what is accepted is within its bounds.
@@ -83,6 +86,19 @@ pub fn line_index(data: &[u8]) {
     store::embedded::fuzz::line_index(data);
 }
 
+/// Data as people have them, in each of the forms there are: what is made of them can be trained on.
+pub fn prepared_pairs(data: &[u8]) {
+    for (file, report) in training::fuzz::prepared(data) {
+        assert_readable(&report, file, data);
+    }
+}
+
+/// A reply that describes files, models, fine-tunes or events, one or a list of them: they are kept as they came, and
+/// what is downloaded lies where it belongs.
+pub fn remote_objects(data: &[u8]) {
+    output::fuzz::names(&provider::fuzz::objects(data));
+}
+
 /// `Retry-After` and its kin.
 pub fn retry_after(data: &[u8]) {
     provider::fuzz::hint(data);
@@ -100,6 +116,14 @@ pub fn schedule(data: &[u8]) {
 pub fn toml_spec(data: &[u8]) {
     let report = spec::fuzz::spec("spec.toml", data, Path::new(JOBS));
     assert_readable(&report, "spec.toml", data);
+}
+
+/// A file of training data, as each kind of fine-tune takes it.
+pub fn training_file(data: &[u8]) {
+    let file = "train.jsonl";
+    for report in training::fuzz::file(file, data) {
+        assert_readable(&report, file, data);
+    }
 }
 
 /// A person finds every problem where it is said to be, and can read what is said.
@@ -259,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn prepared_pairs_hold() {
+        hold("prepared_pairs", MUTANTS);
+    }
+
+    #[test]
+    fn remote_objects_hold() {
+        hold("remote_objects", MUTANTS);
+    }
+
+    #[test]
     fn retry_hints_hold() {
         hold("retry_after", MUTANTS);
     }
@@ -271,6 +305,11 @@ mod tests {
     #[test]
     fn toml_specs_hold() {
         hold("toml_spec", MUTANTS);
+    }
+
+    #[test]
+    fn training_files_hold() {
+        hold("training_file", MUTANTS);
     }
 
     #[test]

@@ -312,7 +312,7 @@ fn decoded(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// A name that nothing else has in the folder, as near to the provider's as can be.
-fn free_name(theirs: &str, taken: &mut BTreeSet<String>) -> String {
+pub(super) fn free_name(theirs: &str, taken: &mut BTreeSet<String>) -> String {
     let wanted = if theirs.is_empty() { METRICS.to_owned() } else { stem(theirs) };
     let (front, ending) = match wanted.rsplit_once('.') {
         Some((front, ending)) if !front.is_empty() => (front, format!(".{ending}")),

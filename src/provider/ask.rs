@@ -69,11 +69,7 @@ pub(super) enum Effect {
 impl Provider {
     /// The url of an object, and of what lies below it (`/cancel`).
     pub(super) fn object_url(&self, path: &str, id: &str, below: &str) -> Called<Url> {
-        // Dots alone would lead up in the path, to another endpoint.
-        if matches!(id, "" | "." | "..") {
-            return Err(Box::new(unanswerable("invalid_id", format!("`{id}` is no id"))));
-        }
-        Ok(self.api.resource(&format!("{path}/{}{below}", utf8_percent_encode(id, ID))))
+        Ok(self.api.resource(&object_path(path, id, below)?))
     }
 
     /// Asks for an object.
@@ -148,6 +144,15 @@ impl Provider {
     pub(super) fn failure(&self, reply: &HttpReply, lacks: &'static str, effect: Effect) -> Outcome {
         failed(classify_failure(reply, lacks, self.clock.now()), effect)
     }
+}
+
+/// The path of an object below a provider's `base_url`, and of what lies below it.
+pub(super) fn object_path(path: &str, id: &str, below: &str) -> Called<String> {
+    // Dots alone would lead up in the path, to another endpoint.
+    if matches!(id, "" | "." | "..") {
+        return Err(Box::new(unanswerable("invalid_id", format!("`{id}` is no id"))));
+    }
+    Ok(format!("{path}/{}{below}", utf8_percent_encode(id, ID)))
 }
 
 /// Narrows what a reply means for a request of a model to what it means here.

@@ -5,13 +5,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::NaiveDateTime;
 use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::domain::attempt::{History, Settlement, decide};
-use crate::domain::record::JournalLine;
+use crate::domain::record::{JournalLine, text_of};
 use crate::domain::{Endpoint, JobId, Outcome, PauseReason, RequestId, RetryPolicy, Timestamp};
+use crate::provider::ask::Object;
 use crate::provider::classify::classify;
+use crate::provider::openai::Api;
 use crate::provider::retry_after::{rate_headers, retry_after};
-use crate::provider::{HttpReply, RateHeaders};
+use crate::provider::{
+    HttpReply, Listed, Model, RateHeaders, RemoteFile, RemoteTuning, TuningEvent, TuningStatus, ask, list,
+};
 
 /// Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples.
 const NOW: Timestamp = Timestamp::from_millis(784_111_777_000);
@@ -168,4 +174,80 @@ fn expected(hint: &str) -> Option<Duration> {
     let is_exact = date.format("%a, %d %b %Y %H:%M:%S GMT").to_string() == hint;
     let millis = u64::try_from(date.timestamp_millis()).ok().filter(|_| is_exact)?;
     Some(Timestamp::from_millis(millis).since(NOW).min(DAY))
+}
+
+/// Reads `text` as everything that lies at a provider, alone and in a list. Gives the names that it has for files.
+pub(crate) fn objects(text: &[u8]) -> Vec<String> {
+    let text = text_of(text);
+    let files = each(&text, |file: &RemoteFile| &file.raw);
+    let tunings = each(&text, |tuning: &RemoteTuning| &tuning.raw);
+    let models = each(&text, |model: &Model| &model.raw);
+    let events = each(&text, |event: &TuningEvent| &event.raw);
+    tunings.iter().for_each(tuning_is_sane);
+    let times = files.iter().flat_map(|file| [file.created_at, file.expires_at]);
+    let times = times.chain(tunings.iter().flat_map(|tuning| [tuning.created_at, tuning.finished_at]));
+    let times = times.chain(models.iter().map(|model| model.created));
+    for time in times.chain(events.iter().map(|event| event.created_at)).flatten() {
+        assert!(!time.to_string().is_empty(), "every time can be shown");
+    }
+    let listed: Listed = models.iter().map(|model| model.id.clone()).collect();
+    for model in &models {
+        assert!(listed.contains(&model.id));
+        assert!(model.shutdown_date.is_none_or(|date| !date.to_string().is_empty()));
+    }
+    let near = listed.nearest(&text);
+    assert!(near.len() <= 3 && near.iter().all(|name| models.iter().any(|model| model.id == *name)));
+    files.into_iter().map(|file| file.filename).collect()
+}
+
+/// The object that `text` is, and those in the list that it is.
+fn each<T: Object>(text: &str, raw: impl Fn(&T) -> &RawValue) -> Vec<T> {
+    let mut found = Vec::new();
+    if let Some(object) = T::read(text) {
+        let kept = raw(&object).get();
+        assert!(kept.starts_with('{') && !kept.contains(['\n', '\r']), "an object is kept on one line");
+        if let (Ok(kept), Ok(text)) =
+            (serde_json::from_str::<Value>(kept), serde_json::from_str::<Value>(text))
+        {
+            assert_eq!(kept, text, "and as it came");
+        }
+        let again = T::read(kept).expect("what is kept can be read again");
+        assert_eq!((again.id(), raw(&again).get()), (object.id(), kept));
+        found.push(object);
+    }
+    if let Some(page) = list::read::<T>(text) {
+        let last = page.items.last().and_then(Object::id);
+        assert!(
+            last.is_none_or(|last| page.last_id.as_deref() == Some(last)),
+            "a list goes on behind its last"
+        );
+        found.extend(page.items);
+    }
+    found.iter().filter_map(Object::id).for_each(url_is_below);
+    found
+}
+
+/// Whatever an id is, asking for it asks for nothing else.
+fn url_is_below(id: &str) {
+    let base = "https://api.example.com/v1".parse().expect("it is a url");
+    let Ok(path) = ask::object_path("/files", id, "/content") else {
+        return assert!(matches!(id, "" | "." | ".."), "`{id}` can be asked for");
+    };
+    let url = Api::new(&base, None).resource(&path);
+    let segments: Vec<&str> = url.path_segments().expect("it has a path").collect();
+    assert!(matches!(segments.as_slice(), ["v1", "files", _, "content"]), "{url}");
+    assert!(url.host_str() == base.host_str() && url.query().is_none() && url.fragment().is_none(), "{url}");
+}
+
+fn tuning_is_sane(tuning: &RemoteTuning) {
+    if let TuningStatus::Unknown(word) = &tuning.status {
+        assert_eq!(TuningStatus::parse(word), tuning.status);
+    }
+    assert!(!tuning.id.is_empty() && tuning.result_files.iter().all(|id| !id.is_empty()));
+    if let Some(error) = &tuning.error {
+        assert!(!(error.code.is_empty() && error.message.is_empty() && error.param.is_none()));
+    }
+    for event in tuning.events() {
+        assert!(!event.get().contains(['\n', '\r']), "an event is one line: {event}");
+    }
 }

@@ -103,7 +103,7 @@ impl Provider {
 }
 
 /// Reads a page; some servers send the bare array.
-fn read<T: Object>(text: &str) -> Option<Page<T>> {
+pub(super) fn read<T: Object>(text: &str) -> Option<Page<T>> {
     let members = Members::of(text);
     let data = members.as_ref().map_or(Some(text), |members| members.get("data"))?;
     let items: Vec<&RawValue> = serde_json::from_str(data).ok()?;

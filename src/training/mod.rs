@@ -17,6 +17,8 @@
 mod affixes;
 mod chat;
 mod fingerprints;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod message;
 mod pairs;
 mod preferences;
