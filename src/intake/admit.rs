@@ -137,12 +137,9 @@ impl Intake {
         if let Some(earlier) = known.same_content(&job.content_hash) {
             info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");
         }
-        for finding in findings.diagnostics() {
-            if finding.severity == Severity::Note {
-                info!(job = %id, file = %printable(&file), %finding, "job spec has a note");
-            } else {
-                warn!(job = %id, file = %printable(&file), %finding, "job spec has a doubtful place");
-            }
+        // Notes may quote what the user's data say, which belongs in no log: `batchd check` shows them.
+        for finding in findings.diagnostics().iter().filter(|finding| finding.severity != Severity::Note) {
+            warn!(job = %id, file = %printable(&file), %finding, "job spec has a doubtful place");
         }
         info!(job = %id, name = %job.name, file = %printable(&file), requests = job.total, "job accepted");
         known.add(&job);

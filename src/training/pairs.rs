@@ -166,21 +166,19 @@ impl Pairs {
                 findings.note(0, format!("more than a third of the letters of the {name} are upper case"));
             }
         }
+        // An error may be told in the log, where what the data say has no place: notes are not.
         if self.count == 1 {
             findings.error(0, "a single pair, expected many that differ", "");
         } else {
             if completions.all_equal() {
                 let hint = "the model would learn to say this whatever it is asked";
-                let message = format!("all completions are equal: {}", shown(completions.prefix()));
-                findings.error(0, message, hint);
+                findings.error(0, "all completions are equal", hint);
+                findings.note(0, format!("each completion is {}", shown(completions.prefix())));
             }
             if prompts.all_equal() && task != Task::OpenEnded {
-                let message = format!("all prompts are equal: {}", shown(prompts.prefix()));
-                findings.error(
-                    0,
-                    message,
-                    "leave prompts empty where the model is to write without being asked",
-                );
+                let hint = "leave prompts empty where the model is to write without being asked";
+                findings.error(0, "all prompts are equal", hint);
+                findings.note(0, format!("each prompt is {}", shown(prompts.prefix())));
             }
         }
         let hint = prepare_hint(findings.file, "adds one");

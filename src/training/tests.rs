@@ -67,11 +67,13 @@ fn sample_of_two_equal_pairs_is_refused_and_its_marks_are_recognised() {
     let text = "{\"prompt\":\"1+1=?->\",\"completion\":\"4\\nENDEND\"}\n".repeat(2);
     let checked = checked(text, &Rules { epochs: Some(4), ..rules(Expected::Pairs, "curie") });
     insta::assert_snapshot!(checked.report, @r"
-    t.jsonl: error: all completions are equal: `4\nENDEND`
+    t.jsonl: error: all completions are equal
       hint: the model would learn to say this whatever it is asked
-    t.jsonl: error: all prompts are equal: `1+1=?->`
+    t.jsonl: error: all prompts are equal
       hint: leave prompts empty where the model is to write without being asked
     t.jsonl: note: 2 pairs; a few hundred are advised
+    t.jsonl: note: each completion is `4\nENDEND`
+    t.jsonl: note: each prompt is `1+1=?->`
     t.jsonl: note: prompts end with `->`, completions with `\nENDEND`: use the model with the same separator and `stop`
     t.jsonl:1: warning: this example and 1 more have completions that do not begin with a space
     t.jsonl:2: warning: the same example as on line 1
@@ -315,8 +317,8 @@ fn what_pairs_have_in_common_is_judged() {
             of(&prompt, &|number| format!(" it {number}")),
             "warning: the completions have no common ending to stop at",
         ),
-        (of(&|_| "same ->".to_owned(), &completion), "error: all prompts are equal: `same ->`"),
-        (of(&prompt, &|_| " same".to_owned()), "error: all completions are equal: ` same`"),
+        (of(&|_| "same ->".to_owned(), &completion), "error: all prompts are equal"),
+        (of(&prompt, &|_| " same".to_owned()), "error: all completions are equal"),
         (
             of(&|number| format!("Question number: {number} ->"), &completion),
             "note: all prompts begin with `Question number: `",

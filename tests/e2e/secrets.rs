@@ -26,7 +26,19 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     world.drop("job.jsonl", chat_lines(40).replace("question", PROMPT));
     world.drop("bad.jsonl", format!("{{\"prompt\":\"{PROMPT}\",\"model\":\"m\",\"stream\":true}}\n"));
     world.drop("worse.jsonl", format!("{{\"{PROMPT}\n"));
+    let pair = format!("{{\"prompt\":\"{PROMPT} ->\",\"completion\":\" {PROMPT} END\"}}\n");
+    world.input("same.jsonl", pair.repeat(12));
+    let differs = |n| pair.replace(" ->", &format!(" {n} ->")).replace(" END", &format!(" {n} END"));
+    world.input("pairs.jsonl", (0..12).map(differs).collect::<String>());
+    for data in ["same", "pairs"] {
+        let legacy = format!(
+            "kind = \"fine_tune\"\n[fine_tune]\napi = \"legacy\"\ntraining_file = \"inputs/{data}.jsonl\"\n"
+        );
+        world.drop(&format!("{data}.toml"), legacy);
+    }
     world.wait_for_status("job", "completed");
+    world.wait_for_status("pairs", "completed");
+    assert!(world.report("same.toml").unwrap().contains(PROMPT));
     world.let_in("another key");
     world.drop("locked.jsonl", chat_lines(5).replace("question", PROMPT));
     world.wait_for_status("locked", "paused");
