@@ -386,6 +386,19 @@ suffix = "sums"
     }
 
     #[test]
+    fn the_legacy_interface_trains_four_epochs_unless_it_is_told_otherwise() {
+        for (line, epochs) in [("", 4), ("n_epochs = 2\n", 2)] {
+            let spec =
+                format!("kind = 'fine_tune'\n[fine_tune]\napi = 'legacy'\ntraining_file = 'a.jsonl'\n{line}");
+            let trial = Trial::new().with("a.toml", spec).with("a.jsonl", pairs(120));
+            let facts = trial.read("a.toml").unwrap().checked.fine_tune.unwrap();
+            let training = facts.training.unwrap();
+            assert_eq!((training.epochs, training.epochs_guessed), (epochs, false));
+            assert_eq!(training.billed_tokens, training.tokens * u64::from(epochs));
+        }
+    }
+
+    #[test]
     fn data_at_the_provider_is_not_looked_for_here() {
         let spec =
             "kind = 'fine_tune'\nmodel = 'm'\nprovider = 'local'\n[fine_tune]\ntraining_file = 'file-1'\n";

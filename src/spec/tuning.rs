@@ -16,6 +16,8 @@ use crate::training::Expected;
 
 /// The model that the legacy interface trains when it is told none.
 const LEGACY_MODEL: &str = "curie";
+/// So often it goes through the data when it is told nothing; today's interface chooses by the number of examples.
+const LEGACY_EPOCHS: u32 = 4;
 const LEGACY_MODELS: [&str; 4] = ["ada", "babbage", "curie", "davinci"];
 
 /// A fine-tune as its spec says it.
@@ -93,6 +95,7 @@ impl<'d> Reader<'d, '_> {
             .get("n_epochs")
             .or_else(|| body.get("method")?.get(method.as_str())?.get("hyperparameters")?.get("n_epochs"));
         let epochs = epochs.and_then(Value::as_u64).and_then(|epochs| u32::try_from(epochs).ok());
+        let epochs = epochs.or_else(|| (api == TuningApi::Legacy).then_some(LEGACY_EPOCHS));
         let expected = match (api, method) {
             (TuningApi::Legacy, _) => Expected::Pairs,
             (TuningApi::Jobs, Method::Supervised) => Expected::supervised(&model),
