@@ -141,7 +141,8 @@ impl Fleet {
         Ok(self.endings.look(&jobs, self.settings.grace, now).unwrap_or(now + LOOK))
     }
 
-    /// What runs at a provider is ended there at once, and not when its next poll is due.
+    /// What runs at a provider is ended there at once, and not when its next poll is due, nor when a gate that was
+    /// closed before lets one try: what never came to the provider has nothing to wait for.
     async fn hurry_ends(&mut self, jobs: &[JobState]) -> Result<()> {
         let ends = |state: &&JobState| matches!(state.status, JobStatus::Cancelling | JobStatus::Expiring);
         let ending = jobs.iter().filter(ends).filter(|state| state.may_send());
@@ -150,13 +151,18 @@ impl Fleet {
             let id = state.job.id;
             if before.contains(&id) {
                 self.hurried.insert(id);
-            } else if state.waiting > 0 {
+            } else if state.leased == 0 {
                 match self.store.retry_now(id).await {
-                    Ok(()) => self.hurried.insert(id),
+                    Ok(()) => {}
                     // The next look tries again; at the latest it polls when its time has come.
-                    Err(error) if error.is_full() => false,
+                    Err(error) if error.is_full() => continue,
                     Err(error) => return Err(error.into()),
-                };
+                }
+                self.hurried.insert(id);
+                let providers = state.job.queues.iter().map(QueueName::provider);
+                for gate in providers.filter_map(|provider| self.gates.get(provider)) {
+                    gate.resume(Instant::now());
+                }
             }
         }
         Ok(())

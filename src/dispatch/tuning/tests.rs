@@ -543,6 +543,38 @@ async fn a_refused_key_at_the_start_pauses_and_fails_nothing() {
     assert_eq!((world.done(Act::Upload), world.done(Act::Create)), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_does_not_wait_for_a_provider_that_refuses_the_key() {
+    // Nothing is there yet; and then something runs, and the key is good again before the gate would have tried it.
+    for runs in [false, true] {
+        let world = Server { fine_tune_time: Duration::from_hours(9), ..server() };
+        let mut world = World::new(world);
+        let job = world.put(1, &plan(TuningApi::Jobs)).await;
+        let shut = |_: &HttpRequest| Some(refusal(401, "Incorrect API key provided."));
+        if !runs {
+            world.twist(shut);
+        }
+        world.start();
+        sleep(Duration::from_mins(1)).await;
+        world.twist(shut);
+        sleep(Duration::from_hours(2)).await;
+        assert_eq!(world.board.pauses().len(), 1);
+        if runs {
+            world.twist(|_| None);
+        }
+        let asked = (Instant::now(), world.asked(""));
+        world.set(&job, JobStatus::Cancelling).await;
+        until_settled(&*world.store, job.id, 1).await;
+        assert!(asked.0.elapsed() < Duration::from_secs(5), "{:?}", asked.0.elapsed());
+        assert_eq!(world.told(&job).code(), "cancelled");
+        assert_eq!(
+            (world.done(Act::Cancel), world.asked("") - asked.1),
+            (u64::from(runs), usize::from(runs))
+        );
+        world.end().await;
+    }
+}
+
 fn is_list(request: &HttpRequest, path: &str) -> bool {
     request.method == Method::GET && request.url.path() == format!("/v1{path}")
 }
