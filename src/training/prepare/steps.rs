@@ -249,7 +249,7 @@ impl<'p> Preparation<'p> {
         let mut seen = BTreeSet::new();
         let parts = self.pairs.iter().map(|pair| fingerprint(&[&pair.prompt, &pair.completion]));
         let is_duplicate: Vec<bool> = parts.map(|part| !seen.insert(part)).collect();
-        self.propose_without(&is_duplicate, "that stand above already")
+        self.propose_without(&is_duplicate, "found above already")
     }
 
     fn propose_without_long(&mut self) -> Result<(), Stop> {

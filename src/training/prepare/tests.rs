@@ -93,7 +93,7 @@ fn each_check_says_and_does_what_it_is_for() {
         (with("p ->", ""), "t.csv:101: note: 1 row without a completion left out\n", None),
         (
             with("7 and so on ->", " 7 it is END"),
-            "leave out 1 pair that stand above already (first on line 101)?\n",
+            "leave out 1 pair found above already (first on line 101)?\n",
             None,
         ),
         (
