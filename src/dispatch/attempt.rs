@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::control::QueuePause;
@@ -37,6 +38,8 @@ pub(super) struct Parts {
     pub(super) has_answered: AtomicBool,
     /// What is remembered of the fine-tunes that run at the provider.
     pub(super) watches: Watches,
+    /// Nothing more is begun; what is in flight may finish.
+    pub(super) stopping: CancellationToken,
 }
 
 /// A request, or a fine-tune, whose turn has come.

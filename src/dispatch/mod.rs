@@ -174,7 +174,7 @@ impl Fleet {
             if self.queues.contains(&depth.queue) {
                 continue;
             }
-            match self.dispatcher(&depth.queue).await? {
+            match self.dispatcher(&depth.queue, stop).await? {
                 Some(dispatcher) => {
                     let (queue, stop) = (depth.queue.clone(), stop.clone());
                     self.queues.insert(depth.queue);
@@ -186,7 +186,7 @@ impl Fleet {
         Ok(())
     }
 
-    async fn dispatcher(&self, queue: &QueueName) -> Result<Option<Dispatcher>> {
+    async fn dispatcher(&self, queue: &QueueName, stop: &Stop) -> Result<Option<Dispatcher>> {
         let settings = self.settings.providers.iter().find(|p| p.config.name == queue.provider());
         let (Some(settings), Some(gate)) = (settings, self.gates.get(queue.provider())) else {
             return Ok(None);
@@ -201,6 +201,7 @@ impl Fleet {
             endings: Arc::clone(&self.endings),
             has_answered: AtomicBool::new(false),
             watches: Watches::default(),
+            stopping: stop.work.clone(),
         };
         let extras = (self.board.clone(), self.seed.derive(&format!("dispatch/{queue}")));
         Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), &limits, self.settings.retry, extras)))

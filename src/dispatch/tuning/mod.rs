@@ -141,6 +141,10 @@ impl Attempt<'_> {
             return Ok(Settlement::Release);
         }
         loop {
+            // The step in flight was finished; the next one is that of the next process.
+            if self.exchanges > 0 && self.parts.stopping.is_cancelled() {
+                return Ok(self.snooze(Duration::ZERO));
+            }
             let Some(wish) = self.look_at_job().await? else { return Ok(Settlement::Release) };
             let step = self.watch.progress.next(self.plan, wish);
             let ControlFlow::Break(settlement) = self.take(step).await? else { continue };

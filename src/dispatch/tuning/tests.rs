@@ -372,6 +372,25 @@ async fn killed_at_any_moment_it_makes_one_file_and_one_job() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_the_step_in_flight_and_begins_no_other() {
+    let latency = Latency::fixed(Duration::from_secs(4));
+    let mut world = World::new(Server { latency, ..server() });
+    let job = world.put(1, &plan(TuningApi::Jobs)).await;
+    world.start();
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    world.end().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((world.asked("POST"), world.asked("GET")), (1, 0));
+    world.start();
+    until_settled(&*world.store, job.id, 1).await;
+    world.end().await;
+    assert!(world.told(&job).is_success);
+    assert_eq!((world.done(Act::Upload), world.done(Act::Create)), (1, 1));
+    assert_eq!(world.asked("POST"), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_fine_tune_is_ended_at_the_provider_before_it_is_recorded() {
     for (api, status, code) in [
         (TuningApi::Jobs, JobStatus::Cancelling, "cancelled"),
