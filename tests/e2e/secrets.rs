@@ -37,7 +37,7 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
         world.drop(&format!("{data}.toml"), legacy);
     }
     world.wait_for_status("job", "completed");
-    world.wait_for_status("pairs", "completed");
+    world.wait_for_status("pairs", "in_progress");
     assert!(world.report("same.toml").unwrap().contains(PROMPT));
     world.let_in("another key");
     world.drop("locked.jsonl", chat_lines(5).replace("question", PROMPT));
