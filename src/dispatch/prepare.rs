@@ -5,8 +5,7 @@ use crate::dispatch::failure::Result;
 use crate::dispatch::queue::Dispatcher;
 use crate::dispatch::tuned::{self, Tuned};
 use crate::domain::{
-    FineTune, Job, JobId, JobState, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy,
-    Settlement,
+    FineTune, Job, JobId, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement,
 };
 use crate::spec;
 use crate::store::{self, Lease, Line};
@@ -76,8 +75,9 @@ impl Dispatcher {
     pub(super) async fn prepare(&mut self) -> Result<Option<Next>> {
         while let Some(lease) = self.ready.pop_front() {
             let line = self.parts.store.line(lease.request).await?;
-            let JobState { job, status, .. } = self.job(lease.request.job).await?.clone();
-            match self.said(&job, &status, &line).await? {
+            let state = self.job(lease.request.job).await?;
+            let job = &state.job;
+            match self.said(job, &state.status, &line).await? {
                 Said::Work(work) => {
                     let estimate = match &work {
                         Work::Request(request) if self.limits.counts_tokens() => estimate::of(request),

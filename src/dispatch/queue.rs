@@ -76,7 +76,7 @@ pub(super) struct Dispatcher {
     next: Option<Next>,
     running: JoinSet<Result<Ended>>,
     /// What is known of the jobs in `ready`.
-    jobs: BTreeMap<JobId, JobState>,
+    jobs: BTreeMap<JobId, Arc<JobState>>,
     /// When the store's first waiting request falls due.
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
@@ -241,11 +241,12 @@ impl Dispatcher {
     }
 
     /// The job of a leased request.
-    pub(super) async fn job(&mut self, id: JobId) -> Result<&JobState> {
-        match self.jobs.entry(id) {
-            Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(unknown) => Ok(unknown.insert(self.parts.store.job(id).await?)),
-        }
+    pub(super) async fn job(&mut self, id: JobId) -> Result<Arc<JobState>> {
+        let known = match self.jobs.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(Arc::new(self.parts.store.job(id).await?)),
+        };
+        Ok(Arc::clone(known))
     }
 
     /// Why no gate lets anybody in now, places aside.
@@ -298,9 +299,9 @@ impl Dispatcher {
         let ids: BTreeSet<JobId> = leased.map(|lease| lease.request.job).collect();
         self.jobs.clear();
         for id in ids {
-            self.jobs.insert(id, self.parts.store.job(id).await?);
+            self.jobs.insert(id, Arc::new(self.parts.store.job(id).await?));
         }
-        let may_send = |id| self.jobs.get(&id).is_some_and(JobState::may_send);
+        let may_send = |id| self.jobs.get(&id).is_some_and(|state| state.may_send());
         let (keep, back): (Vec<Lease>, Vec<Lease>) =
             std::mem::take(&mut self.ready).into_iter().partition(|lease| may_send(lease.request.job));
         let next = self.next.take_if(|next| !may_send(next.lease.request.job));
