@@ -2,7 +2,7 @@
 //!
 //! # Operation
 //!
-//! [`load`] reads rows of any form. [`Preparation`] then takes the pairs through the checks that the provider's own
+//! [`load()`] reads rows of any form. [`Preparation`] then takes the pairs through the checks that the provider's own
 //! tool had, in its order: what must be is done and told, what is advised is proposed to a [`Person`], and each check
 //! sees what the ones before it left. At the end the pairs are written as they are, as conversations, or, where
 //! completions are classes, split into data to train on and data to validate by.
