@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::domain::record::text_of;
 use crate::domain::{Failure, Outcome, PauseReason, Response};
-use crate::provider::classify::{classify_failure, classify_transport, unanswerable};
+use crate::provider::classify::{classify_failure, classify_transport, unanswerable, unsure};
 use crate::provider::error_body::ErrorBody;
 use crate::provider::json::Members;
 use crate::provider::{HttpBody, HttpReply, HttpRequest, Provider, Reach, TransportError};
@@ -142,7 +142,14 @@ impl Provider {
 
     /// Why `reply` doesn't bring what was asked for.
     pub(super) fn failure(&self, reply: &HttpReply, lacks: &'static str, effect: Effect) -> Outcome {
-        failed(classify_failure(reply, lacks, self.clock.now()), effect)
+        let outcome = failed(classify_failure(reply, lacks, self.clock.now()), effect);
+        if let Outcome::Throttled { code, retry_after } = &outcome
+            && effect == Effect::Creates
+            && (500..600).contains(&reply.status)
+        {
+            return unsure(reply, code, *retry_after);
+        }
+        outcome
     }
 }
 

@@ -9,6 +9,7 @@
 //! `true` retries what only its status condemned. Neither frees a blocked key.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
@@ -202,6 +203,19 @@ pub(super) fn classify_failure(reply: &HttpReply, lacks: &'static str, now: Time
     }
     let has_error = Members::of(&text).is_some_and(|members| members.get("error").is_some());
     if has_error { error_in_success(reply, &text, now) } else { senseless(reply.status, lacks) }
+}
+
+/// What a reply means that asks to come later, where the work may have been done all the same: a front that has lost
+/// the server behind it says just that.
+pub(super) fn unsure(reply: &HttpReply, code: &str, retry_after: Option<Duration>) -> Outcome {
+    let kept = reply.body.get(..ERROR_BODY_BYTES_MAX).unwrap_or(&reply.body);
+    Outcome::Failed(Failure {
+        code: "server_error",
+        message: format!("the server answered {}: {code}", reply.status),
+        retry_after,
+        maybe_paid: true,
+        response: Some(response(reply, kept)),
+    })
 }
 
 /// A reply with an error status.

@@ -246,6 +246,7 @@ impl Attempt<'_> {
         self.used = 0;
         self.watch.since = Instant::now();
         self.watch.failure = None;
+        self.watch.not_before = None;
     }
 
     /// Looks again after `wait`, which is no failure.

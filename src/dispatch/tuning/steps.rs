@@ -82,6 +82,9 @@ impl Attempt<'_> {
         if self.used > 0 && !self.policy.allows_another(self.used) {
             return Ok(ControlFlow::Break(self.exhausted(thing)));
         }
+        if let Some(due) = self.watch.not_before.filter(|due| *due > self.parts.clock.now()) {
+            return Ok(ControlFlow::Break(Settlement::Snooze { due, attempts: self.used }));
+        }
         // Its id could be lost, and with it what was paid for.
         if self.parts.store.shortage().is_some() {
             self.kind = EndedKind::Blocked;
@@ -120,6 +123,8 @@ impl Attempt<'_> {
                 let error = printable(&failure.message);
                 tracing::warn!(request = %self.id, thing = thing.as_str(), error = %error, "a creation was not answered; it is looked for at the provider");
                 self.used = if may_repeat { self.used + 1 } else { self.policy.max_attempts.max(self.used) };
+                let wait = self.policy.delay(self.used, failure.retry_after, self.dice);
+                self.watch.not_before = Some(self.parts.clock.now() + wait);
                 self.watch.failure = Some(failure);
                 Ok(ControlFlow::Continue(()))
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::Method;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -621,6 +621,67 @@ async fn where_the_provider_lists_no_files_a_lost_one_is_sent_again() {
     assert_eq!((world.done(Act::Upload), world.done(Act::Create)), (2, 1));
 }
 
+fn posts(request: &HttpRequest, path: &str) -> bool {
+    request.method == Method::POST && request.url.path() == path
+}
+
+/// Does at the server what is asked for; its reply is lost.
+fn carry_out(server: &Engine, request: &HttpRequest) {
+    let request = crate::simulate::Request {
+        method: &request.method,
+        path: request.url.path(),
+        query: None,
+        headers: &request.headers,
+        body: &request.body.to_bytes().unwrap(),
+        authority: "127.0.0.1",
+    };
+    server.take(&request, Instant::now());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_behind_an_error_is_found_however_late_it_shows() {
+    for path in ["/files", "/fine_tuning/jobs"] {
+        for status in [408, 409, 500, 502, 503, 529] {
+            let mut world = World::new(server());
+            let engine = Arc::clone(&world.server);
+            let (mut is_done, mut looks) = (false, 0);
+            world.twist(move |request| {
+                if posts(request, &format!("/v1{path}")) && !is_done {
+                    is_done = true;
+                    carry_out(&engine, request);
+                    let error = json!({"message": "sorry", "type": "server_error", "code": null});
+                    return Some(reply(status, &json!({ "error": error })));
+                }
+                looks += i32::from(is_list(request, path));
+                let is_hidden = is_list(request, path) && looks < 3;
+                is_hidden.then(|| reply(200, &json!({"object": "list", "data": [], "has_more": false})))
+            });
+            let told = world.finish(&plan(TuningApi::Jobs)).await;
+            assert!(told.is_success, "{status}: {told:?}");
+            assert_eq!((world.done(Act::Upload), world.done(Act::Create)), (1, 1), "{path}: {status}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_is_not_repeated_before_the_provider_wants_it() {
+    for status in [429, 502, 503] {
+        let mut world = World::new(server());
+        let mut is_refused = false;
+        world.twist(move |request| {
+            let refuses = posts(request, "/v1/fine_tuning/jobs") && !is_refused;
+            is_refused |= refuses;
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("100"))]);
+            refuses.then(|| HttpReply { status, headers, body: Bytes::new() })
+        });
+        assert!(world.finish(&plan(TuningApi::Jobs)).await.is_success);
+        let asked = world.transport.asked.lock().unwrap();
+        let mut tries = asked.iter().filter(|(_, line)| line == "POST /v1/fine_tuning/jobs");
+        let [(first, _), (second, _)] = [tries.next().unwrap(), tries.next().unwrap()];
+        assert!(second.duration_since(*first) >= Duration::from_secs(100), "{status}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_file_that_cannot_be_shown_is_used_and_one_that_is_broken_is_not() {
     let shows_file =
@@ -644,7 +705,7 @@ async fn a_creation_that_comes_too_early_for_its_file_is_tried_again() {
         let mut world = World::new(server());
         let mut left = refusals;
         world.twist(move |request| {
-            let creates = request.method == Method::POST && request.url.path() == "/v1/fine_tuning/jobs";
+            let creates = posts(request, "/v1/fine_tuning/jobs");
             left -= i32::from(creates);
             (creates && left >= 0).then(|| refusal(400, "Cannot find file file-1"))
         });
@@ -663,7 +724,7 @@ async fn a_refused_creation_is_told_with_what_it_means() {
     let mut unknown = plan(TuningApi::Jobs);
     unknown.body.insert("model".to_owned(), json!("no-such-model"));
     world.twist(|request| {
-        let creates = request.method == Method::POST && request.url.path() == "/v1/fine_tuning/jobs";
+        let creates = posts(request, "/v1/fine_tuning/jobs");
         creates.then(|| refusal(404, "The model `no-such-model` does not exist"))
     });
     let told = world.finish(&unknown).await;
@@ -672,7 +733,7 @@ async fn a_refused_creation_is_told_with_what_it_means() {
     for (api, status) in [(TuningApi::Jobs, 403), (TuningApi::Legacy, 404)] {
         let mut world = World::new(server());
         world.twist(move |request| {
-            let creates = request.method == Method::POST && request.url.path().ends_with(api.path());
+            let creates = posts(request, &format!("/v1{}", api.path()));
             creates.then(|| refusal(status, "Fine-tuning is no longer available"))
         });
         let told = world.finish(&plan(api)).await;
@@ -696,10 +757,10 @@ async fn attempts_are_bounded_and_each_step_begins_anew() {
     let (mut uploads, creations) = (0, Arc::new(Mutex::new(0)));
     let counted = Arc::clone(&creations);
     world.twist(move |request| {
-        let posts = |path: &str| request.method == Method::POST && request.url.path() == path;
-        uploads += i32::from(posts("/v1/files"));
-        *counted.lock().unwrap() += i32::from(posts("/v1/fine_tuning/jobs"));
-        let fails = posts("/v1/files") && uploads < 3 || posts("/v1/fine_tuning/jobs");
+        let (is_upload, is_creation) = (posts(request, "/v1/files"), posts(request, "/v1/fine_tuning/jobs"));
+        uploads += i32::from(is_upload);
+        *counted.lock().unwrap() += i32::from(is_creation);
+        let fails = is_upload && uploads < 3 || is_creation;
         fails.then(|| refusal(500, "sorry"))
     });
     let told = world.finish(&plan(TuningApi::Jobs)).await;
@@ -709,10 +770,10 @@ async fn attempts_are_bounded_and_each_step_begins_anew() {
 }
 
 /// A file that the user uploaded, for several fine-tunes.
-fn upload(world: &World) -> String {
+fn upload(world: &World, api: TuningApi) -> String {
     let mut body = b"--x\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n".to_vec();
     body.extend(b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"mine.jsonl\"\r\n\r\n");
-    body.extend(lines(TuningApi::Legacy).as_bytes());
+    body.extend(lines(api).as_bytes());
     body.extend(b"\r\n--x--\r\n");
     post(world, "/v1/files", "multipart/form-data; boundary=x", &body)
 }
@@ -736,7 +797,7 @@ fn post(world: &World, path: &str, content_type: &'static str, body: &[u8]) -> S
 #[tokio::test(start_paused = true)]
 async fn a_lost_legacy_job_of_a_shared_file_is_known_by_its_time() {
     let mut world = World::new(server());
-    let id = upload(&world);
+    let id = upload(&world, TuningApi::Legacy);
     // Somebody else's of the same file, long ago.
     let other = format!(r#"{{"training_file":"{id}","model":"curie"}}"#);
     sleep(Duration::from_secs(5)).await;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::domain::tuning::Progress;
-use crate::domain::{Failure, RequestId};
+use crate::domain::{Failure, RequestId, Timestamp};
 
 /// Words that nobody knows are told once each, so many at most: a server that counts seconds in its status must not
 /// fill the log.
@@ -35,6 +35,8 @@ pub(super) struct Watch {
     pub(super) asked_at: Option<Instant>,
     /// Why it is not known what came of the last creation.
     pub(super) failure: Option<Failure>,
+    /// If no look finds it, it is not created again before this.
+    pub(super) not_before: Option<Timestamp>,
     /// The job as it was last seen.
     pub(super) last: Option<Box<RawValue>>,
     /// Statuses nobody knows.
@@ -66,6 +68,7 @@ impl Watch {
             gone: None,
             asked_at: None,
             failure: None,
+            not_before: None,
             last: None,
             told: BTreeSet::new(),
         }
