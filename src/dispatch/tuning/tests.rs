@@ -462,6 +462,42 @@ async fn a_provider_that_cannot_be_reached_is_asked_to_cancel_until_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_provider_that_does_not_end_what_it_was_asked_to_is_asked_again() {
+    let mut world = World::new(Server { fine_tune_time: Duration::from_hours(9), ..server() });
+    let job = world.put(1, &plan(TuningApi::Jobs)).await;
+    world.start();
+    sleep(Duration::from_mins(10)).await;
+    let mut is_deaf = true;
+    world.twist(move |request| {
+        let is_ignored = request.url.path().ends_with("/cancel") && std::mem::take(&mut is_deaf);
+        is_ignored.then(|| refusal(409, "not now"))
+    });
+    world.set(&job, JobStatus::Cancelling).await;
+    let asked = Instant::now();
+    until_settled(&*world.store, job.id, 1).await;
+    assert!(asked.elapsed() < Duration::from_mins(3), "{:?}", asked.elapsed());
+    assert_eq!((world.told(&job).code(), world.done(Act::Cancel)), ("cancelled", 1));
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_while_it_is_asked_how_it_stands_does_not_wait_for_the_next_poll() {
+    let slow = Latency::fixed(Duration::from_secs(5));
+    let mut world = World::new(Server { latency: slow, fine_tune_time: Duration::from_hours(9), ..server() });
+    let job = world.put(1, &plan(TuningApi::Jobs)).await;
+    world.start();
+    sleep(Duration::from_hours(1)).await;
+    while world.store.job(job.id).await.unwrap().leased == 0 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    world.set(&job, JobStatus::Cancelling).await;
+    let asked = Instant::now();
+    until_settled(&*world.store, job.id, 1).await;
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_success_that_comes_before_the_cancellation_is_one() {
     let mut world = World::new(server());
     let job = world.put(1, &plan(TuningApi::Jobs)).await;
@@ -683,6 +719,20 @@ async fn a_creation_is_not_repeated_before_the_provider_wants_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_never_becomes_ready_is_used_in_the_end() {
+    for (word, minutes) in [("uploaded", 2..5), ("running", 60..65)] {
+        let mut world = World::new(Server { file_processing_time: Duration::ZERO, ..server() });
+        world.twist(move |request| {
+            let shows = request.method == Method::GET && request.url.path().starts_with("/v1/files/");
+            shows.then(|| reply(200, &json!({"id": "file-1", "status": word})))
+        });
+        let started = Instant::now();
+        assert!(world.finish(&plan(TuningApi::Jobs)).await.is_success);
+        assert!(minutes.contains(&(started.elapsed().as_secs() / 60)), "{word}: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_cannot_be_shown_is_used_and_one_that_is_broken_is_not() {
     let shows_file =
         |request: &HttpRequest| request.method == Method::GET && request.url.path().starts_with("/v1/files/");
@@ -810,6 +860,26 @@ async fn a_lost_legacy_job_of_a_shared_file_is_known_by_its_time() {
     assert!(told.is_success, "{told:?}");
     assert_ne!(told.object()["id"], others);
     assert_eq!((world.done(Act::Upload), world.done(Act::Create)), (1, 2), "one of each is somebody else's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_job_of_a_shared_file_is_not_taken_for_a_lost_one() {
+    let mut world = World::new(server());
+    let id = upload(&world, TuningApi::Jobs);
+    let other = format!(r#"{{"training_file":"{id}","model":"gpt-4.1-mini"}}"#);
+    sleep(Duration::from_secs(5)).await;
+    let others = post(&world, "/v1/fine_tuning/jobs", "application/json", other.as_bytes());
+    let mut is_lost = false;
+    world.twist(move |request| {
+        let loses = posts(request, "/v1/fine_tuning/jobs") && !is_lost;
+        is_lost |= loses;
+        loses.then(|| refusal(502, "sorry"))
+    });
+    let shared = FineTune { training: TuningData::Uploaded { id }, ..plan(TuningApi::Jobs) };
+    let told = world.finish(&shared).await;
+    assert!(told.is_success, "{told:?}");
+    assert_ne!(told.object()["id"], others);
+    assert_eq!(world.done(Act::Create), 2, "one is somebody else's");
 }
 
 /// Puts a chat job that uses the model of `maker`.

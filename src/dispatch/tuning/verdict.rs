@@ -19,8 +19,10 @@ const GONE_LOOKS: u32 = 4;
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
 /// A file that does not become ready is used all the same after this long: some servers never say that it is, and
-/// the creation of the job judges it again.
+/// the creation of the job judges it again. One that is said to be worked on is waited for longer: to take in a large
+/// one takes some servers many minutes.
 const FILE_PATIENCE: Duration = Duration::from_mins(2);
+const FILE_WORK_PATIENCE: Duration = Duration::from_hours(1);
 
 /// A creation that is refused because a file is not ready yet is tried again so often, after 1, 2, 4 and 8 seconds.
 const EARLY_MAX: u32 = 4;
@@ -28,8 +30,9 @@ const EARLY_MAX: u32 = 4;
 /// A provider that was asked to end a job, and has not, is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
 
-/// What a server calls a file that it has not looked at yet, and one that is of no use.
-const FILE_PENDING: [&str; 6] = ["uploaded", "pending", "running", "processing", "notrunning", "in_progress"];
+/// What a server calls a file that it has, one that it works on, and one that is of no use.
+const FILE_THERE: &str = "uploaded";
+const FILE_AT_WORK: [&str; 5] = ["pending", "running", "processing", "notrunning", "in_progress"];
 const FILE_USELESS: [&str; 5] = ["error", "failed", "deleted", "deleting", "canceled"];
 
 impl Attempt<'_> {
@@ -109,7 +112,12 @@ impl Attempt<'_> {
             return ControlFlow::Break(self.discard(Some(response(&file.raw)), "invalid_file", message));
         }
         let waited = self.watch.since.elapsed();
-        if FILE_PENDING.contains(&status.as_str()) && waited < FILE_PATIENCE {
+        let patience = match status.as_str() {
+            FILE_THERE => FILE_PATIENCE,
+            word if FILE_AT_WORK.contains(&word) => FILE_WORK_PATIENCE,
+            _ => Duration::ZERO,
+        };
+        if waited < patience {
             return ControlFlow::Break(self.snooze(poll_wait(waited, self.dice)));
         }
         self.watch.progress.ready(thing);
