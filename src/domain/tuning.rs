@@ -500,6 +500,8 @@ mod tests {
         progress.give_up_looking(Thing::Training);
         assert_eq!(progress.next(&plan, Wish::Run), Step::Create(Thing::Training));
         let before = progress.begin(Thing::Training, NOW + Duration::from_secs(9));
+        let first = Creation::Sent { at: NOW, looks: 0 };
+        assert_eq!(progress.of(Thing::Training), &first, "the first of them may be there, too");
         progress.take_back(Thing::Training, before);
         assert_eq!(progress.next(&plan, Wish::Run), Step::Find(Thing::Training));
         assert_eq!(progress.of(Thing::Training), &Creation::Sent { at: NOW, looks: LOOKS_MAX - 1 });

@@ -526,7 +526,12 @@ mod tests {
                 ),
                 words,
             ),
-            (failed(json!({"id": "ftjob-1", "status": "cancelled", "error": nulls})), "ours"),
+            (
+                failed(
+                    json!({"id": "ftjob-1", "status": "cancelled", "error": nulls, "fine_tuned_model": "ft:m"}),
+                ),
+                "ours",
+            ),
             (refusal(0), "no"),
             (unanswered(0, "vanished"), "never"),
         ] {
@@ -583,19 +588,23 @@ mod tests {
         assert_eq!(world.files()["b.csv"].as_bytes(), CSV);
     }
 
-    /// What a fine-tune left of which two files were uploaded, and as which job it is known.
-    fn uploaded(job_memo: &serde_json::Value, record: Option<&Record>) -> FakeStore {
+    /// Two files go up for it, and are to be deleted.
+    fn local_plan() -> FineTune {
         let local =
             |stem: &str| TuningData::Local { file: format!("{stem}.jsonl"), stem: stem.to_owned(), bytes: 1 };
-        let plan = FineTune {
+        FineTune {
             training: local("training"),
             validation: Some(local("validation")),
             delete_uploads: true,
             ..plan(TuningApi::Jobs)
-        };
+        }
+    }
+
+    /// What a fine-tune left of which two files were uploaded, and as which job it is known.
+    fn uploaded(job_memo: &serde_json::Value, record: Option<&Record>) -> FakeStore {
         let there = |id: &str| json!({"state": "there", "id": id});
         let memo = json!({"training": there("file-t"), "validation": there("file-v"), "job": job_memo});
-        let store = FakeStore::new(job(1)).with_plan(&plan).with_memo(memo.to_string());
+        let store = FakeStore::new(job(1)).with_plan(&local_plan()).with_memo(memo.to_string());
         if let Some(record) = record {
             store.append(record);
         }
@@ -620,6 +629,17 @@ mod tests {
         let shelf = Shelf { refuses_to_delete: true, ..Shelf::default() };
         let world = World::new(uploaded(&there, Some(&ended)), shelf);
         assert_eq!(world.gather().await.unwrap().summary.kept_uploads, ["file-t", "file-v"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_deleted_stays() {
+        let object = succeeded(&json!([]));
+        let there = json!({"state": "there", "id": "ftjob-1"});
+        let store = uploaded(&there, Some(&record(0, 200, &object.to_string())));
+        let plan = FineTune { delete_uploads: false, ..local_plan() };
+        let world = World::new(store.with_plan(&plan), Shelf::default());
+        assert_eq!(world.gather().await.unwrap().summary.kept_uploads, [""; 0]);
+        assert!(!world.calls().iter().any(|call| call.starts_with("delete")));
     }
 
     #[tokio::test(start_paused = true)]
