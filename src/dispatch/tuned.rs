@@ -298,8 +298,12 @@ mod tests {
         assert_eq!(world.found("gpt").await, None);
         assert_eq!(world.found("job:other").await, None);
         assert_eq!(world.found("job:y").await, Some(Tuned::Model("n".to_owned())));
-        assert_eq!(world.found("job:x").await, Some(Tuned::Open));
+        let mut known = TunedModels::default();
+        let open = known.find(&*world.store, &world.user, "job:x").await.unwrap();
+        assert_eq!(open, Some(Tuned::Open));
         world.settle(Some(json!({"id": "ftjob-1", "fine_tuned_model": "ft:m", "error": {}})), None).await;
+        let ended = known.find(&*world.store, &world.user, "job:x").await.unwrap();
+        assert_eq!(ended, Some(Tuned::Model("ft:m".to_owned())), "what is open is looked at again");
         assert_eq!(world.found("job:x").await, Some(Tuned::Model("ft:m".to_owned())));
         world
             .store

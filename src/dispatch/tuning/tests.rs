@@ -470,7 +470,7 @@ async fn a_provider_that_does_not_end_what_it_was_asked_to_is_asked_again() {
     let mut is_deaf = true;
     world.twist(move |request| {
         let is_ignored = request.url.path().ends_with("/cancel") && std::mem::take(&mut is_deaf);
-        is_ignored.then(|| refusal(409, "not now"))
+        is_ignored.then(|| refusal(400, "not now"))
     });
     world.set(&job, JobStatus::Cancelling).await;
     let asked = Instant::now();
