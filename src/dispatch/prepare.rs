@@ -117,14 +117,13 @@ impl Dispatcher {
                 return Ok(Said::Unsendable { custom_id: format!("line-{}", line.number), error });
             }
         };
-        if *status != JobStatus::InProgress {
-            // A fine-tune that is to end creates nothing, and needs no model.
-            return Ok(Said::Work(work));
-        }
         let tuned = self.tuned.find(&*self.parts.store, job, work.model()).await?;
         Ok(match tuned {
             None => Said::Work(work),
+            // Also where it is to end: by its model a job may be known whose id was lost.
             Some(Tuned::Model(model)) => Said::Work(work.with_model(model)),
+            // A fine-tune that is to end creates nothing, and needs no model.
+            Some(_) if *status != JobStatus::InProgress => Said::Work(work),
             Some(Tuned::Open) => Said::Early,
             Some(Tuned::Failed(message)) => {
                 let error = RecordError { code: "fine_tune_failed".to_owned(), message };

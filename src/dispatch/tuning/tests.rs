@@ -882,6 +882,29 @@ async fn somebody_elses_job_of_a_shared_file_is_not_taken_for_a_lost_one() {
     assert_eq!(world.done(Act::Create), 2, "one is somebody else's");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_job_that_is_known_by_its_model_is_found_by_the_models_real_name() {
+    let mishaps = Mishaps::new([(Act::Create, Fault::Slow)]);
+    let slow = Duration::from_mins(50);
+    let mut world = World::new(Server { mishaps, slow, fine_tune_time: Duration::from_hours(9), ..server() });
+    let training = TuningData::Uploaded { id: upload(&world, TuningApi::Legacy) };
+    let mut plan = FineTune { training, ..plan(TuningApi::Legacy) };
+    plan.body.insert("model".to_owned(), "job:tuned".into());
+    let models = [("tuned".to_owned(), TunedModel::Named("curie".to_owned()))].into();
+    let mut job = conformance::job(1, 5, &["m"], 1);
+    (job.kind, job.queues) = (Kind::FineTune, vec![QueueName::new("p", None)]);
+    job.settings.models = models;
+    let line = Bytes::from(serde_json::to_vec(&plan).unwrap());
+    world.store.put_job(job.clone(), Input::Inline(vec![(0, line)])).await.unwrap();
+    world.start();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.done(Act::Create), 1);
+    world.set(&job, JobStatus::Cancelling).await;
+    until_settled(&*world.store, job.id, 1).await;
+    world.end().await;
+    assert_eq!((world.told(&job).code(), world.done(Act::Cancel)), ("cancelled", 1));
+}
+
 /// Puts a chat job that uses the model of `maker`.
 async fn put_user(world: &World, maker: &Job, requests: u32) -> Job {
     let models = [("tuned".to_owned(), TunedModel::Of(maker.id))].into();
