@@ -117,6 +117,18 @@ fn both_interfaces_make_models_that_other_jobs_use() {
     }
 }
 
+#[test]
+fn status_that_nobody_knows_is_watched_on_and_told_once() {
+    // Long enough that it is seen at several polls.
+    let world = world(Duration::from_secs(6));
+    world.drop("odd.toml", modern("suffix = \"sim-odd\""));
+    let run = world.run_until_idle();
+    assert_eq!(run.code, Some(0));
+    assert_eq!(world.results("odd").outcome(), ("completed".to_owned(), 1, 1, 0));
+    let told = "a fine-tune has a status that batchd does not know";
+    assert_eq!(run.stderr.matches(told).count(), 1, "{}", run.stderr);
+}
+
 /// Each spec waits for one whose name comes after its own, and the last has to be found first.
 #[test]
 fn fine_tunes_of_fine_tunes_are_made_in_their_order_whatever_the_files_are_called() {
