@@ -8,3 +8,4 @@ pub(crate) mod lines;
 pub(crate) mod objects;
 pub(crate) mod problem;
 pub(crate) mod records;
+pub(crate) mod texts;

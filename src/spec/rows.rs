@@ -4,12 +4,13 @@ use std::io::Read;
 
 use minijinja::Value;
 
-use crate::diag::{Diagnostic, Report};
+use crate::diag::Report;
 use crate::reading::json;
 use crate::reading::lines::Lines;
 use crate::reading::objects::{self, Object, Visited};
 use crate::reading::problem::{Problem, Spot, Syntax, shown};
 use crate::reading::records::{self, Record};
+use crate::reading::texts;
 use crate::spec::pick::pick;
 
 /// How a data file is read, by its ending.
@@ -115,34 +116,16 @@ pub(super) fn each(
                 visit(Row::Object(object.text), object.number, report)
             });
         }
-        DataForm::Txt => texts(input, (file, max), report, visit),
+        DataForm::Txt => texts::each(input, (file, max), report, &mut |text, line, report| {
+            if !text.trim().is_empty() {
+                push_syntax(visit(Row::Text(text), line, report), file, line, report);
+            }
+        }),
         DataForm::Csv => {
             let rules = records::Rules { file, delimiter: b',', max };
             records::each(input, rules, report, &mut |record, line, report| {
                 visit(Row::Record(record), line, report)
             });
-        }
-    }
-}
-
-fn texts(input: impl Read, (file, max): (&str, u64), report: &mut Report, visit: EachRow<'_>) {
-    let mut lines = Lines::new(input, max);
-    loop {
-        let line = match lines.next() {
-            Ok(Some(line)) => line,
-            Ok(None) => return,
-            Err(error) => return report.push(objects::unreadable(file, &error)),
-        };
-        match objects::text(&line, objects::MAX_LINE_HINT) {
-            Ok(text) if text.trim().is_empty() => {}
-            Ok(text) if text.contains('\0') => {
-                report.push(Diagnostic::error(file, line.number, 0, "a NUL byte: the file is no text"));
-            }
-            Ok(text) => push_syntax(visit(Row::Text(text), line.number, report), file, line.number, report),
-            Err(problem) => {
-                let shown = String::from_utf8_lossy(line.bytes);
-                report.push(problem.at(Spot { file, line: line.number, text: Some(&shown) }));
-            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::reading::json::{self, Member};
 use crate::reading::lines::Lines;
 use crate::reading::objects;
 use crate::reading::problem::{Problem, Spot, Syntax, shown, what};
-use crate::reading::records;
+use crate::reading::{records, texts as text_lines};
 use crate::training::FILE_BYTES_MAX;
 use crate::training::prepare::Pair;
 use crate::training::tap::Tap;
@@ -185,28 +185,10 @@ fn tables(input: impl Read, delimiter: u8, max: u64, gathered: &mut Gathered<'_>
 }
 
 fn texts(input: impl Read, max: u64, gathered: &mut Gathered<'_>, report: &mut Report) {
-    let file = gathered.file;
-    let mut lines = Lines::new(input, max);
-    loop {
-        let line = match lines.next() {
-            Ok(Some(line)) => line,
-            Ok(None) => return,
-            Err(error) => return report.push(objects::unreadable(file, &error)),
-        };
-        match objects::text(&line, objects::MAX_LINE_HINT) {
-            Ok(text) if text.contains('\0') => {
-                report.push(Diagnostic::error(file, line.number, 0, "a NUL byte: the file is no text"));
-            }
-            Ok(text) => {
-                let fields = vec![("prompt".into(), "".into()), ("completion".into(), text.into())];
-                gathered.take(fields, line.number, report);
-            }
-            Err(problem) => {
-                let shown = String::from_utf8_lossy(line.bytes);
-                report.push(problem.at(Spot { file, line: line.number, text: Some(&shown) }));
-            }
-        }
-    }
+    text_lines::each(input, (gathered.file, max), report, &mut |text, line, report| {
+        let fields = vec![("prompt".into(), "".into()), ("completion".into(), text.into())];
+        gathered.take(fields, line, report);
+    });
 }
 
 /// Whether it is lines and not an array.
