@@ -147,13 +147,10 @@ impl Attempt<'_> {
             }
             let Some(wish) = self.look_at_job().await? else { return Ok(Settlement::Release) };
             let step = self.watch.progress.next(self.plan, wish);
-            let ControlFlow::Break(settlement) = self.take(step).await? else { continue };
-            // A cancellation that came meanwhile must not wait for the next poll.
-            let waits = matches!(settlement, Settlement::Snooze { .. });
-            if waits && wish == Wish::Run && self.look_at_job().await? == Some(Wish::End) {
-                continue;
+            // A cancellation that comes meanwhile does not wait for the next poll: the fleet sees to it.
+            if let ControlFlow::Break(settlement) = self.take(step).await? {
+                return Ok(settlement);
             }
-            return Ok(settlement);
         }
     }
 
@@ -171,18 +168,14 @@ impl Attempt<'_> {
 
     /// What is wanted of it now; none if nothing may be sent.
     async fn look_at_job(&mut self) -> Result<Option<Wish>> {
-        self.status = self.parts.store.job(self.id.job).await?.status;
-        Ok(match self.status {
-            JobStatus::InProgress => Some(Wish::Run),
-            JobStatus::Cancelling | JobStatus::Expiring => Some(Wish::End),
-            JobStatus::Paused { .. }
-            | JobStatus::Held { .. }
-            | JobStatus::Finalizing
-            | JobStatus::Completed
-            | JobStatus::Failed { .. }
-            | JobStatus::Cancelled
-            | JobStatus::Expired => None,
-        })
+        let state = self.parts.store.job(self.id.job).await?;
+        let may_send = state.may_send();
+        self.status = state.status;
+        Ok(may_send.then(|| self.wish()))
+    }
+
+    const fn wish(&self) -> Wish {
+        if self.is_to_end() { Wish::End } else { Wish::Run }
     }
 
     const fn is_to_end(&self) -> bool {

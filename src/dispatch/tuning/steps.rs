@@ -13,7 +13,7 @@ use super::{Attempt, Flow, MEMO_BYTES, Missing, ROOM_WAIT, verdict};
 use crate::diag::printable;
 use crate::dispatch::attempt::EndedKind;
 use crate::dispatch::failure::Result;
-use crate::domain::tuning::{Creation, Step, Thing, Wish};
+use crate::domain::tuning::{Creation, Step, Thing};
 use crate::domain::{Failure, Outcome, RecordError, Settlement, Timestamp, TuningApi, TuningData};
 use crate::fault;
 use crate::provider::{RemoteFile, RemoteTuning, SINGLE_UPLOAD_BYTES_MAX, TuningMark, Upload, refused_with};
@@ -157,8 +157,7 @@ impl Attempt<'_> {
             Ok(None) => {
                 self.watch.trouble = 0;
                 self.watch.progress.missed(thing);
-                let wish = if self.is_to_end() { Wish::End } else { Wish::Run };
-                let looks_on = self.watch.progress.next(self.plan, wish) == Step::Find(thing);
+                let looks_on = self.watch.progress.next(self.plan, self.wish()) == Step::Find(thing);
                 let wait = self.watch.progress.wait_before_look(thing);
                 Ok(if looks_on { ControlFlow::Break(self.snooze(wait)) } else { ControlFlow::Continue(()) })
             }
