@@ -92,8 +92,9 @@ impl Source {
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let heads = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(crate) mod tests"];
         let head = heads.iter().find_map(|head| self.text.find(head));
-        // A file of its own for the tests of a module is tests throughout.
-        let tests = if self.path.ends_with("tests.rs") { 0 } else { head.unwrap_or(self.text.len()) };
+        // A file, or a folder, of its own for the tests of a module is tests throughout.
+        let is_tests = self.path.ends_with("tests.rs") || self.path.iter().any(|name| name == "tests");
+        let tests = if is_tests { 0 } else { head.unwrap_or(self.text.len()) };
         self.text.get(..tests).unwrap_or_default().lines().enumerate().map(|(at, line)| (at + 1, line))
     }
 
