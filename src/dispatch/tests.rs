@@ -9,12 +9,10 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::*;
 use crate::config::{Concurrency, Limits};
 use crate::domain::{Job, JobStatus, Timestamp};
-use crate::provider;
 use crate::simulate::{
     Auth, Change, Changes, Engine, Entry, Latency, Settings as Server, SimulatedTransport,
 };
@@ -43,30 +41,12 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let server = Arc::new(Engine::new(server, Seed::fixed(seed)).unwrap());
         let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
-        let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
-        let timeout = Duration::from_mins(10);
-        let settings = provider::Settings {
-            name: "p".to_owned(),
-            base_url: base_url.clone(),
-            api_key: Some("sk-test".into()),
-            timeout,
-            max_reply: 1 << 20,
-        };
         let transport = Arc::new(SimulatedTransport::new(Arc::clone(&server)));
-        let config = config::Provider {
-            name: "p".to_owned(),
-            base_url,
-            api_key: None,
-            timeout,
-            concurrency: bound,
-            max_reply: 1 << 20,
-            strict: false,
-            limits,
-            models: Vec::new(),
-        };
-        let provider = Provider::new(settings, transport).with_clock(clock.clone());
+        let mut provider = testing::provider(transport, Duration::from_mins(10), limits);
+        provider.config.concurrency = bound;
+        provider.provider = provider.provider.with_clock(clock.clone());
         let settings = Settings {
-            providers: vec![ProviderSettings { provider, config }],
+            providers: vec![provider],
             retry: RetryPolicy::default(),
             grace: Duration::from_secs(30),
         };

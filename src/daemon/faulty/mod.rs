@@ -19,19 +19,17 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use crate::clock::{Clock, Seed};
-use crate::config::{self, Concurrency, Limits};
+use crate::config::{Concurrency, Limits};
 use crate::control::Board;
 use crate::disk::Act;
 use crate::disk::probe::{self, Probe, Verdict};
 use crate::disk::recorder::folder;
-use crate::dispatch::{self, Fleet, ProviderSettings};
+use crate::dispatch::{self, Fleet, testing};
 use crate::domain::RetryPolicy;
 use crate::intake::{self, Intake};
 use crate::output::{self, Output};
-use crate::provider::{self, Provider};
 use crate::simulate::laws::{self, Evidence, JobEvidence, Results};
 use crate::simulate::{self, Engine, SimulatedTransport};
 use crate::spec;
@@ -234,33 +232,12 @@ fn intake_settings(root: &Path) -> intake::Settings {
 }
 
 fn fleet_settings(engine: &Arc<Engine>) -> dispatch::Settings {
-    let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
-    let timeout = Duration::from_mins(10);
-    let settings = provider::Settings {
-        name: "p".to_owned(),
-        base_url: base_url.clone(),
-        api_key: Some("sk-test".into()),
-        timeout,
-        max_reply: 1 << 20,
-    };
-    let config = config::Provider {
-        name: "p".to_owned(),
-        base_url,
-        api_key: None,
-        timeout,
-        concurrency: 3,
-        max_reply: 1 << 20,
-        strict: false,
-        limits: Limits {
-            concurrency: Concurrency::Fixed(3),
-            requests_per_minute: None,
-            tokens_per_minute: None,
-        },
-        models: Vec::new(),
-    };
-    let provider = Provider::new(settings, Arc::new(SimulatedTransport::new(Arc::clone(engine))));
-    let retry = RetryPolicy::default();
-    dispatch::Settings { providers: vec![ProviderSettings { provider, config }], retry, grace: timeout }
+    let limits =
+        Limits { concurrency: Concurrency::Fixed(3), requests_per_minute: None, tokens_per_minute: None };
+    let (transport, timeout) = (SimulatedTransport::new(Arc::clone(engine)), Duration::from_mins(10));
+    let mut provider = testing::provider(Arc::new(transport), timeout, limits);
+    provider.config.concurrency = 3;
+    dispatch::Settings { providers: vec![provider], retry: RetryPolicy::default(), grace: timeout }
 }
 
 #[cfg(test)]

@@ -19,19 +19,18 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use crate::clock::{Clock, Seed};
 use crate::config;
 use crate::control::Board;
-use crate::dispatch::{Fleet, ProviderSettings, Result, Settings};
+use crate::dispatch::{Fleet, Result, Settings, testing};
 use crate::domain::record::JournalLine;
 use crate::domain::tuning::{Progress, Thing};
 use crate::domain::{
     FineTune, Job, JobSettings, JobStatus, Kind, PauseReason, QueueName, RequestId, RetryPolicy, Timestamp,
     TunedModel, TuningApi, TuningData,
 };
-use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
+use crate::provider::{HttpReply, HttpRequest, Transport, TransportError};
 use crate::simulate::{
     Act, Auth, Change, Changes, Engine, Fate, Fault, Latency, Mishaps, Settings as Server, SimulatedTransport,
 };
@@ -129,42 +128,19 @@ impl World {
     }
 
     fn start(&mut self) {
-        let url = Url::parse("http://127.0.0.1/v1").unwrap();
-        let timeout = Duration::from_mins(1);
-        let settings = provider::Settings {
-            name: "p".to_owned(),
-            base_url: url.clone(),
-            api_key: Some("sk-test".into()),
-            timeout,
-            max_reply: 1 << 20,
-        };
-        let model = |name: &str, slots| config::ModelLimits {
-            name: name.to_owned(),
-            concurrency: Some(config::Concurrency::Fixed(slots)),
+        let slots = config::Concurrency::Fixed;
+        let limits = config::Limits { concurrency: slots(8), ..config::Limits::default() };
+        let mut provider =
+            testing::provider(Arc::new(self.transport.clone()), Duration::from_mins(1), limits);
+        provider.provider = provider.provider.with_clock(self.clock.clone());
+        provider.config.models.push(config::ModelLimits {
+            name: "ft:*".to_owned(),
+            concurrency: Some(slots(2)),
             requests_per_minute: None,
             tokens_per_minute: None,
-        };
-        let config = config::Provider {
-            name: "p".to_owned(),
-            base_url: url,
-            api_key: None,
-            timeout,
-            concurrency: 256,
-            max_reply: 1 << 20,
-            strict: false,
-            limits: config::Limits {
-                concurrency: config::Concurrency::Fixed(8),
-                ..config::Limits::default()
-            },
-            models: vec![model("ft:*", 2)],
-        };
-        let provider =
-            Provider::new(settings, Arc::new(self.transport.clone())).with_clock(self.clock.clone());
-        let settings = Settings {
-            providers: vec![ProviderSettings { provider, config }],
-            retry: self.retry,
-            grace: Duration::from_secs(30),
-        };
+        });
+        let settings =
+            Settings { providers: vec![provider], retry: self.retry, grace: Duration::from_secs(30) };
         let (store, board, clock) = (Arc::clone(&self.store), self.board.clone(), self.clock.clone());
         let fleet = Fleet::new(settings, store, board, clock, Seed::fixed(self.seed));
         self.stop = CancellationToken::new();

@@ -1,0 +1,34 @@
+//! A provider for the tests of those who run a fleet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::config::{self, Limits};
+use crate::dispatch::ProviderSettings;
+use crate::provider::{self, Provider, Transport};
+
+/// The provider `p` behind `transport`, with a key, within `limits`, and with room for 256 requests over all its queues.
+pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits: Limits) -> ProviderSettings {
+    let base_url = Url::parse("http://127.0.0.1/v1").unwrap();
+    let settings = provider::Settings {
+        name: "p".to_owned(),
+        base_url: base_url.clone(),
+        api_key: Some("sk-test".into()),
+        timeout,
+        max_reply: 1 << 20,
+    };
+    let config = config::Provider {
+        name: "p".to_owned(),
+        base_url,
+        api_key: None,
+        timeout,
+        concurrency: 256,
+        max_reply: 1 << 20,
+        strict: false,
+        limits,
+        models: Vec::new(),
+    };
+    ProviderSettings { provider: Provider::new(settings, transport), config }
+}
