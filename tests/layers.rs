@@ -17,6 +17,7 @@ const ORDER: [&str; 24] = [
     "disk",
     "reading",
     "training",
+    "schedule",
     // Edges: one module per outside thing.
     "config",
     "spec",
@@ -25,7 +26,6 @@ const ORDER: [&str; 24] = [
     "control",
     // Workers: one task each, meeting only in the store or over a handle.
     "intake",
-    "schedule",
     "dispatch",
     "output",
     "upkeep",

@@ -9,6 +9,7 @@ use super::args::CheckArgs;
 use super::report::Printer;
 use super::spec_file::SpecFile;
 use super::{Done, Exit, Failure, load_config};
+use crate::clock::Clock;
 use crate::config::Keys;
 use crate::daemon;
 use crate::diag::{Diagnostic, Report, printable};
@@ -75,7 +76,7 @@ fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Fa
     let (plan, findings) = match read(file, settings) {
         Ok((plan, findings)) => (Some(plan), findings),
         Err(spec::Error::Rejected(findings)) => (None, findings),
-        Err(error @ (spec::Error::Unsettled { .. } | spec::Error::Sink(_))) => {
+        Err(error @ (spec::Error::Unsettled { .. } | spec::Error::Scheduled | spec::Error::Sink(_))) => {
             return Err(Failure::new(Exit::Internal, error.to_string()));
         }
     };
@@ -95,8 +96,15 @@ fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::
     let rejected = |finding: Diagnostic| spec::Error::Rejected(finding.into());
     let spec = SpecFile::open(file).map_err(rejected)?;
     let (display, dropped_folder) = (spec.display.clone(), spec.dropped_folder);
-    let source =
-        Source { form: spec.form, file: spec.file, display: spec.display, folder: spec.folder, rest: None };
+    let source = Source {
+        form: spec.form,
+        file: spec.file,
+        display: spec.display,
+        folder: spec.folder,
+        rest: None,
+        now: Clock::System.now(),
+        is_run: false,
+    };
     let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
     let mut checked = spec::read(source, settings, sinks)?;
     // As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use chrono_tz::Tz;
 use secrecy::SecretString;
 use toml::de::DeTable;
 
@@ -153,6 +154,14 @@ impl Surroundings<'_> {
         Ok(Loaded { config, path, warnings: report })
     }
 
+    /// The machine's time zone.
+    pub(super) fn zone(&self) -> Tz {
+        let variable = (self.variable)("TZ").and_then(|zone| zone.into_string().ok());
+        let named = variable.and_then(|zone| zone.trim_start_matches(':').parse().ok());
+        let system = || iana_time_zone::get_timezone().ok()?.parse().ok();
+        named.or_else(system).unwrap_or(Tz::UTC)
+    }
+
     fn nonempty(&self, variable: &str) -> Option<OsString> {
         (self.variable)(variable).filter(|value| !value.is_empty())
     }
@@ -167,6 +176,10 @@ pub(super) struct KeyReader<'a> {
 impl KeyReader<'_> {
     pub(super) fn is_ignored(&self) -> bool {
         self.keys == Keys::Ignored
+    }
+
+    pub(super) fn zone(&self) -> Tz {
+        self.surroundings.zone()
     }
 
     /// The key in an environment variable; the error says what is wrong with it.

@@ -12,6 +12,7 @@ mod section;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono_tz::Tz;
 use secrecy::SecretString;
 use url::Url;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub log: Log,
     pub control: Control,
     pub storage: Storage,
+    /// The machine's time zone: `$TZ`, else what the system is set to, else UTC.
+    pub zone: Tz,
 }
 
 /// `[intake]`

@@ -44,6 +44,7 @@ pub(super) fn read<'a>(
         log: log(document, &mut top),
         control: control(document, &mut top, &paths, &root),
         storage: storage(&mut top),
+        zone: keys.zone(),
         root,
     };
     top.finish(|_| None);

@@ -319,6 +319,7 @@ mod tests {
             providers: vec![spec::ProviderFacts { name: "p".to_owned(), strict: false }],
             max_line: 1 << 20,
             input_dirs: Vec::new(),
+            zone: chrono_tz::UTC,
         };
         let source = spec::Source {
             form: spec::Form::Toml,
@@ -326,6 +327,8 @@ mod tests {
             display: "job-1-again-2/job.toml".to_owned(),
             folder,
             rest: None,
+            now: crate::domain::Timestamp::from_millis(0),
+            is_run: false,
         };
         let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
         let checked = spec::read(source, &settings, sinks).unwrap();

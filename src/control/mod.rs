@@ -400,6 +400,7 @@ pub(crate) mod tests {
                 queues: vec![queue.clone()],
                 content_hash: String::new(),
                 settings,
+                run: None,
             };
             done(self.put_job(job, Input::Inline(vec![(0, Bytes::from_static(b"{}")); 3])));
             let leases = done(self.lease(&queue, 3, now)).leases;

@@ -111,5 +111,6 @@ pub fn spec_settings(config: &Config) -> spec::Settings {
         providers: config.providers.iter().map(facts).collect(),
         max_line: config.intake.max_line,
         input_dirs: config.intake.input_dirs.clone(),
+        zone: config.zone,
     }
 }

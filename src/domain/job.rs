@@ -10,6 +10,7 @@ use super::fine_tune::TunedModel;
 use super::id::{JobId, JobName, QueueName};
 use super::request::Kind;
 use super::retry::RetryPolicy;
+use super::run::Run;
 use super::time::Timestamp;
 
 /// What is fixed when a spec is accepted. Kept in the job's `state.json`.
@@ -33,6 +34,9 @@ pub struct Job {
     pub content_hash: String,
     #[serde(default)]
     pub settings: JobSettings,
+    /// Of a job that a schedule made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
 }
 
 impl Job {

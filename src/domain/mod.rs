@@ -13,6 +13,7 @@ pub mod range;
 pub mod record;
 pub mod request;
 pub mod retry;
+pub mod run;
 pub mod time;
 pub mod tuning;
 
@@ -24,4 +25,5 @@ pub use line::LineEntry;
 pub use record::{Record, RecordError, Response};
 pub use request::{Endpoint, Kind, Request};
 pub use retry::RetryPolicy;
+pub use run::Run;
 pub use time::Timestamp;

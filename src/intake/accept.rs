@@ -141,7 +141,7 @@ impl Examiner {
         let form = claim.note.dropped.form();
         let folder = claim.source_folder();
         let rest = Some(Rest { settle: self.settle, now: self.now });
-        let source = Source { form, file, display, folder, rest };
+        let source = Source { form, file, display, folder, rest, now: self.now, is_run: false };
         let mut index = self.sink(&claim.job.index())?;
         let checked = match form {
             Form::Jsonl => {
@@ -176,6 +176,9 @@ impl Examiner {
             Ok(Ok(checked)) => Ok(checked),
             Ok(Err(spec::Error::Rejected(report))) => Err(Unread::Rejected(report)),
             Ok(Err(spec::Error::Unsettled { data })) => Err(Unread::Unsettled(data)),
+            Ok(Err(error @ spec::Error::Scheduled)) => {
+                Err(Unread::Rejected(Diagnostic::error(&display, 0, 0, error.to_string()).into()))
+            }
             Ok(Err(spec::Error::Sink(error))) => {
                 Err(Unread::Failed(failed("write the job's files below", &self.state)(error)))
             }

@@ -128,6 +128,7 @@ impl Intake {
             queues: checked.queues,
             content_hash: checked.content_hash,
             settings: checked.settings,
+            run: None,
         };
         fault::point("intake-putting");
         if let Err(error) = self.store.put_job(job.clone(), Input::Spooled).await {

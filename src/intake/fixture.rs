@@ -57,7 +57,12 @@ impl Root {
             rescan: Duration::from_secs(5),
             settle: Duration::from_secs(1),
             watch: false,
-            spec: spec::Settings { providers: Vec::new(), max_line: 1 << 20, input_dirs: Vec::new() },
+            spec: spec::Settings {
+                providers: Vec::new(),
+                max_line: 1 << 20,
+                input_dirs: Vec::new(),
+                zone: chrono_tz::UTC,
+            },
         };
         super::lookout::make_folders(&settings).unwrap();
         fs::create_dir(&settings.results).unwrap();

@@ -38,6 +38,7 @@ pub(super) fn job(total: u32) -> Job {
         queues: vec![QueueName::new("openai", Some("m"))],
         content_hash: String::new(),
         settings: JobSettings::default(),
+        run: None,
     }
 }
 

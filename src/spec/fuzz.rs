@@ -11,11 +11,12 @@ use serde_json::Value;
 
 use crate::diag::{Diagnostic, Report};
 use crate::domain::{Job, JobId, Kind, LineEntry, QueueName, Request, Timestamp};
+use crate::schedule::Calendar;
 use crate::spec::rows::{self, DataForm};
 use crate::spec::template::Templates;
 use crate::spec::{
-    Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, cron, custom_id, parse_fine_tune,
-    parse_line, read,
+    Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, custom_id, parse_fine_tune, parse_line,
+    read,
 };
 
 /// Small, so that short inputs reach it.
@@ -28,6 +29,7 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
         providers: vec![provider("openai", false), provider("local", true)],
         max_line: MAX_LINE,
         input_dirs: Vec::new(),
+        zone: chrono_tz::UTC,
     };
     let form = Form::of(display).expect("targets name specs");
     let source = Source {
@@ -36,6 +38,8 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
         display: display.to_owned(),
         folder: folder.to_owned(),
         rest: None,
+        now: Timestamp::from_millis(0),
+        is_run: false,
     };
     let (mut index, mut input) = (Vec::new(), Vec::new());
     match read(source, &settings, Sinks { index: &mut index, input: &mut input, data: &mut io::sink() }) {
@@ -45,6 +49,7 @@ pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
             accepted(&checked, &index, if form == Form::Jsonl { spec } else { &input });
             checked.findings
         }
+        Err(Error::Scheduled) => Report::default(),
         Err(Error::Rejected(report)) => {
             assert!(report.has_errors(), "refused without a reason");
             report
@@ -74,6 +79,7 @@ fn accepted(checked: &Checked, index: &[u8], input: &[u8]) {
         queues: checked.queues.clone(),
         content_hash: checked.content_hash.clone(),
         settings: checked.settings.clone(),
+        run: None,
     };
     assert!(job.total > 0 && job.queues.len() <= Job::QUEUES_MAX);
     assert_eq!(index.len(), job.total as usize * LineEntry::SIZE);
@@ -158,5 +164,5 @@ pub(crate) fn rows(display: &str, data: &[u8]) -> Report {
 
 /// What is wrong with `expression` as the `cron` of a schedule, as a diagnostic of a file that is it.
 pub(crate) fn schedule(expression: &str) -> Option<Diagnostic> {
-    cron::check(expression).err().map(|why| Diagnostic::error("cron", 0, 0, why))
+    Calendar::parse(expression, chrono_tz::UTC).err().map(|why| Diagnostic::error("cron", 0, 0, why))
 }

@@ -5,7 +5,6 @@
 //! requests) as it goes. [`parse_line`] reads one request again when its turn comes.
 
 mod bare;
-mod cron;
 mod document;
 mod files;
 mod fine_tune;
@@ -35,9 +34,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono_tz::Tz;
+
 use crate::diag::{Diagnostic, Place, Report, Severity};
 use crate::domain::{Job, JobName, JobSettings, Kind, QueueName, Request, Timestamp};
 use crate::reading::problem::{Problem, Spot};
+use crate::schedule::Schedule;
 
 pub use self::fine_tune::{TuningFacts, is_file_id, parse_fine_tune};
 
@@ -53,6 +55,8 @@ pub struct Settings {
     pub max_line: u64,
     /// Folders beside the spec's own from which data files may be named.
     pub input_dirs: Vec<PathBuf>,
+    /// The zone of schedules that name none, and of `now` in specs without one: the machine's.
+    pub zone: Tz,
 }
 
 #[derive(Clone, Debug)]
@@ -74,6 +78,10 @@ pub struct Source {
     pub folder: PathBuf,
     /// How long data files must have rested; none reads them as they are.
     pub rest: Option<Rest>,
+    /// What `now` means in templates and names of files.
+    pub now: Timestamp,
+    /// It is a run of its schedule. Else a spec that has one is not read: [`Error::Scheduled`].
+    pub is_run: bool,
 }
 
 /// How long data files must have rested: who wrote to one a moment ago may not be done.
@@ -174,6 +182,19 @@ impl Checked {
     }
 }
 
+/// A spec with a schedule.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// What the names of its runs begin with.
+    pub name: JobName,
+    pub kind: Kind,
+    pub schedule: Schedule,
+    /// The spec as it was read.
+    pub text: String,
+    /// Warnings and notes only.
+    pub findings: Report,
+}
+
 /// Why a spec was not read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -183,6 +204,9 @@ pub enum Error {
     /// A data file is still being written, or was while it was read ([`Source::rest`]): nothing is said yet.
     #[error("`{data}` is still being written")]
     Unsettled { data: String },
+    /// It has a schedule: it is not to be run at once ([`read_schedule`]).
+    #[error("the spec has a schedule")]
+    Scheduled,
     /// A sink failed: nothing is said about the spec.
     #[error("write the job's files: {0}")]
     Sink(#[source] io::Error),
@@ -193,6 +217,18 @@ pub fn read(source: Source, settings: &Settings, mut sinks: Sinks<'_>) -> Result
     match source.form {
         Form::Jsonl => jsonl::read(source, settings, &mut sinks),
         Form::Toml => render::read(&source, settings, &mut sinks),
+    }
+}
+
+/// Looks whether a TOML spec has a schedule. What its runs will read, its data and templates, is not read yet.
+///
+/// # Errors
+///
+/// [`Error::Rejected`]: every problem of the spec's text.
+pub fn read_schedule(source: &Source, settings: &Settings) -> Result<Option<Scheduled>, Error> {
+    match source.form {
+        Form::Jsonl => Ok(None),
+        Form::Toml => render::read_schedule(source, settings),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::spec::requests::{Rendered, Requests};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::{self, Spec};
 use crate::spec::work::Work;
-use crate::spec::{Checked, Error, Rest, Settings, Sinks, Source, name};
+use crate::spec::{Checked, Error, Rest, Scheduled, Settings, Sinks, Source, name};
 
 /// A larger spec is refused before it is parsed: TOML takes seventy times its size in memory.
 const SPEC_BYTES_MAX: u64 = 1024 * 1024;
@@ -42,6 +42,9 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
         None => name::of_file(&source.display, &mut report),
     };
     let (Some(spec), Some(name)) = (spec, job_name) else { return Err(rejected(report)) };
+    if spec.schedule.is_some() && !source.is_run {
+        return Err(Error::Scheduled);
+    }
     let mut hasher = blake3::Hasher::new();
     hasher.update(text.as_bytes());
     if let Work::FineTune(tuning) = &spec.work {
@@ -116,6 +119,23 @@ pub(super) fn is_unchanged<'f>(
         }
     }
     Ok(())
+}
+
+/// See [`spec::read_schedule`](crate::spec::read_schedule).
+pub(super) fn read_schedule(source: &Source, settings: &Settings) -> Result<Option<Scheduled>, Error> {
+    let mut report = Report::default();
+    let Some(text) = text(source, &mut report) else { return Err(rejected(report)) };
+    let document = &Document::new(&source.display, text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let spec = schema::read(document, settings, &mut report);
+    let name = match spec.as_ref().and_then(|spec| spec.name.clone()) {
+        Some(name) => Some(name),
+        None => name::of_file(&source.display, &mut report),
+    };
+    let (Some(spec), Some(name), false) = (spec, name, report.has_errors()) else {
+        return Err(rejected(report));
+    };
+    let kind = spec.kind;
+    Ok(spec.schedule.map(|schedule| Scheduled { name, kind, schedule, text, findings: report }))
 }
 
 /// With its findings in the order of the file, whatever the order in which its keys are looked at.
@@ -508,7 +528,6 @@ messages = []
             (format!("{chat}parameters = {{ stream = true }}\n{rows}{messages}"), "r.jsonl:1: error: `stream` is true"),
             ("kind = chat\n".to_owned(), "a.toml:1:8: error: invalid TOML: "),
             ("kind = \"chat\"\nkind = \"images\"\n".to_owned(), "a.toml:2:1: error: invalid TOML: duplicate key"),
-            (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * 1-5\"\n"), "a.toml:6:2: error: `[schedule]` is not supported by this version yet"),
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * *\"\ntimezone = \"Asia/Shangai\"\n"), "a.toml:7:8: error: bad cron expression `0 2 * *`: 4 fields"),
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * * *\"\ntimezone = \"Asia/Shangai\"\n"), "unknown time zone `Asia/Shangai`\n  hint: did you mean `Asia/Shanghai`?"),
             ("kind = \"chat\"\nmodel = \"job:a/b\"\n[[requests]]\nmessages = []\n".to_owned(), "model `job:a/b` names no fine-tune: the name holds '/'"),

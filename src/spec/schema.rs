@@ -1,15 +1,17 @@
 //! What a TOML spec may say: every key, its type and its range, and which keys fit together.
 
+use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use crate::diag::{self, Diagnostic, Report};
 use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy};
 use crate::reading::problem::shown;
+use crate::schedule::{Calendar, CatchUp, Overlap, Schedule};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::params;
 use crate::spec::template::Templates;
 use crate::spec::work::Work;
-use crate::spec::{ProviderFacts, Settings, cron, tuning_table};
+use crate::spec::{ProviderFacts, Settings, tuning_table};
 
 /// A spec as its text says it.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub(super) struct Spec<'s> {
     pub(super) provider: &'s ProviderFacts,
     pub(super) strict: bool,
     pub(super) settings: JobSettings,
+    pub(super) schedule: Option<Schedule>,
     /// As JSON.
     pub(super) model: Option<String>,
     /// The byte where the model at the top stands.
@@ -62,10 +65,11 @@ impl<'d> Reader<'d, '_> {
         let provider = self.provider(&mut top, settings);
         let model = top.string("model", self.report);
         let strict = top.boolean("strict", self.report).unwrap_or(false);
+        let zone = settings.zone;
         let settings = self.settings(&mut top);
         let mut parameters = self.parameters(&mut top);
         let work = self.work(&mut top, kind, model.as_ref());
-        self.schedule(&mut top);
+        let schedule = self.schedule(&mut top, zone);
         top.finish_with(self.report, |key| {
             if kind == Some(Kind::FineTune) && tuning_table::takes(key) {
                 return Some(format!("put `{key}` under `[fine_tune]`"));
@@ -92,6 +96,7 @@ impl<'d> Reader<'d, '_> {
             strict: strict || provider?.strict,
             provider: provider?,
             settings,
+            schedule,
             model,
             model_at,
             parameters,
@@ -231,38 +236,49 @@ impl<'d> Reader<'d, '_> {
         }
     }
 
-    fn schedule(&mut self, top: &mut Section<'_, '_>) {
-        let Some(mut schedule) = top.section("schedule", "[schedule]", self.report) else { return };
-        match schedule.string("cron", self.report) {
-            Some(text) => {
-                if let Err(why) = cron::check(&text.value) {
-                    let message = format!("bad cron expression {}: {why}", shown(&text.value));
-                    self.error(text.offset, message, "minute hour day month weekday, like `0 2 * * 1-5`");
-                }
+    /// None also of one that is wrong: it has been reported.
+    fn schedule(&mut self, top: &mut Section<'_, '_>, machine: Tz) -> Option<Schedule> {
+        let mut section = top.section("schedule", "[schedule]", self.report)?;
+        let zone = self.zone(&mut section, machine);
+        let calendar = self.calendar(&mut section, zone);
+        let words = [("skip", CatchUp::Skip), ("once", CatchUp::Once)];
+        let catch_up = section.word("catch_up", &words, self.report).unwrap_or_default();
+        let words = [("skip", Overlap::Skip), ("queue", Overlap::Queue)];
+        let overlap = section.word("overlap", &words, self.report).unwrap_or_default();
+        let jitter = section.duration("jitter", self.report).unwrap_or_default();
+        section.finish(self.report);
+        Some(Schedule { calendar: calendar?, catch_up, overlap, jitter })
+    }
+
+    fn calendar(&mut self, section: &mut Section<'_, '_>, zone: Tz) -> Option<Calendar> {
+        let Some(text) = section.string("cron", self.report) else {
+            if section.take("cron").is_none() {
+                self.error(section.offset, "missing `cron` in [schedule]", "");
             }
-            None if schedule.take("cron").is_none() => {
-                self.error(schedule.offset, "missing `cron` in [schedule]", "");
+            return None;
+        };
+        let refused = |why| format!("bad cron expression {}: {why}", shown(&text.value));
+        match Calendar::parse(&text.value, zone) {
+            Ok(calendar) => Some(calendar),
+            Err(why) => {
+                self.error(text.offset, refused(why), "minute hour day month weekday, like `0 2 * * 1-5`");
+                None
             }
-            None => {}
         }
-        if let Some(zone) = schedule.string("timezone", self.report)
-            && zone.value.parse::<chrono_tz::Tz>().is_err()
-        {
-            let names = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name());
-            let hint = if zone.value.len() <= 64 {
-                meant(&zone.value, names, &["names like `Europe/Berlin` and `UTC`".to_owned()])
-            } else {
-                String::new()
-            };
-            self.error(zone.offset, format!("unknown time zone {}", shown(&zone.value)), &hint);
+    }
+
+    fn zone(&mut self, section: &mut Section<'_, '_>, machine: Tz) -> Tz {
+        let Some(zone) = section.string("timezone", self.report) else { return machine };
+        if let Ok(zone) = zone.value.parse() {
+            return zone;
         }
-        schedule.string("catch_up", self.report);
-        let at = top.key_offset("schedule");
-        schedule.finish(self.report);
-        self.error(
-            at,
-            "`[schedule]` is not supported by this version yet",
-            "drop the spec without it to run it once",
-        );
+        let names = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name());
+        let hint = if zone.value.len() <= 64 {
+            meant(&zone.value, names, &["names like `Europe/Berlin` and `UTC`".to_owned()])
+        } else {
+            String::new()
+        };
+        self.error(zone.offset, format!("unknown time zone {}", shown(&zone.value)), &hint);
+        machine
     }
 }

@@ -49,6 +49,7 @@ impl Trial {
                 providers: vec![provider("openai", false), provider("local", true)],
                 max_line: 16 * 1024,
                 input_dirs: Vec::new(),
+                zone: chrono_tz::UTC,
             },
         }
     }
@@ -71,6 +72,8 @@ impl Trial {
             display: name.to_owned(),
             folder: self.path().to_owned(),
             rest: None,
+            now: Timestamp::from_millis(0),
+            is_run: false,
         }
     }
 
@@ -84,7 +87,7 @@ impl Trial {
                 assert!(report.has_errors());
                 report.to_string()
             }
-            error @ (Error::Unsettled { .. } | Error::Sink(_)) => panic!("{error}"),
+            error @ (Error::Unsettled { .. } | Error::Scheduled | Error::Sink(_)) => panic!("{error}"),
         })?;
         let bytes = if Form::of(name) == Some(Form::Toml) {
             input.clone()
@@ -140,5 +143,6 @@ pub(super) fn job(checked: &Checked) -> Job {
         queues: checked.queues.clone(),
         content_hash: checked.content_hash.clone(),
         settings: checked.settings.clone(),
+        run: None,
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn job(number: u8, priority: u8, models: &[&str], total: u32) -> Job 
         queues: models.iter().map(|model| queue(model)).collect(),
         content_hash: String::new(),
         settings: JobSettings { priority, ..JobSettings::default() },
+        run: None,
     }
 }
 

@@ -227,7 +227,12 @@ fn intake_settings(root: &Path) -> intake::Settings {
         rescan: Duration::from_secs(5),
         settle: Duration::ZERO,
         watch: false,
-        spec: spec::Settings { providers: vec![facts], max_line: 1 << 20, input_dirs: Vec::new() },
+        spec: spec::Settings {
+            providers: vec![facts],
+            max_line: 1 << 20,
+            input_dirs: Vec::new(),
+            zone: chrono_tz::UTC,
+        },
     }
 }
 

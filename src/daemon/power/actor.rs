@@ -328,7 +328,12 @@ impl<'w> Actor<'w> {
             rescan: PATIENCE,
             settle: Duration::ZERO,
             watch: false,
-            spec: spec::Settings { providers: vec![facts], max_line: 1 << 20, input_dirs: Vec::new() },
+            spec: spec::Settings {
+                providers: vec![facts],
+                max_line: 1 << 20,
+                input_dirs: Vec::new(),
+                zone: chrono_tz::UTC,
+            },
         }
     }
 }

@@ -62,6 +62,7 @@ pub(super) fn job_of(folder: &JobFolder, id: JobId) -> Job {
         queues: Vec::new(),
         content_hash: String::new(),
         settings: JobSettings::default(),
+        run: None,
     }
 }
 

@@ -22,15 +22,27 @@ const FIELDS: [(&str, &str); 6] = [
     ("day of the week", "0 to 7 or Sun to Sat"),
 ];
 
-/// Checks an expression of five fields, six (seconds first), or a word like `@daily`.
-pub(super) fn check(expression: &str) -> Result<(), String> {
+/// A cron expression.
+#[derive(Clone, Debug)]
+pub(super) struct Expression {
+    pub(super) schedule: Schedule,
+}
+
+impl Expression {
+    /// Reads five fields, six (seconds first), or a word like `@daily`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        parse(text).map(|schedule| Self { schedule })
+    }
+}
+
+fn parse(expression: &str) -> Result<Schedule, String> {
     let mut fields: Vec<&str> = expression.split_whitespace().collect();
     if let [word] = fields.as_slice()
         && word.starts_with('@')
     {
         let unknown =
             || format!("{} is none of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`", shown(word));
-        return Schedule::from_str(word).map(drop).map_err(|_| unknown());
+        return Schedule::from_str(word).map_err(|_| unknown());
     }
     match fields.len() {
         5 => fields.insert(0, "0"),
@@ -48,7 +60,7 @@ pub(super) fn check(expression: &str) -> Result<(), String> {
     if schedule.after(&DateTime::UNIX_EPOCH).next().is_none() {
         return Err("it never comes".to_owned());
     }
-    Ok(())
+    Ok(schedule)
 }
 
 /// Which of the fields is wrong: the first that is no schedule by itself either.
@@ -119,7 +131,7 @@ mod tests {
             "0 0 29 2 *",
             "0 9 * * 1-5/2",
         ] {
-            assert_eq!(check(good), Ok(()), "{good}");
+            assert!(parse(good).is_ok(), "{good}");
         }
         for bad in [
             "",
@@ -132,7 +144,7 @@ mod tests {
             "@sometimes",
             "a b c d e",
         ] {
-            assert!(check(bad).is_err(), "{bad}");
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
@@ -150,7 +162,7 @@ mod tests {
             ("@never", "`@never` is none of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`"),
             ("0 0 31 2 *", "it never comes"),
         ] {
-            assert_eq!(check(expression).unwrap_err(), expected, "{expression}");
+            assert_eq!(parse(expression).unwrap_err(), expected, "{expression}");
         }
     }
 

@@ -1,0 +1,88 @@
+//! Schedules: when a spec with `[schedule]` comes due, as crontab would have it.
+//!
+//! Pure: an expression, a time zone and a time in, a time out. What comes due is made a job by
+//! [`intake`](crate::intake).
+
+mod cron;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+
+use crate::domain::Timestamp;
+
+/// The `[schedule]` of a spec.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub calendar: Calendar,
+    pub catch_up: CatchUp,
+    pub overlap: Overlap,
+    /// Each run begins up to so much later than its time, by chance that is the same at every look.
+    pub jitter: Duration,
+}
+
+/// What becomes of times that passed while no daemon ran, or the machine slept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CatchUp {
+    /// The last of them gets its run.
+    Once,
+    /// None does.
+    #[default]
+    Skip,
+}
+
+/// What becomes of a time that comes while the run before it has not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// It gets no run.
+    #[default]
+    Skip,
+    /// Its run is accepted, and waits until the one before it has ended.
+    Queue,
+}
+
+/// The times of a schedule: a cron expression and the zone whose clocks it is read on.
+#[derive(Clone, Debug)]
+pub struct Calendar {
+    text: String,
+    expression: cron::Expression,
+    zone: Tz,
+}
+
+impl Calendar {
+    /// Reads five fields, six (seconds first), or a word like `@daily`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `text`, as a phrase for a person.
+    pub fn parse(text: &str, zone: Tz) -> Result<Self, String> {
+        Ok(Self { text: text.to_owned(), expression: cron::Expression::parse(text)?, zone })
+    }
+
+    /// The expression as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub const fn zone(&self) -> Tz {
+        self.zone
+    }
+
+    /// The first time after `at`.
+    pub fn after(&self, at: Timestamp) -> Option<Timestamp> {
+        let at = utc(at)?.with_timezone(&self.zone);
+        let next = self.expression.schedule.after(&at).next()?;
+        u64::try_from(next.timestamp_millis()).ok().map(Timestamp::from_millis)
+    }
+
+    /// `at` on the zone's clocks, as it stands in the names of runs: `20261122T020000`.
+    pub fn stamp(&self, at: Timestamp) -> String {
+        utc(at)
+            .map_or_else(String::new, |at| at.with_timezone(&self.zone).format("%Y%m%dT%H%M%S").to_string())
+    }
+}
+
+fn utc(at: Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(i64::try_from(at.as_millis()).ok()?)
+}
