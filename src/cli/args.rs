@@ -41,6 +41,8 @@ pub(super) enum Command {
     List(ListArgs),
     /// Show one job of the running daemon
     Show(JobArgs),
+    /// Follow a job until it is done, or all that are at work
+    Watch(WatchArgs),
     /// End a job: what is in flight may finish, the rest is recorded as cancelled
     Cancel(JobArgs),
     /// Send nothing more for a job until it is resumed
@@ -111,6 +113,17 @@ pub(super) struct JobArgs {
     pub(super) job: String,
 
     /// Print the data as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct WatchArgs {
+    /// The job's name or id [default: every job that is at work, until you stop it]
+    #[arg(value_name = "JOB")]
+    pub(super) job: Option<String>,
+
+    /// Print the data as JSON, a line for every change
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -27,6 +27,7 @@ mod spec_file;
 mod steer;
 mod submit;
 mod wait;
+mod watch;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -138,6 +139,7 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Submit(args) => submit::run(&args, config, printer),
         Command::List(args) => list::run(args, config, printer),
         Command::Show(args) => show::run(&args, config, printer),
+        Command::Watch(args) => watch::run(&args, config, printer),
         Command::Cancel(args) => steer::run(steer::Verb::Cancel, &args, config, printer),
         Command::Pause(args) => steer::run(steer::Verb::Pause, &args, config, printer),
         Command::Resume(args) => steer::run(steer::Verb::Resume, &args, config, printer),

@@ -57,6 +57,19 @@ impl Progress {
         }
     }
 
+    /// Takes the bar of a job that has ended away, and on a terminal leaves a line in its place.
+    pub(super) fn end(&mut self, job: &JobReport, printer: &Printer<'_>) {
+        let Some(shown) = self.shown.remove(&job.id) else { return };
+        shown.bar.finish_and_clear();
+        self.bars.remove(&shown.bar);
+        if printer.err_is_terminal {
+            let counts = &job.counts;
+            let line = format!("{}: {}, {} of {}", job.name, shown.status, counts.settled(), counts.total);
+            // Without a terminal any more there is nobody to tell.
+            self.bars.println(printable(&line)).unwrap_or_default();
+        }
+    }
+
     /// Takes the bars away: a table of how it ended comes in their place.
     pub(super) fn finish(self) {
         for shown in self.shown.into_values() {

@@ -50,6 +50,13 @@ impl Printer<'_> {
         self.data(&text)
     }
 
+    /// Prints data as one line of JSON.
+    pub(super) fn json_line(&mut self, data: &impl Serialize) -> Result<(), Failure> {
+        let mut text = serde_json::to_string(data).expect("our own types serialise");
+        text.push('\n');
+        self.data(&text)
+    }
+
     /// Prints a table, its cells made harmless.
     pub(super) fn table<const N: usize>(
         &mut self,
@@ -249,6 +256,7 @@ pub(super) mod tests {
           submit    Place job specs into the watched folder; needs no daemon
           list      Show the jobs of the running daemon
           show      Show one job of the running daemon
+          watch     Follow a job until it is done, or all that are at work
           cancel    End a job: what is in flight may finish, the rest is recorded as cancelled
           pause     Send nothing more for a job until it is resumed
           resume    End a job's pause, and try again now what a refused key or a used-up quota stopped
