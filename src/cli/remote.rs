@@ -116,6 +116,7 @@ pub(super) fn failure(provider: &Provider, outcome: &Outcome) -> Failure {
                 | PauseReason::Model
                 | PauseReason::Disk
                 | PauseReason::FineTune
+                | PauseReason::Overlap
                 | PauseReason::User => {
                     ("refused the key", Some("`api_key_env` or `api_key_file` of the provider names it"))
                 }

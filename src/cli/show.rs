@@ -26,6 +26,7 @@ pub(super) fn run(args: &JobArgs, config: Option<&Path>, printer: &mut Printer<'
 pub(super) fn print(job: &JobReport, config: &Config, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let queues = job.queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let results = config.results_dir().join(&job.name).display().to_string();
+    let due = job.due.as_ref().map_or("asked for by a person".to_owned(), |due| format!("due {due}"));
     let facts = [
         ("name", Some(job.name.clone())),
         ("id", Some(job.id.to_string())),
@@ -37,6 +38,7 @@ pub(super) fn print(job: &JobReport, config: &Config, printer: &mut Printer<'_>)
         ("queues", Some(queues)),
         ("priority", Some(job.priority.to_string())),
         ("spec", Some(job.spec_file.clone())),
+        ("run", job.schedule.as_ref().map(|_| due)),
         ("accepted", Some(job.accepted_at.clone())),
         ("finished", job.finished_at.clone()),
         ("results", Some(results)),

@@ -23,9 +23,6 @@ use crate::domain::{
 };
 use crate::store::{self, Store};
 
-/// The status of a job that waits for the models of fine-tunes.
-const WAITS: JobStatus = JobStatus::Paused { reason: PauseReason::FineTune };
-
 /// Why nothing is sent for a queue now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuePause {
@@ -108,6 +105,12 @@ pub struct JobReport {
     pub priority: u8,
     pub queues: Vec<QueueName>,
     pub spec_file: String,
+    /// Of a run: the name of its schedule's file or folder in the jobs folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// RFC 3339. The time of the schedule that the run was made for; none if a person asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<String>,
     /// RFC 3339.
     pub accepted_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,11 +133,11 @@ pub enum Error {
     WrongStatus { name: String, status: &'static str, verb: &'static str },
     #[error("job `{name}` is held: it can't be {verb}; `batchd show {name}` says why, and what to do")]
     Held { name: String, verb: &'static str },
-    /// `makers` says for what, in words.
+    /// `awaited` says for what, in words.
     #[error(
-        "job `{name}` waits for {makers}: it can't be {verb}, and goes on by itself; it can be cancelled"
+        "job `{name}` waits for {awaited}: it can't be {verb}, and goes on by itself; it can be cancelled"
     )]
-    Waits { name: String, makers: String, verb: &'static str },
+    Waits { name: String, awaited: String, verb: &'static str },
     /// Once more would pay twice.
     #[error(
         "the failed requests of `{name}` are asked again already, by `{by}`: retry that one if some fail there"
@@ -200,7 +203,7 @@ impl Control {
     /// Ends a pause, a person's or a provider's.
     pub async fn resume(&self, job: &str) -> Result<JobReport, Error> {
         let resumable = |status: &JobStatus| {
-            matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress) && *status != WAITS
+            matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress) && !status.is_waiting()
         };
         let resumed = self.change(job, "resumed", JobStatus::InProgress, resumable).await?;
         self.board.resume();
@@ -220,7 +223,7 @@ impl Control {
         let may_retry = |status: &JobStatus| {
             let is_open =
                 matches!(status, JobStatus::Paused { .. } | JobStatus::InProgress | JobStatus::Held { .. });
-            is_open && *status != WAITS
+            is_open && !status.is_waiting()
         };
         let retried = self.change(job, "retried", JobStatus::InProgress, may_retry).await?;
         self.store.retry_now(retried.id).await?;
@@ -266,7 +269,7 @@ impl Control {
         }
         let refused = |status| match (state.job.name.to_string(), status) {
             (name, "held") => Error::Held { name, verb },
-            (name, _) if state.status == WAITS => Error::Waits { name, makers: makers(&state), verb },
+            (name, _) if state.status.is_waiting() => Error::Waits { name, awaited: awaited(&state), verb },
             (name, status) => Error::WrongStatus { name, status, verb },
         };
         if !allowed(&state.status) {
@@ -283,7 +286,7 @@ impl Control {
     /// The status with which a job goes on: one that was held, or paused by a person, may have to wait first.
     async fn goes_on_as(&self, state: &JobState) -> Result<JobStatus, Error> {
         let jobs = self.store.jobs().await?;
-        Ok(if state.job.must_wait(&jobs) { WAITS } else { JobStatus::InProgress })
+        Ok(state.job.next_status(&jobs))
     }
 
     fn report(&self, state: &JobState) -> JobReport {
@@ -301,11 +304,14 @@ impl Control {
     }
 }
 
-/// The fine-tunes that a job waits for, in words.
-fn makers(state: &JobState) -> String {
+/// What a job waits for, in words.
+fn awaited(state: &JobState) -> String {
+    if state.status == (JobStatus::Paused { reason: PauseReason::Overlap }) {
+        return "the run of its schedule before it".to_owned();
+    }
     let models = state.job.settings.models.iter();
-    let awaited = models.filter(|(_, model)| matches!(model, TunedModel::Of(_)));
-    let names: Vec<String> = awaited.map(|(name, _)| format!("`{name}`")).collect();
+    let made = models.filter(|(_, model)| matches!(model, TunedModel::Of(_)));
+    let names: Vec<String> = made.map(|(name, _)| format!("`{name}`")).collect();
     match names.as_slice() {
         [name] => format!("the fine-tune {name}"),
         names => format!("the fine-tunes {}", names.join(", ")),
@@ -325,7 +331,7 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
         }
         (_, Some(pause)) => ("paused", Some(pause.reason.to_string()), Some(pause.message.clone())),
         (JobStatus::Paused { reason }, None) => {
-            let message = (state.status == WAITS).then(|| format!("waits for {}", makers(state)));
+            let message = state.status.is_waiting().then(|| format!("waits for {}", awaited(state)));
             ("paused", Some(reason.to_string()), message)
         }
         (status @ (JobStatus::Held { why } | JobStatus::Failed { why }), None) => {
@@ -347,6 +353,8 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
         priority: job.settings.priority,
         queues: job.queues.clone(),
         spec_file: job.spec_file.clone(),
+        schedule: job.run.as_ref().map(|run| run.spec.clone()),
+        due: job.run.as_ref().and_then(|run| run.due).map(|due| due.to_string()),
         accepted_at: job.accepted_at.to_string(),
         finished_at: state.finished_at.map(|at| at.to_string()),
     }
@@ -360,7 +368,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::clock;
     use crate::clock::Seed;
-    use crate::domain::{Job, JobSettings, LineEntry, Settlement, TuningApi, TuningData};
+    use crate::domain::{Job, JobSettings, LineEntry, Run, Settlement, TuningApi, TuningData};
     use crate::store::conformance::answer;
     use crate::store::memory::MemoryStore;
     use crate::store::{Input, Journal, Lease, Leased, Line, QueueDepth, Result};
@@ -576,12 +584,15 @@ pub(crate) mod tests {
         }
     }
 
+    /// Of a job that waits for the models of fine-tunes.
+    const TUNED: JobStatus = JobStatus::Paused { reason: PauseReason::FineTune };
+
     #[tokio::test(start_paused = true)]
     async fn job_that_waits_for_a_fine_tune_says_so_and_can_only_be_cancelled() {
         let jobs = Arc::new(Jobs::default());
         let maker = jobs.add("support-7", JobStatus::InProgress);
         let models = BTreeMap::from([("support".to_owned(), TunedModel::Of(maker))]);
-        let job = jobs.add_with("chat", WAITS, JobSettings { models, ..JobSettings::default() });
+        let job = jobs.add_with("chat", TUNED, JobSettings { models, ..JobSettings::default() });
         let control = control(&jobs);
         let shown = control.show("chat").await.unwrap();
         assert_eq!((shown.status.as_str(), shown.reason.as_deref()), ("paused", Some("fine_tune")));
@@ -604,8 +615,42 @@ pub(crate) mod tests {
         done(jobs.set_status(job, held(), Timestamp::default()));
         done(jobs.set_status(maker, JobStatus::Cancelled, Timestamp::default()));
         assert_eq!(control.retry("chat").await.unwrap().status, "in_progress");
-        done(jobs.set_status(job, WAITS, Timestamp::default()));
+        done(jobs.set_status(job, TUNED, Timestamp::default()));
         assert_eq!(control.cancel("chat").await.unwrap().status, "cancelling");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn run_that_waits_for_the_one_before_it_says_so_and_can_only_be_cancelled() {
+        let jobs = Arc::new(Jobs::default());
+        let before = jobs.add("before", JobStatus::InProgress);
+        let job = done(jobs.job(before)).job;
+        let runs = |number, after| Job {
+            id: clock::job_id(Timestamp::from_millis(number), &mut Seed::fixed(number).derive("ids")),
+            name: format!("nightly-{number}").parse().unwrap(),
+            run: Some(Run { spec: "nightly.toml".to_owned(), due: Some(Timestamp::from_millis(1)), after }),
+            ..job.clone()
+        };
+        let (first, lines) = (runs(5_000, None), || Input::Inline(vec![(0, Bytes::from_static(b"{}")); 3]));
+        let second = runs(6_000, Some(first.id));
+        for run in [&first, &second] {
+            done(jobs.put_job(run.clone(), lines()));
+        }
+        let control = control(&jobs);
+        let shown = control.show("nightly-6000").await.unwrap();
+        assert_eq!((shown.status.as_str(), shown.reason.as_deref()), ("paused", Some("overlap")));
+        assert_eq!(shown.message.as_deref(), Some("waits for the run of its schedule before it"));
+        assert_eq!(shown.schedule.as_deref(), Some("nightly.toml"));
+        assert_eq!(shown.due.as_deref(), Some("1970-01-01T00:00:00.001Z"));
+        let refused = control.resume("nightly-6000").await.unwrap_err().to_string();
+        let says = "job `nightly-6000` waits for the run of its schedule before it: it can't be resumed";
+        assert!(refused.starts_with(says), "{refused}");
+        // Held meanwhile, it goes on waiting; once there is nothing to wait for, it goes on.
+        done(jobs.set_status(second.id, held(), Timestamp::default()));
+        assert_eq!(control.retry("nightly-6000").await.unwrap().reason.as_deref(), Some("overlap"));
+        done(jobs.set_status(second.id, held(), Timestamp::default()));
+        done(jobs.set_status(first.id, JobStatus::Cancelled, Timestamp::default()));
+        assert_eq!(control.retry("nightly-6000").await.unwrap().status, "in_progress");
+        assert_eq!(control.cancel("nightly-6000").await.unwrap().status, "cancelling");
     }
 
     #[tokio::test(start_paused = true)]

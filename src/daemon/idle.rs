@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::control::{Board, Control, JobReport};
 use crate::daemon::{Ending, Stuck};
-use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName};
+use crate::domain::{JobId, JobState, JobStatus, QueueName};
 use crate::intake;
 use crate::store::{self, Store};
 
@@ -75,9 +75,9 @@ impl Watch {
             JobStatus::Completed | JobStatus::Failed { .. } | JobStatus::Cancelled | JobStatus::Expired => {
                 true
             }
-            // It goes on when its fine-tune has ended; while that has stopped, so has it.
-            JobStatus::Paused { reason: PauseReason::FineTune } => {
-                state.leased == 0 && state.job.must_wait(&jobs)
+            // It goes on when what it waits for has ended; while that has stopped, so has it.
+            JobStatus::Paused { reason } if reason.is_ours() => {
+                state.leased == 0 && state.job.must_wait(&jobs).is_some()
             }
             JobStatus::Paused { .. } | JobStatus::Held { .. } => state.leased == 0,
             JobStatus::InProgress => {
@@ -114,17 +114,30 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::{Job, JobSettings, TunedModel};
+    use crate::domain::{Job, JobSettings, PauseReason, Run, TunedModel};
     use crate::store::conformance::{self, NOW};
     use crate::store::memory::MemoryStore;
 
     #[tokio::test]
+    async fn a_run_that_waits_for_the_one_before_it_has_stopped_only_while_that_has() {
+        let run = |after| Some(Run { spec: "nightly.toml".to_owned(), due: None, after });
+        let before = Job { run: run(None), ..conformance::job(1, 5, &["m"], 1) };
+        let waits = Job { run: run(Some(before.id)), ..conformance::job(2, 5, &["m"], 1) };
+        stops_and_goes_on_with(before, waits).await;
+    }
+
+    #[tokio::test]
     async fn a_job_that_waits_for_a_fine_tune_has_stopped_only_while_that_has() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let maker = conformance::job(1, 5, &["m"], 1);
         let models = BTreeMap::from([("support".to_owned(), TunedModel::Of(maker.id))]);
         let user = conformance::job(2, 5, &["m"], 1);
         let user = Job { settings: JobSettings { models, ..user.settings.clone() }, ..user };
+        stops_and_goes_on_with(maker, user).await;
+    }
+
+    /// `user` waits for `maker`.
+    async fn stops_and_goes_on_with(maker: Job, user: Job) {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         for job in [&maker, &user] {
             conformance::put(&*store, job).await;
         }
@@ -132,7 +145,7 @@ mod tests {
         let control =
             Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
         let watch = Watch::new(control, board, intake::Handle::default(), Arc::clone(&store), Vec::new());
-        assert!(!watch.is_quiet().await.unwrap(), "the fine-tune is at work");
+        assert!(!watch.is_quiet().await.unwrap(), "the one before is at work");
 
         for stopped in [
             JobStatus::Paused { reason: PauseReason::User },

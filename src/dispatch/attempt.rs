@@ -163,6 +163,7 @@ impl Parts {
                     | PauseReason::Quota
                     | PauseReason::Disk
                     | PauseReason::FineTune
+                    | PauseReason::Overlap
                     | PauseReason::User => provider,
                 };
                 let status = blocked.response.status_code;

@@ -144,6 +144,7 @@ pub fn decide(
             | PauseReason::Model
             | PauseReason::Disk
             | PauseReason::FineTune
+            | PauseReason::Overlap
             | PauseReason::User => Settlement::Release,
         },
     }

@@ -50,12 +50,16 @@ impl Job {
         self.settings.deadline.map(|deadline| self.accepted_at + deadline)
     }
 
-    /// The status with which it is accepted: it waits for the fine-tunes whose models it uses.
+    /// The status with which it is accepted: it waits for the fine-tunes whose models it uses, and for the run before
+    /// it.
     pub fn first_status(&self) -> JobStatus {
-        match self.waits_for().next() {
-            Some(_) => JobStatus::Paused { reason: PauseReason::FineTune },
-            None => JobStatus::InProgress,
-        }
+        let before = self.run.as_ref().and_then(|run| run.after);
+        let reason = match self.waits_for().next() {
+            Some(_) => PauseReason::FineTune,
+            None if before.is_some() => PauseReason::Overlap,
+            None => return JobStatus::InProgress,
+        };
+        JobStatus::Paused { reason }
     }
 
     /// The fine-tunes whose models it uses that had not ended when it was accepted.
@@ -66,11 +70,33 @@ impl Job {
         })
     }
 
-    /// Whether one of the fine-tunes that it waits for is still among `jobs`, and has not ended.
-    pub fn must_wait(&self, jobs: &[JobState]) -> bool {
-        let has_not_ended =
-            |maker| jobs.iter().any(|state| state.job.id == maker && !state.status.is_final());
-        self.waits_for().any(has_not_ended)
+    /// What it must wait for: a fine-tune whose model it uses, or a run before it, that is still among `jobs` and has
+    /// not ended.
+    pub fn must_wait(&self, jobs: &[JobState]) -> Option<PauseReason> {
+        let mut open = jobs.iter().filter(|state| !state.status.is_final());
+        if self.waits_for().any(|maker| open.clone().any(|state| state.job.id == maker)) {
+            return Some(PauseReason::FineTune);
+        }
+        open.any(|state| self.comes_after(&state.job)).then_some(PauseReason::Overlap)
+    }
+
+    /// The status with which it goes on as `jobs` stand.
+    pub fn next_status(&self, jobs: &[JobState]) -> JobStatus {
+        match self.must_wait(jobs) {
+            Some(reason) => JobStatus::Paused { reason },
+            None => JobStatus::InProgress,
+        }
+    }
+
+    /// Whether it is a run that waits for the run `other`. Not for the one before it alone: that may have waited
+    /// itself, and been cancelled.
+    fn comes_after(&self, other: &Self) -> bool {
+        match (&self.run, &other.run) {
+            (Some(Run { spec, after: Some(before), .. }), Some(run)) => {
+                run.spec == *spec && other.id <= *before
+            }
+            _ => false,
+        }
     }
 
     /// Whether requests of it go out while it is `status`. What runs at the provider has to be cancelled there, so a
@@ -203,6 +229,11 @@ impl JobStatus {
         }
     }
 
+    /// Whether it waits for other jobs, and goes on by itself.
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self, Self::Paused { reason } if reason.is_ours())
+    }
+
     /// Nothing will change it any more.
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Completed | Self::Failed { .. } | Self::Cancelled | Self::Expired)
@@ -242,6 +273,8 @@ pub enum PauseReason {
     Disk,
     /// A model that it uses is being made by a fine-tune.
     FineTune,
+    /// The run of its schedule before it has not ended.
+    Overlap,
     /// A person said so.
     User,
 }
@@ -254,7 +287,16 @@ impl PauseReason {
             Self::Model => "model",
             Self::Disk => "disk",
             Self::FineTune => "fine_tune",
+            Self::Overlap => "overlap",
             Self::User => "user",
+        }
+    }
+
+    /// Whether batchd itself made the pause, and ends it: a person can't.
+    pub const fn is_ours(self) -> bool {
+        match self {
+            Self::FineTune | Self::Overlap => true,
+            Self::Quota | Self::Auth | Self::Model | Self::Disk | Self::User => false,
         }
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::domain::record::JournalLine;
 use crate::domain::{
     Job, JobId, JobName, JobSettings, JobStatus, Kind, PauseReason, QueueName, Record, RecordError,
-    RequestId, Response, Settlement, Timestamp, TunedModel,
+    RequestId, Response, Run, Settlement, Timestamp, TunedModel,
 };
 use crate::store::{Error, Input, Lease, Store};
 
@@ -103,6 +103,7 @@ pub(crate) async fn exercise(make: impl AsyncFn() -> Arc<dyn Store>) {
     jobs_share_and_priority_goes_first(&*make().await).await;
     fine_tunes_go_out_to_be_cancelled(&*make().await).await;
     jobs_wait_for_the_fine_tunes_whose_models_they_use(&*make().await).await;
+    runs_wait_for_the_one_before_them(&*make().await).await;
     memos_are_replaced_and_outlive_the_job(&*make().await).await;
     lines_are_read_back(&*make().await).await;
     large_jobs_keep_every_request(&*make().await).await;
@@ -294,6 +295,21 @@ async fn jobs_wait_for_the_fine_tunes_whose_models_they_use(store: &dyn Store) {
     ready.settings.models.insert("support".to_owned(), TunedModel::Named("ft:m".to_owned()));
     put(store, &ready).await;
     assert_eq!(store.job(ready.id).await.unwrap().status, JobStatus::InProgress);
+}
+
+async fn runs_wait_for_the_one_before_them(store: &dyn Store) {
+    let before = job(1, 5, &["m"], 1);
+    let run = Run { spec: "nightly.toml".to_owned(), due: Some(NOW), after: Some(before.id) };
+    let waiting = Job { run: Some(run), ..job(2, 5, &["m"], 1) };
+    put(store, &waiting).await;
+    let state = store.job(waiting.id).await.unwrap();
+    assert_eq!(
+        (state.status, state.job.run),
+        (JobStatus::Paused { reason: PauseReason::Overlap }, waiting.run)
+    );
+    assert!(lease(store, "m", 1, NOW).await.is_empty());
+    store.set_status(waiting.id, JobStatus::InProgress, NOW).await.unwrap();
+    assert_eq!(lease(store, "m", 1, NOW).await.len(), 1);
 }
 
 async fn memos_are_replaced_and_outlive_the_job(store: &dyn Store) {

@@ -1,7 +1,7 @@
 //! Upkeep: what must happen when time has passed, whether or not anything else does.
 //!
-//! Now: jobs whose deadline has passed begin to expire, and jobs that waited for fine-tunes go on when those have ended,
-//! whatever came of them. Pruning finished state has its place here.
+//! Now: jobs whose deadline has passed begin to expire, and jobs that waited for others (fine-tunes, the run of a
+//! schedule before) go on when those have ended, whatever came of them. Pruning finished state has its place here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::domain::{JobState, JobStatus, PauseReason, Timestamp};
+use crate::domain::{JobState, JobStatus, Timestamp};
 use crate::store::{self, Store};
 
 /// How long a job that could not be moved on, because the disk is full, waits for the next try.
@@ -66,13 +66,20 @@ impl Upkeep {
         Ok(next)
     }
 
-    /// Lets jobs go on whose fine-tunes have ended; says when to try again what could not be written down.
+    /// Lets jobs go on for which others have ended; says when to try again what could not be written down.
     async fn go_on(&self, jobs: &[JobState]) -> store::Result<Option<Timestamp>> {
         let now = self.clock.now();
         let mut next = None;
-        for state in jobs.iter().filter(|state| waits_for_nothing(state, jobs)) {
-            tracing::info!(job = %state.job.id, name = %state.job.name, "the fine-tunes that the job waited for have ended");
-            next = earlier(next, self.move_to(state, JobStatus::InProgress, now).await?);
+        // Nobody else takes a job out of such a pause but to cancel or hold it.
+        for state in jobs.iter().filter(|state| state.status.is_waiting()) {
+            let status = state.job.next_status(jobs);
+            if status == state.status {
+                continue;
+            }
+            if status == JobStatus::InProgress {
+                tracing::info!(job = %state.job.id, name = %state.job.name, "what the job waited for has ended");
+            }
+            next = earlier(next, self.move_to(state, status, now).await?);
         }
         Ok(next)
     }
@@ -98,12 +105,6 @@ fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp
     one.into_iter().chain(other).min()
 }
 
-/// Nobody else takes a job out of this pause but to cancel or hold it.
-fn waits_for_nothing(state: &JobState, jobs: &[JobState]) -> bool {
-    let is_waiting = state.status == JobStatus::Paused { reason: PauseReason::FineTune };
-    is_waiting && !state.job.must_wait(jobs)
-}
-
 /// A job on its way to an end is not sent to another, nor one whose requests are all settled.
 fn may_expire(state: &JobState) -> bool {
     let open =
@@ -116,7 +117,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{Job, JobId, JobSettings, TunedModel};
+    use crate::domain::{Job, JobId, JobSettings, PauseReason, Run, TunedModel};
     use crate::store::conformance;
     use crate::store::memory::MemoryStore;
 
@@ -207,6 +208,74 @@ mod tests {
             store.set_status(maker.id, JobStatus::Completed, conformance::NOW).await.unwrap();
             tokio::time::sleep(Duration::from_hours(1)).await;
             assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::Expiring);
+            stop.cancel();
+        };
+        let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
+        ran.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_goes_on_when_every_run_before_it_has_ended() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let run = |number: u8, after: Option<&Job>| {
+            let run = Run { spec: "nightly.toml".to_owned(), due: None, after: after.map(|job| job.id) };
+            Job { run: Some(run), ..conformance::job(number, 5, &["m"], 1) }
+        };
+        let first = run(1, None);
+        let second = run(2, Some(&first));
+        let third = run(3, Some(&second));
+        let mut other = run(4, Some(&first));
+        other.run.as_mut().unwrap().spec = "another.toml".to_owned();
+        for job in [&first, &second, &third, &other] {
+            conformance::put(&*store, job).await;
+        }
+        let waiting = JobStatus::Paused { reason: PauseReason::Overlap };
+        let stop = CancellationToken::new();
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let is = async |job: &Job, status: &JobStatus| {
+            assert_eq!(store.job(job.id).await.unwrap().status, *status, "{}", job.name);
+        };
+        let watched = async {
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            is(&other, &JobStatus::InProgress).await;
+            // The second was cancelled while it waited: the first is at work still.
+            store.set_status(second.id, JobStatus::Cancelled, conformance::NOW).await.unwrap();
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            is(&third, &waiting).await;
+            store.set_status(first.id, JobStatus::Finalizing, conformance::NOW).await.unwrap();
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            is(&third, &waiting).await;
+            let failed = JobStatus::Failed { why: String::new() };
+            store.set_status(first.id, failed, conformance::NOW).await.unwrap();
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            is(&third, &JobStatus::InProgress).await;
+            stop.cancel();
+        };
+        let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
+        ran.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_whose_fine_tune_has_ended_may_have_to_wait_for_the_run_before_it() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let (first, maker) = (conformance::job(1, 5, &["m"], 1), conformance::job(2, 5, &["m"], 1));
+        let run = |after| Some(Run { spec: "nightly.toml".to_owned(), due: None, after });
+        let first = Job { run: run(None), ..first };
+        let job = Job { run: run(Some(first.id)), ..user(3, &[&maker]) };
+        for job in [&first, &maker, &job] {
+            conformance::put(&*store, job).await;
+        }
+        let stop = CancellationToken::new();
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let watched = async {
+            for (ends, status) in [
+                (maker.id, JobStatus::Paused { reason: PauseReason::Overlap }),
+                (first.id, JobStatus::InProgress),
+            ] {
+                store.set_status(ends, JobStatus::Completed, conformance::NOW).await.unwrap();
+                tokio::time::sleep(Duration::from_hours(1)).await;
+                assert_eq!(store.job(job.id).await.unwrap().status, status);
+            }
             stop.cancel();
         };
         let (ran, ()) = tokio::join!(upkeep.run(stop.clone()), watched);
