@@ -1,4 +1,4 @@
-//! The samples that people start from hold: the job specs in `jobs/`, the systemd unit, and what `README.md`
+//! The samples that people start from hold: the job specs in `jobs/`, the systemd units, and what `README.md`
 //! shows. (`config/batchd.toml` is held to the code beside it, in `src/config/load.rs`.)
 
 use std::fs;
@@ -66,49 +66,115 @@ fn sample_of_a_fine_tune_is_used_by_another_sample() {
     assert_eq!(replies["queues"][0]["queue"], "openai/job:fine-tune");
 }
 
-#[test]
-fn unit_starts_a_command_that_there_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let unit = text("systemd/batchd.service");
-    let [command] = setting(&unit, "ExecStart")[..] else { panic!("one ExecStart") };
-    let (program, arguments) = command.split_once(' ').unwrap();
-    assert_eq!(program, "/usr/local/bin/batchd");
-    assert!(arguments.starts_with("run "), "{arguments}");
-    // The arguments before `--help` are parsed first: one that there is not ends with 2.
-    batchd(folder.path(), "").args(arguments.split(' ')).arg("--help").assert().code(0).stderr("");
+/// The units, and what an instance of each is called.
+const UNITS: [(&str, &str); 2] = [("systemd/batchd.service", "batchd"), ("systemd/batchd@.service", "mine")];
+
+/// The unit as systemd reads it for the instance `mine`, without comments.
+fn unit(path: &str) -> String {
+    let text = text(path).replace("%i", "mine");
+    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+}
+
+/// The one value of a setting, as a number of seconds.
+fn seconds(unit: &str, name: &str) -> u64 {
+    let [value] = setting(unit, name)[..] else { panic!("one {name}") };
+    humantime::parse_duration(value).unwrap().as_secs()
 }
 
 #[test]
-fn unit_stops_and_restarts_as_the_daemon_expects() {
-    let unit = text("systemd/batchd.service");
-    assert_eq!(setting(&unit, "Type"), ["exec"]);
-    assert_eq!(setting(&unit, "KillSignal"), ["SIGTERM"]);
-    assert_eq!(setting(&unit, "Restart"), ["on-failure"]);
-    assert_eq!(setting(&unit, "RestartPreventExitStatus"), ["75 78"]);
-    let stop = setting(&unit, "TimeoutStopSec")[0].strip_suffix('s').unwrap().parse::<u64>().unwrap();
+fn units_start_a_command_that_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, name) in UNITS {
+        let unit = unit(path);
+        let [command] = setting(&unit, "ExecStart")[..] else { panic!("one ExecStart") };
+        let (program, arguments) = command.split_once(' ').unwrap();
+        assert_eq!(program, "/usr/bin/batchd");
+        assert_eq!(arguments, format!("run --config /etc/batchd/{name}.toml"));
+        // The arguments before `--help` are parsed first: one that there is not ends with 2.
+        batchd(folder.path(), "").args(arguments.split(' ')).arg("--help").assert().code(0).stderr("");
+        assert_eq!(setting(&unit, "ExecReload"), ["kill -HUP $MAINPID"]);
+    }
+}
+
+#[test]
+fn units_stop_and_restart_as_the_daemon_expects() {
+    let folder = tempfile::tempdir().unwrap();
     let config = text("config/batchd.toml");
-    let grace = setting(&config, "#grace ")[0].trim().trim_matches('"').strip_suffix('s').unwrap();
-    assert!(stop >= grace.parse::<u64>().unwrap() + 15, "{stop}s is not well above the grace of {grace}s");
+    let [grace] = setting(&config, "#grace ")[..] else { panic!("one grace") };
+    let grace = humantime::parse_duration(grace.trim().trim_matches('"')).unwrap().as_secs();
+    for (path, _) in UNITS {
+        let unit = unit(path);
+        assert_eq!((setting(&unit, "Type"), setting(&unit, "NotifyAccess")), (vec!["notify"], vec!["main"]));
+        assert_eq!(
+            (setting(&unit, "KillMode"), setting(&unit, "KillSignal")),
+            (vec!["mixed"], vec!["SIGTERM"])
+        );
+        assert_eq!(setting(&unit, "Restart"), ["on-failure"]);
+        assert!(seconds(&unit, "TimeoutStopSec") >= 2 * grace, "well above the grace of {grace}s");
+        // A kill for a part that only waits for the disk would pay twice.
+        assert!(seconds(&unit, "WatchdogSec") >= 30);
+        let [codes] = setting(&unit, "RestartPreventExitStatus")[..] else { panic!("one list") };
+        let codes: Vec<i32> = codes.split(' ').map(|code| code.parse().unwrap()).collect();
+        assert_eq!(codes, [2, 75, 78, 243], "usage, another daemon, configuration; 243 is systemd's own");
+        assert_eq!(setting(&unit, "SuccessExitStatus"), ["130"]);
+    }
+    // What they stand for, as far as the program can be brought to it here.
+    batchd(folder.path(), "").args(["run", "--such"]).assert().code(2);
+    batchd(folder.path(), "such = 1").arg("run").assert().code(78);
+    let local = "[[providers]]\nname = \"a\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
+    fs::create_dir_all(folder.path().join("batchd-data/state")).unwrap();
+    let lock = fs::File::create(folder.path().join("batchd-data/state/lock")).unwrap();
+    lock.lock().unwrap();
+    batchd(folder.path(), local).args(["run", "--until-idle"]).assert().code(75);
 }
 
 #[test]
-fn unit_keeps_the_state_and_the_key_where_its_words_say() {
-    let folder = tempfile::tempdir().unwrap();
-    let unit = text("systemd/batchd.service");
-    let [credential] = setting(&unit, "LoadCredential")[..] else { panic!("one credential") };
-    let (id, source) = credential.split_once(':').unwrap();
-    // The configuration that the unit's head shows.
-    let config: String = unit
+fn instances_differ_from_the_one_service_in_their_names_alone() {
+    let [one, instance] = UNITS.map(|(path, _)| unit(path));
+    let instance = instance
+        .replace("/etc/batchd/mine.", "/etc/batchd/batchd.")
+        .replace("batchd-mine", "batchd")
+        .replace(" (mine)", "");
+    assert_eq!(one.replace("\n\n", "\n"), instance.replace("\n\n", "\n"));
+}
+
+#[test]
+fn units_and_their_folders_are_of_one_user_and_one_mount() {
+    let users = text("systemd/sysusers.d/batchd.conf");
+    assert!(users.lines().any(|line| line.starts_with("u batchd - ") && line.ends_with(" /var/lib/batchd")));
+    let folders = text("systemd/tmpfiles.d/batchd.conf");
+    let folders: Vec<Vec<&str>> = folders
         .lines()
-        .skip_while(|line| !line.contains("root = "))
-        .take(4)
-        .fold(String::new(), |all, line| all + line.trim_start_matches('#').trim() + "\n");
-    assert!(config.contains(&format!("root = \"/var/lib/{}\"", setting(&unit, "StateDirectory")[0])));
-    assert!(config.contains(&format!("api_key_file = \"/run/credentials/batchd.service/{id}\"")));
-    assert!(unit.contains(&format!("/dev/stdin {source} ")), "the head fills {source}");
-    // `check` reads the configuration, but no key.
-    let spec = repository("jobs/chat.toml");
-    batchd(folder.path(), &config).arg("check").arg(spec).assert().code(0).stderr("");
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let folder = |path: &str| {
+        let found = folders.iter().find(|line| line[0] == "d" && line[1] == path);
+        found.unwrap_or_else(|| panic!("{path}"))[2..5].to_vec()
+    };
+    for (path, name) in UNITS {
+        let unit = unit(path);
+        assert_eq!((setting(&unit, "User"), setting(&unit, "Group")), (vec!["batchd"], vec!["batchd"]));
+        // A second writable path would be a second mount, and no rename leads from one to another.
+        let root = if name == "batchd" { "batchd".to_owned() } else { format!("batchd-{name}") };
+        assert_eq!(setting(&unit, "StateDirectory"), [root]);
+        for elsewhere in
+            ["ReadWritePaths", "RuntimeDirectory", "CacheDirectory", "LogsDirectory", "BindPaths"]
+        {
+            assert!(setting(&unit, elsewhere).is_empty(), "{elsewhere}");
+        }
+        assert_eq!(setting(&unit, "ProtectSystem"), ["strict"]);
+        assert_eq!(setting(&unit, "LoadCredential"), [format!("key:/etc/batchd/{name}.keys")]);
+        assert_eq!(setting(&unit, "StateDirectoryMode"), [folder("/var/lib/batchd")[0]]);
+        assert_eq!(setting(&unit, "UMask"), ["0027"]);
+    }
+    assert_eq!(folder("/var/lib/batchd"), ["0750", "batchd", "batchd"]);
+    for shared in ["/var/lib/batchd/jobs", "/var/lib/batchd/jobs/inputs"] {
+        assert_eq!(folder(shared), ["3770", "batchd", "batchd"]);
+        let grants = folders.iter().any(|line| line[0] == "a+" && line[1] == shared);
+        assert!(grants, "the daemon may move what is dropped into {shared}");
+    }
+    assert_eq!(folder("/etc/batchd/batchd.keys"), ["0700", "root", "root"]);
 }
 
 #[test]
@@ -116,7 +182,7 @@ fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
     let toml = blocks(&readme, "toml");
-    let [openai, capitals, local, tune] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
+    let [openai, capitals, local, tune, service] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
     fs::write(folder.path().join("capitals.toml"), capitals).unwrap();
     fs::write(folder.path().join("countries.csv"), blocks(&readme, "csv")[0]).unwrap();
     fs::write(folder.path().join("fruit.chat.jsonl"), blocks(&readme, "json")[0]).unwrap();
@@ -129,6 +195,10 @@ fn readme_examples_do_what_it_says() {
     let checked = batchd(folder.path(), openai).args(["check", "support.toml"]).assert().code(0);
     let said = String::from_utf8(checked.get_output().stdout.clone()).unwrap();
     assert!(said.starts_with("support.toml: job `support` (fine_tune), 1 request\n"), "{said}");
+    // `check` reads the configuration, but no key; the service finds it under the name of its file.
+    batchd(folder.path(), service).args(["check", "support.toml"]).assert().code(0);
+    let key = "/run/credentials/batchd.service/key_openai";
+    assert!(service.contains(key) && readme.contains("/etc/batchd/batchd.keys/openai "), "{service}");
     // Placed as it was named: the data goes along.
     batchd(folder.path(), openai).args(["submit", "capitals.toml"]).assert().code(0).stderr("");
     assert!(folder.path().join("batchd-data/jobs/capitals/countries.csv").exists());
