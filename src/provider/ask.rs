@@ -21,7 +21,7 @@ use crate::domain::{Failure, Outcome, PauseReason, Response};
 use crate::provider::classify::{classify_failure, classify_transport, unanswerable, unsure};
 use crate::provider::error_body::ErrorBody;
 use crate::provider::json::Members;
-use crate::provider::{HttpBody, HttpReply, HttpRequest, Provider, Reach, TransportError};
+use crate::provider::{Access, HttpBody, HttpReply, HttpRequest, Provider, Reach, TransportError};
 
 /// What a call brings, or what an attempt saw instead: never [`Outcome::Answered`].
 pub type Called<T> = Result<T, Box<Outcome>>;
@@ -69,7 +69,7 @@ pub(super) enum Effect {
 impl Provider {
     /// The url of an object, and of what lies below it (`/cancel`).
     pub(super) fn object_url(&self, path: &str, id: &str, below: &str) -> Called<Url> {
-        Ok(self.api.resource(&object_path(path, id, below)?))
+        Ok(self.access().api.resource(&object_path(path, id, below)?))
     }
 
     /// Asks for an object.
@@ -106,13 +106,14 @@ impl Provider {
 
     /// A request to `url` without a body.
     pub(super) fn request(&self, method: Method, url: Url) -> HttpRequest {
+        let Access { settings, api } = &*self.access();
         HttpRequest {
             method,
-            headers: self.api.headers(&url),
+            headers: api.headers(&url),
             url,
             body: HttpBody::EMPTY,
-            timeout: self.settings.timeout,
-            max_reply: self.settings.max_reply,
+            timeout: settings.timeout,
+            max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         }
     }
@@ -124,8 +125,10 @@ impl Provider {
         effect: Effect,
     ) -> Called<HttpReply> {
         let mut reply = result.map_err(|error| failed(classify_transport(&error), effect))?;
-        if self.api.leaks_into(&reply.body) {
-            reply.body = self.api.without_key(&reply.body).into();
+        // Of an exchange that began with another key, that one is known here as well.
+        let api = &self.access().api;
+        if api.leaks_into(&reply.body) {
+            reply.body = api.without_key(&reply.body).into();
         }
         if (200..300).contains(&reply.status) {
             Ok(reply)
@@ -214,7 +217,7 @@ mod tests {
 
     async fn posted(server: &Listener, effect: Effect) -> Called<RemoteFile> {
         let provider = provider(server);
-        provider.post(provider.api.resource("/files"), Some(Bytes::from_static(b"{}")), effect).await
+        provider.post(provider.access().api.resource("/files"), Some(Bytes::from_static(b"{}")), effect).await
     }
 
     #[tokio::test]
@@ -287,7 +290,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let provider = provider_at(&format!("http://{}/v1", listener.local_addr().unwrap()));
         drop(listener);
-        let url = provider.api.resource("/files");
+        let url = provider.access().api.resource("/files");
         let error = *provider.post::<RemoteFile>(url, None, Effect::Creates).await.unwrap_err();
         let Outcome::Failed(failure) = error else { panic!("{error:?}") };
         assert_eq!((failure.code, failure.maybe_paid), ("connection_error", false));

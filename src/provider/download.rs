@@ -57,7 +57,8 @@ impl Provider {
     /// See [`DownloadError`]; its `is_worth_retrying` tells what may pass. No error holds the url, which is
     /// often a signed permission.
     pub async fn download(&self, url: &str, max: u64) -> Result<Bytes, DownloadError> {
-        let base_url = &self.settings.base_url;
+        let access = self.access();
+        let base_url = &access.settings.base_url;
         let mut url = Url::parse(url).map_err(|error| refused(&error.to_string()))?;
         for _ in 0..=REDIRECTS_MAX {
             let exchange = self.transport.exchange(HttpRequest {
@@ -66,7 +67,7 @@ impl Provider {
                 url: url.clone(),
                 headers: openai::plain_headers(),
                 body: HttpBody::EMPTY,
-                timeout: self.settings.timeout,
+                timeout: access.settings.timeout,
                 max_reply: max,
             });
             let reply = exchange.await.map_err(DownloadError::Transport)?;

@@ -133,7 +133,7 @@ impl Provider {
                 .field("expires_after[seconds]", &after.as_secs().to_string());
         }
         let range = Range { file: Arc::clone(&upload.file), offset: 0, length: upload.length };
-        let mut request = self.request(Method::POST, self.api.resource(PATH));
+        let mut request = self.request(Method::POST, self.access().api.resource(PATH));
         request.headers.insert(CONTENT_TYPE, form.content_type());
         request.body = form.with_file("file", &upload.name, range);
         self.transfer(request, progress, Effect::Creates).await
@@ -210,7 +210,8 @@ impl Provider {
         };
         for _ in 0..=REDIRECTS_MAX {
             let mut request = self.request(Method::GET, url.clone());
-            request.reach = reach(&url, &self.settings.base_url).map_err(|error| not_followed(&error))?;
+            request.reach =
+                reach(&url, &self.access().settings.base_url).map_err(|error| not_followed(&error))?;
             let transfer = Transfer { sink: Some(Sink { write: &mut *sink, max }), progress: &counted };
             let result = self.transport.transfer(request, transfer).await;
             if let Some(next) = target(&url, result.as_ref().ok()).map_err(|error| not_followed(&error))? {
@@ -238,7 +239,7 @@ impl Provider {
         members
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
-            .fold(self.api.resource(PATH), |url, (name, value)| with_query(url, name, value))
+            .fold(self.access().api.resource(PATH), |url, (name, value)| with_query(url, name, value))
     }
 }
 

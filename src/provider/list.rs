@@ -131,7 +131,7 @@ mod tests {
             Listener::with_replies(pages.iter().map(|page| http("200 OK", "", page)).collect()).await;
         let mut ids = Vec::new();
         let provider = provider(&server);
-        let url = provider.api.resource("/files");
+        let url = provider.access().api.resource("/files");
         let end = provider
             .walk(url, |file: RemoteFile| {
                 ids.push(file.id);
@@ -149,7 +149,7 @@ mod tests {
         ])
         .await;
         let provider = provider(&server);
-        let url = with_query(provider.api.resource("/files"), "purpose", "batch");
+        let url = with_query(provider.access().api.resource("/files"), "purpose", "batch");
         let end = provider.walk(url, |_: RemoteFile| ControlFlow::<()>::Continue(())).await.unwrap();
         assert_eq!(end, Walked::Whole);
         let asked = server.requests();

@@ -33,7 +33,7 @@ mod uploads;
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -234,19 +234,44 @@ pub struct RateHeaders {
     pub reset_tokens: Option<Duration>,
 }
 
-/// One provider, ready to be called. Cheap to clone.
+/// One provider, ready to be called. Cheap to clone; [`Provider::change`] reaches every clone.
 #[derive(Clone, Debug)]
 pub struct Provider {
-    settings: Arc<Settings>,
-    api: Arc<Api>,
+    name: Arc<str>,
+    access: Arc<Mutex<Arc<Access>>>,
     transport: Arc<dyn Transport>,
     clock: Clock,
 }
 
+/// What an exchange begins with, and keeps to its end.
+#[derive(Debug)]
+struct Access {
+    settings: Settings,
+    api: Api,
+}
+
 impl Provider {
     pub fn new(settings: Settings, transport: Arc<dyn Transport>) -> Self {
+        let name = settings.name.as_str().into();
         let api = Api::new(&settings.base_url, settings.api_key.as_ref());
-        Self { settings: Arc::new(settings), api: Arc::new(api), transport, clock: Clock::System }
+        let access = Arc::new(Mutex::new(Arc::new(Access { settings, api })));
+        Self { name, access, transport, clock: Clock::System }
+    }
+
+    /// Takes over the key, the time-out and the largest reply of `settings`, for every exchange that begins from now
+    /// on, of every clone. The name and the address stay.
+    pub fn change(&self, settings: &Settings) {
+        let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = &access.settings;
+        let settings =
+            Settings { name: before.name.clone(), base_url: before.base_url.clone(), ..settings.clone() };
+        let api = access.api.with_key(&settings.base_url, settings.api_key.as_ref());
+        *access = Arc::new(Access { settings, api });
+    }
+
+    fn access(&self) -> Arc<Access> {
+        // It is replaced as a whole.
+        Arc::clone(&self.access.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces the machine's clock, which a `Retry-After` date counts from where the reply has no `Date`.
@@ -257,7 +282,7 @@ impl Provider {
     }
 
     pub fn name(&self) -> &str {
-        &self.settings.name
+        &self.name
     }
 
     pub fn transport(&self) -> &dyn Transport {
@@ -266,20 +291,22 @@ impl Provider {
 
     /// Asks once and says what came of it. Dropping the future hangs up; the server may go on and bill.
     pub async fn call(&self, request: &Request) -> Reply {
-        let (url, headers) = self.api.target(request.endpoint);
+        let access = self.access();
+        let Access { settings, api } = &*access;
+        let (url, headers) = api.target(request.endpoint);
         let exchange = self.transport.exchange(HttpRequest {
             method: reqwest::Method::POST,
             url: url.clone(),
             headers: headers.clone(),
             body: HttpBody::Bytes(Bytes::copy_from_slice(request.body.get().as_bytes())),
-            timeout: self.settings.timeout,
-            max_reply: self.settings.max_reply,
+            timeout: settings.timeout,
+            max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         });
         match exchange.await {
             Ok(mut reply) => {
-                if self.api.leaks_into(&reply.body) {
-                    reply.body = self.api.without_key(&reply.body).into();
+                if api.leaks_into(&reply.body) {
+                    reply.body = api.without_key(&reply.body).into();
                 }
                 classify(request.endpoint, &reply, self.clock.now())
             }
@@ -372,6 +399,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_changed_key_is_that_of_every_clone_and_the_old_one_stays_a_secret() {
+        const NEW: &str = "sk-NEW-CANARY-987654321";
+        let quoted = format!("neither {NEW} nor {CANARY}");
+        let server = Listener::with_replies(vec![http("400 Bad Request", "", &quoted); 2]).await;
+        let provider = provider(&server);
+        let clone = provider.clone().with_clock(Clock::System);
+        let settings = Settings {
+            name: "other".to_owned(),
+            base_url: "http://127.0.0.1:1/v2".parse().unwrap(),
+            api_key: Some(SecretString::from(NEW)),
+            ..provider.access().settings.clone()
+        };
+        clone.change(&settings);
+        let reply = provider.call(&request("{}")).await;
+        let Outcome::Refused(refused) = &reply.outcome else { panic!("{reply:?}") };
+        assert_eq!(refused.body.get(), r#""neither [api key] nor [api key]""#);
+        let listed = provider.model("m").await.unwrap_err();
+        assert!(!format!("{listed:?}").contains("CANARY"), "{listed:?}");
+        for sent in server.requests() {
+            assert!(sent.contains(&format!("authorization: Bearer {NEW}\r\n")), "{sent}");
+            assert!(sent.contains(" /v1/"), "the address stays: {sent}");
+        }
+        assert_eq!(provider.name(), "test");
+        // The same key again, and none: what was sent before is struck out all the same.
+        provider.change(&settings);
+        provider.change(&Settings { api_key: None, ..settings });
+        assert!(provider.access().api.leaks_into(NEW.as_bytes()));
+    }
+
+    #[tokio::test]
     async fn a_reply_over_the_bound_is_never_asked_for_again() {
         let server = Listener::new(&http("200 OK", "", &"x".repeat(1025))).await;
         let reply = provider(&server).call(&request("{}")).await;
@@ -385,8 +442,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_that_can_be_printed_shows_the_key() {
         let server = Listener::new(b"").await;
-        let mut provider = provider(&server);
-        let mut settings = provider.settings.as_ref().clone();
+        let provider = provider(&server);
+        let mut settings = provider.access().settings.clone();
         settings.base_url =
             format!("http://{CANARY}:{CANARY}@{}/v1?key={CANARY}", server.address()).parse().unwrap();
         let api = Api::new(&settings.base_url, settings.api_key.as_ref());
@@ -400,11 +457,10 @@ mod tests {
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         };
-        provider.api = Arc::new(api);
-        provider.settings = Arc::new(settings);
+        *provider.access.lock().unwrap() = Arc::new(Access { settings, api });
         let reply = provider.call(&request("{}")).await;
         let error = provider.transport().exchange(sent.clone()).await.unwrap_err();
-        let printed = format!("{provider:?}{:?}{sent:?}{reply:?}{error:?}{error}", provider.settings);
+        let printed = format!("{provider:?}{:?}{sent:?}{reply:?}{error:?}{error}", provider.access());
         assert!(!printed.contains("CANARY"), "{printed}");
     }
 }

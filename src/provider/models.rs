@@ -69,7 +69,7 @@ impl Object for Model {
 impl Provider {
     /// Every model that the key may use. The list has no pages.
     pub async fn models(&self) -> Called<Vec<Model>> {
-        let page: Page<Model> = self.page(self.api.resource(PATH)).await?;
+        let page: Page<Model> = self.page(self.access().api.resource(PATH)).await?;
         Ok(page.items)
     }
 
@@ -111,7 +111,7 @@ impl Catalogue {
             return known.listed.clone();
         }
         let found = self.providers.iter().find(|known| known.name() == provider);
-        let listed = ask(found.filter(|provider| !provider.api.is_azure())?).await.map(Arc::new);
+        let listed = ask(found.filter(|provider| !provider.access().api.is_azure())?).await.map(Arc::new);
         let holds_for = if listed.is_some() { LISTED_FOR } else { UNLISTED_FOR };
         let known = Known { listed: listed.clone(), until: Instant::now() + holds_for };
         self.known().insert(provider.to_owned(), known);

@@ -34,6 +34,9 @@ const API_KEY: HeaderName = HeaderName::from_static("api-key");
 /// (`EMPTY`, `ollama`): no secret, and a word that an answer may well hold.
 const SECRET_BYTES_MIN: usize = 16;
 
+/// Keys that were in use before and are still struck out of replies: no exchange lasts over so many changes.
+const FORMER_MAX: usize = 8;
+
 /// A provider's address and key, made ready once so that a request costs a clone.
 pub(super) struct Api {
     origin: Origin,
@@ -42,7 +45,8 @@ pub(super) struct Api {
     is_azure: bool,
     /// The header that carries the key.
     authorization: Option<(HeaderName, HeaderValue)>,
-    secret: Option<SecretString>,
+    /// What must not show: this key, if it is one, and those that were sent before it.
+    secrets: Vec<SecretString>,
     /// In the order of [`Endpoint::ALL`].
     targets: Vec<(Endpoint, Url, HeaderMap)>,
 }
@@ -55,7 +59,7 @@ impl Api {
             resources: without_deployment(base_url),
             is_azure: is_azure(base_url),
             authorization: api_key.and_then(|key| authorization(base_url, key.expose_secret())),
-            secret: api_key.filter(|key| is_secret(key.expose_secret())).cloned(),
+            secrets: api_key.filter(|key| is_secret(key.expose_secret())).cloned().into_iter().collect(),
             targets: Vec::new(),
         };
         api.targets = Endpoint::ALL
@@ -66,6 +70,18 @@ impl Api {
                 (endpoint, url, headers)
             })
             .collect();
+        api
+    }
+
+    /// The same address with another key. A reply to what was sent with this one may still quote it.
+    pub(super) fn with_key(&self, base_url: &Url, api_key: Option<&SecretString>) -> Self {
+        let mut api = Self::new(base_url, api_key);
+        for former in &self.secrets {
+            let is_known = |known: &SecretString| known.expose_secret() == former.expose_secret();
+            if api.secrets.len() <= FORMER_MAX && !api.secrets.iter().any(is_known) {
+                api.secrets.push(former.clone());
+            }
+        }
         api
     }
 
@@ -106,26 +122,29 @@ impl Api {
 
     /// Whether `bytes` hold the key: some servers quote it in their errors, and those are kept in files.
     pub(super) fn leaks_into(&self, bytes: &[u8]) -> bool {
-        self.secret.as_ref().is_some_and(|key| memmem::find(bytes, key.expose_secret().as_bytes()).is_some())
+        self.secrets.iter().any(|key| memmem::find(bytes, key.expose_secret().as_bytes()).is_some())
     }
 
     /// `bytes` with the key struck out.
     pub(super) fn without_key(&self, bytes: &[u8]) -> Vec<u8> {
-        let Some(key) = self.secret.as_ref().map(|key| key.expose_secret().as_bytes()) else {
-            return bytes.to_vec();
-        };
-        let mut clean = Vec::with_capacity(bytes.len());
-        let mut rest = bytes;
-        while let Some((before, behind)) =
-            memmem::find(rest, key).and_then(|at| Some((rest.get(..at)?, rest.get(at + key.len()..)?)))
-        {
-            clean.extend_from_slice(before);
-            clean.extend_from_slice(b"[api key]");
-            rest = behind;
-        }
-        clean.extend_from_slice(rest);
-        clean
+        self.secrets
+            .iter()
+            .fold(bytes.to_vec(), |bytes, key| struck_out(&bytes, key.expose_secret().as_bytes()))
     }
+}
+
+fn struck_out(bytes: &[u8], key: &[u8]) -> Vec<u8> {
+    let mut clean = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((before, behind)) =
+        memmem::find(rest, key).and_then(|at| Some((rest.get(..at)?, rest.get(at + key.len()..)?)))
+    {
+        clean.extend_from_slice(before);
+        clean.extend_from_slice(b"[api key]");
+        rest = behind;
+    }
+    clean.extend_from_slice(rest);
+    clean
 }
 
 impl fmt::Debug for Api {

@@ -226,7 +226,7 @@ impl Provider {
     /// [`Outcome::Refused`](crate::domain::Outcome::Refused), also where its status is that of a refused key:
     /// [`Provider::why_no_fine_tuning`] words it.
     pub async fn create_fine_tune(&self, api: TuningApi, body: Bytes) -> Called<RemoteTuning> {
-        let url = self.api.resource(api.path());
+        let url = self.access().api.resource(api.path());
         self.post(url, Some(body), Effect::Creates).await.map_err(|outcome| not_the_key(*outcome).into())
     }
 
@@ -246,7 +246,7 @@ impl Provider {
         api: TuningApi,
         mark: &TuningMark<'_>,
     ) -> Called<Option<RemoteTuning>> {
-        let url = self.api.resource(api.path());
+        let url = self.access().api.resource(api.path());
         let url = match api {
             TuningApi::Jobs => with_query(url, "limit", PAGE_ITEMS),
             TuningApi::Legacy => url,
@@ -281,7 +281,7 @@ impl Provider {
         since: Timestamp,
     ) -> Called<Option<RemoteTuning>> {
         let mut found = Vec::new();
-        let walked = self.walk(self.api.resource(api.path()), |tuning: RemoteTuning| {
+        let walked = self.walk(self.access().api.resource(api.path()), |tuning: RemoteTuning| {
             let is_new = tuning.created_at.is_none_or(|created| created >= since);
             // It may be named with its date: `gpt-4o-mini-2024-07-18`.
             let is_of_model = tuning.model.as_deref().is_none_or(|known| known.starts_with(model));

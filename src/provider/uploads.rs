@@ -114,7 +114,7 @@ impl Provider {
                 .map(|after| Expiry { anchor: "created_at", seconds: after.as_secs() }),
         };
         let Begun(id) =
-            self.post(self.api.resource(PATH), Some(json(&beginning)), Effect::Idempotent).await?;
+            self.post(self.access().api.resource(PATH), Some(json(&beginning)), Effect::Idempotent).await?;
         let file = self.send_parts(&id, upload, part_bytes, progress).await;
         if file.is_err() {
             // It would go away by itself after an hour; why it failed is what counts.
