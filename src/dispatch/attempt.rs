@@ -15,6 +15,7 @@ use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
 use crate::dispatch::gate::{Gate, Inside};
+use crate::dispatch::live::Handle;
 use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
@@ -32,6 +33,8 @@ pub(super) struct Parts {
     pub(super) provider_gate: Arc<Gate>,
     /// Closes for a model that has gone: for this queue alone.
     pub(super) model_gate: Arc<Gate>,
+    /// The settings of the fleet, and what it shows.
+    pub(super) live: Handle,
     /// Says when requests in flight are given up because their job ends.
     pub(super) endings: Arc<Endings>,
     /// Whether the model has answered since the start.

@@ -19,11 +19,19 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    #[expect(clippy::cast_precision_loss, reason = "no provider counts beyond 2^52 a minute")]
     pub(super) fn per_minute(amount: u64, now: Instant) -> Self {
-        let per_second = amount.max(1) as f64 / 60.0;
-        let capacity = (per_second * BURST.as_secs_f64()).max(1.0);
+        let per_second = per_second(amount);
+        let capacity = capacity(per_second);
         Self { per_second, capacity, level: capacity, filled_at: now }
+    }
+
+    /// Another rate from now on. What is in the bucket stays, as far as it holds it, and so does a debt, as far as a
+    /// minute pays it: a higher rate is no reason for a burst, and a lower one none to wait for hours.
+    pub(super) fn set_rate(&mut self, amount: u64, now: Instant) {
+        self.fill(now);
+        self.per_second = per_second(amount);
+        self.capacity = capacity(self.per_second);
+        self.level = self.level.clamp(-self.per_second * 60.0, self.capacity);
     }
 
     /// When `cost` may be spent; not later than `now` if at once.
@@ -54,6 +62,15 @@ impl Bucket {
         self.level = (self.level + elapsed * self.per_second).min(self.capacity);
         self.filled_at = now;
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no provider counts beyond 2^52 a minute")]
+fn per_second(a_minute: u64) -> f64 {
+    a_minute.max(1) as f64 / 60.0
+}
+
+fn capacity(per_second: f64) -> f64 {
+    (per_second * BURST.as_secs_f64()).max(1.0)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no request costs beyond 2^52 tokens")]
@@ -127,5 +144,34 @@ mod tests {
         assert_eq!(bucket.ready_at(1, Instant::now()), Instant::now());
         bucket.correct(0, 1_000);
         assert!(bucket.ready_at(1, Instant::now()) > Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_rate_holds_at_once_and_neither_bursts_nor_waits_for_ever() {
+        let span = Duration::from_secs(10);
+        let mut bucket = Bucket::per_minute(6_000, Instant::now());
+        assert!((990..=1_010).contains(&spent(&mut bucket, 1, span).await));
+        for (rate, most) in [(600, 101), (60, 11), (60_000, 10_011)] {
+            bucket.set_rate(rate, Instant::now());
+            let times = spent(&mut bucket, 1, span).await;
+            assert!(((most - 1) * 98 / 100..=most).contains(&times), "{times} at {rate} a minute");
+        }
+        // A bucket that was full holds no more than the new one.
+        advance(Duration::from_mins(1)).await;
+        bucket.set_rate(60, Instant::now());
+        bucket.spend(1, Instant::now());
+        assert!(bucket.ready_at(1, Instant::now()) > Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_debt_is_paid_at_the_new_rate_within_a_minute() {
+        let mut bucket = Bucket::per_minute(60_000, Instant::now());
+        bucket.spend(30_000, Instant::now());
+        let wait = |bucket: &mut Bucket| (bucket.ready_at(1, Instant::now()) - Instant::now()).as_secs();
+        assert_eq!(wait(&mut bucket), 29);
+        bucket.set_rate(120_000, Instant::now());
+        assert_eq!(wait(&mut bucket), 14);
+        bucket.set_rate(60, Instant::now());
+        assert_eq!(wait(&mut bucket), 61);
     }
 }

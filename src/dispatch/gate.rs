@@ -3,12 +3,15 @@
 //! A refused key, a used-up quota or a vanished model closes the gate for everybody. After a while one
 //! request is let through to try: if it is answered the gate opens, if it is refused again the gate
 //! stays closed twice as long. [`Gate::resume`] lets one try at once.
+//!
+//! # Invariants
+//!
+//! - What was sent with a key that has been replaced since says nothing about the gate any more: its refusal
+//!   neither closes it nor keeps it closed ([`Gate::renew`]).
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::bell::{Bell, Listener};
@@ -22,11 +25,20 @@ const LONGEST_WAIT: Duration = Duration::from_mins(30);
 /// Shared by all that send through it.
 #[derive(Debug)]
 pub(super) struct Gate {
-    slots: Arc<Semaphore>,
-    state: Mutex<State>,
-    /// Somebody found it full, and waits for the bell. Changed under the lock of `state`.
-    is_wanted: AtomicBool,
+    room: Mutex<Room>,
     changed: Bell,
+}
+
+#[derive(Debug)]
+struct Room {
+    slots: usize,
+    /// May be more than `slots` for a while, when those were made fewer.
+    taken: usize,
+    /// Somebody found it full, and waits for the bell.
+    is_wanted: bool,
+    /// Grows with every other key.
+    generation: u64,
+    state: State,
 }
 
 #[derive(Debug)]
@@ -48,7 +60,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Inside {
     gate: Arc<Gate>,
-    slot: Option<OwnedSemaphorePermit>,
+    /// Of the gate, when it was entered.
+    generation: u64,
     /// This is the one that tries whether the gate may open.
     trying: bool,
 }
@@ -64,34 +77,33 @@ pub(super) enum Refused {
 
 impl Gate {
     pub(super) fn new(slots: usize) -> Arc<Self> {
-        let slots = Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self {
-            slots,
-            state: Mutex::new(State::Open),
-            is_wanted: AtomicBool::new(false),
-            changed: Bell::default(),
-        })
+        let room = Room { slots, taken: 0, is_wanted: false, generation: 0, state: State::Open };
+        Arc::new(Self { room: Mutex::new(room), changed: Bell::default() })
     }
 
     pub(super) fn enter(self: &Arc<Self>, now: Instant) -> Result<Inside, Refused> {
-        let mut state = self.lock();
-        if let Some(refused) = state.refusal(now) {
+        let mut room = self.lock();
+        if let Some(refused) = room.state.refusal(now) {
             return Err(refused);
         }
-        let trying = matches!(*state, State::Closed { .. });
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.is_wanted.store(true, Ordering::Relaxed);
+        if room.taken >= room.slots {
+            room.is_wanted = true;
             return Err(Refused::Full);
-        };
-        if let (true, State::Closed { pause, strikes, .. }) = (trying, &*state) {
-            *state = State::Trying { pause: pause.clone(), strikes: *strikes };
         }
-        Ok(Inside { gate: Arc::clone(self), slot: Some(slot), trying })
+        room.taken += 1;
+        let trying = match &room.state {
+            State::Closed { pause, strikes, .. } => {
+                room.state = State::Trying { pause: pause.clone(), strikes: *strikes };
+                true
+            }
+            State::Open | State::Trying { .. } => false,
+        };
+        Ok(Inside { gate: Arc::clone(self), generation: room.generation, trying })
     }
 
     /// Why nobody may enter now, places aside.
     pub(super) fn refusal(&self, now: Instant) -> Option<Refused> {
-        self.lock().refusal(now)
+        self.lock().state.refusal(now)
     }
 
     /// Ticks when a place is free again and when the gate opens or closes.
@@ -101,42 +113,37 @@ impl Gate {
 
     /// Why the gate is closed, if it is.
     pub(super) fn pause(&self) -> Option<QueuePause> {
-        match &*self.lock() {
+        match &self.lock().state {
             State::Open => None,
             State::Closed { pause, .. } | State::Trying { pause, .. } => Some(pause.clone()),
         }
     }
 
-    /// Closes the gate, or keeps it closed for longer if a try was refused. Says whether it was open.
-    fn close(&self, trying: bool, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
-        let mut state = self.lock();
-        let (was_open, strikes) = match &*state {
-            State::Open => (true, 0),
-            // Those who were inside when it closed are refused too; that says nothing new.
-            State::Closed { .. } => return false,
-            State::Trying { .. } if !trying => return false,
-            State::Trying { strikes, .. } => (false, strikes + 1),
-        };
-        let wait = FIRST_WAIT.saturating_mul(1 << strikes.min(16)).min(LONGEST_WAIT);
-        *state = State::Closed { pause, strikes, until: now + wait.max(retry_after.unwrap_or_default()) };
-        drop(state);
-        self.tick();
-        was_open
-    }
-
-    /// Opens the gate if it was being tried.
-    fn open(&self) {
-        let mut state = self.lock();
-        if matches!(*state, State::Trying { .. }) {
-            *state = State::Open;
-            drop(state);
+    /// From now on so many may be inside; who is in, stays.
+    pub(super) fn set_slots(&self, slots: usize) {
+        let mut room = self.lock();
+        room.slots = slots;
+        let is_awaited = room.taken < slots && std::mem::take(&mut room.is_wanted);
+        drop(room);
+        if is_awaited {
             self.tick();
         }
     }
 
+    /// The provider is asked with another key from now on. Call it when that is so.
+    pub(super) fn renew(&self, now: Instant) {
+        let mut room = self.lock();
+        room.generation += 1;
+        let (State::Closed { pause, .. } | State::Trying { pause, .. }) = &room.state else { return };
+        // One that tries with the old key can't tell: another tries at once.
+        room.state = State::Closed { pause: pause.clone(), strikes: 0, until: now };
+        drop(room);
+        self.tick();
+    }
+
     /// Lets one try at once.
     pub(super) fn resume(&self, now: Instant) {
-        if let State::Closed { until, .. } = &mut *self.lock() {
+        if let State::Closed { until, .. } = &mut self.lock().state {
             *until = now;
         }
         self.tick();
@@ -146,8 +153,8 @@ impl Gate {
         self.changed.ring();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,36 +171,52 @@ impl State {
 impl Inside {
     /// The server has judged the request itself: whatever it said, the key, quota and model are good.
     pub(super) fn passed(&self) {
-        if self.trying {
-            self.gate.open();
+        let mut room = self.gate.lock();
+        if self.is_the_try(&room) {
+            room.state = State::Open;
+            drop(room);
+            self.gate.tick();
         }
     }
-}
 
-impl Inside {
     /// The server has refused more than the request. Says whether the gate was open.
     pub(super) fn refused(&self, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
-        self.gate.close(self.trying, pause, retry_after, now)
+        let mut room = self.gate.lock();
+        let (was_open, strikes) = match &room.state {
+            _ if self.generation != room.generation => return false,
+            State::Open => (true, 0),
+            // Those who were inside when it closed are refused too; that says nothing new.
+            State::Closed { .. } => return false,
+            State::Trying { .. } if !self.trying => return false,
+            State::Trying { strikes, .. } => (false, strikes + 1),
+        };
+        let wait = FIRST_WAIT.saturating_mul(1 << strikes.min(16)).min(LONGEST_WAIT);
+        room.state = State::Closed { pause, strikes, until: now + wait.max(retry_after.unwrap_or_default()) };
+        drop(room);
+        self.gate.tick();
+        was_open
+    }
+
+    /// Whether the gate waits for what comes of this one.
+    fn is_the_try(&self, room: &Room) -> bool {
+        self.trying && self.generation == room.generation && matches!(room.state, State::Trying { .. })
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        drop(self.slot.take());
-        // Behind the slot and under the lock: who found no place before this has said so.
-        let mut state = self.gate.lock();
-        let is_wanted = self.gate.is_wanted.swap(false, Ordering::Relaxed);
-        let mut undecided = false;
-        if self.trying {
+        let mut room = self.gate.lock();
+        room.taken -= 1;
+        // Under the lock: who found no place before this has said so.
+        let is_awaited = room.taken < room.slots && std::mem::take(&mut room.is_wanted);
+        let undecided = self.is_the_try(&room);
+        if undecided && let State::Trying { pause, strikes } = &room.state {
             // Neither passed nor refused (a time-out, say): the next one tries.
-            if let State::Trying { pause, strikes } = &*state {
-                let (pause, strikes) = (pause.clone(), *strikes);
-                *state = State::Closed { pause, strikes, until: Instant::now() };
-                undecided = true;
-            }
+            let (pause, strikes) = (pause.clone(), *strikes);
+            room.state = State::Closed { pause, strikes, until: Instant::now() };
         }
-        drop(state);
-        if is_wanted || undecided {
+        drop(room);
+        if is_awaited || undecided {
             self.gate.tick();
         }
     }
@@ -256,5 +279,57 @@ mod tests {
         drop(gate.enter(Instant::now()).unwrap());
         assert!(gate.pause().is_some());
         assert!(gate.enter(Instant::now()).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fewer_places_hold_at_once_and_more_wake_who_waits() {
+        let gate = Gate::new(3);
+        let mut inside: Vec<Inside> = (0..3).map(|_| gate.enter(Instant::now()).unwrap()).collect();
+        gate.set_slots(1);
+        let mut changed = gate.changed();
+        for _ in 0..2 {
+            assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Full);
+            assert!(inside.pop().is_some());
+        }
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Full);
+        assert!(!changed.has_changed(), "nobody is woken for a place that there is not");
+        gate.set_slots(2);
+        assert!(changed.has_changed());
+        changed.mark_seen();
+        inside.push(gate.enter(Instant::now()).unwrap());
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Full);
+        gate.set_slots(1);
+        assert!(inside.pop().is_some());
+        assert!(!changed.has_changed());
+        assert!(inside.pop().is_some());
+        assert!(changed.has_changed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_with_an_old_key_says_nothing_about_the_new_one() {
+        let gate = Gate::new(9);
+        let enter = || gate.enter(Instant::now());
+        let (first, late) = (enter().unwrap(), enter().unwrap());
+        assert!(first.refused(pause(), None, Instant::now()));
+        gate.resume(Instant::now());
+        let old_try = enter().unwrap();
+
+        // The key is replaced while the old one is being tried: nobody waits for what comes of that.
+        let mut changed = gate.changed();
+        gate.renew(Instant::now());
+        assert!(changed.has_changed());
+        changed.mark_seen();
+        let new_try = enter().unwrap();
+        assert!(!old_try.refused(pause(), None, Instant::now()));
+        old_try.passed();
+        drop(old_try);
+        assert_eq!(enter().unwrap_err(), Refused::Closed(None), "the new try decides");
+        new_try.passed();
+        assert!(gate.pause().is_none());
+        assert!(!late.refused(pause(), None, Instant::now()) && gate.pause().is_none());
+        assert!(
+            enter().unwrap().refused(pause(), None, Instant::now()),
+            "the new key may be refused as well"
+        );
     }
 }

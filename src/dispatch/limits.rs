@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use crate::config::{self, Concurrency};
 use crate::dispatch::attempt::{Ended, EndedKind};
 use crate::dispatch::bucket::Bucket;
+use crate::dispatch::estimate::Estimate;
+use crate::dispatch::live::QueueReport;
 use crate::domain::QueueName;
 
 /// Slots of a queue whose concurrency is to be found.
@@ -29,6 +31,8 @@ const HOLD_DEFAULT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Limits {
     queue: QueueName,
+    /// As they were configured.
+    given: config::Limits,
     slots: usize,
     /// Fewer than `slots` after the queue was told to hold still: it begins with one and doubles.
     allowed: usize,
@@ -41,14 +45,12 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn new(queue: QueueName, limits: &config::Limits, now: Instant) -> Self {
-        let slots = match limits.concurrency {
-            Concurrency::Fixed(slots) => slots.max(1),
-            Concurrency::Auto => AUTO_SLOTS,
-        };
+        let slots = slots(limits);
         Self {
             queue,
-            slots: slots as usize,
-            allowed: slots as usize,
+            given: *limits,
+            slots,
+            allowed: slots,
             requests: limits.requests_per_minute.map(|n| Bucket::per_minute(u64::from(n), now)),
             tokens: limits.tokens_per_minute.map(|n| Bucket::per_minute(n, now)),
             throttled_in_a_row: 0,
@@ -57,9 +59,27 @@ impl Limits {
         }
     }
 
+    /// Other limits from now on. What is in flight is not counted anew; a queue that was told to come later goes on
+    /// as carefully as before.
+    pub(super) fn change(&mut self, limits: &config::Limits, now: Instant) {
+        let was_held = self.allowed < self.slots;
+        self.given = *limits;
+        self.slots = slots(limits);
+        self.allowed = if was_held { self.allowed.min(self.slots) } else { self.slots };
+        set_rate(&mut self.requests, limits.requests_per_minute.map(u64::from), now);
+        set_rate(&mut self.tokens, limits.tokens_per_minute, now);
+    }
+
     /// How many requests may be in flight.
     pub(super) const fn allowed(&self) -> usize {
         self.allowed
+    }
+
+    /// The limits in force.
+    pub(super) fn report(&self) -> QueueReport {
+        let config::Limits { requests_per_minute, tokens_per_minute, .. } = self.given;
+        let (slots, allowed) = (self.slots, self.allowed);
+        QueueReport { slots, allowed, requests_per_minute, tokens_per_minute, in_flight: 0 }
     }
 
     /// Whether a request may have to wait for more than a slot.
@@ -100,7 +120,9 @@ impl Limits {
 
     /// Learns from an attempt that has ended.
     pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
-        if let (Some(bucket), Some(usage)) = (&mut self.tokens, ended.usage) {
+        // What was sent before tokens were limited was not counted.
+        let was_counted = ended.estimate != Estimate::default();
+        if let (Some(bucket), Some(usage), true) = (&mut self.tokens, ended.usage, was_counted) {
             bucket.correct(ended.estimate.total(), ended.estimate.corrected(usage));
         }
         if let Some(bucket) = &mut self.requests {
@@ -127,12 +149,28 @@ impl Limits {
     }
 }
 
+fn slots(limits: &config::Limits) -> usize {
+    let slots = match limits.concurrency {
+        Concurrency::Fixed(slots) => slots.max(1),
+        Concurrency::Auto => AUTO_SLOTS,
+    };
+    slots as usize
+}
+
+fn set_rate(bucket: &mut Option<Bucket>, amount: Option<u64>, now: Instant) {
+    match (&mut *bucket, amount) {
+        (Some(bucket), Some(amount)) => bucket.set_rate(amount, now),
+        (None, Some(amount)) => *bucket = Some(Bucket::per_minute(amount, now)),
+        (_, None) => *bucket = None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::dispatch::estimate::{self, Estimate};
+    use crate::dispatch::estimate;
     use crate::domain::{Endpoint, Request};
     use crate::provider::Usage;
 
@@ -175,5 +213,45 @@ mod tests {
         let usage = Some(Usage { input_tokens: 5, output_tokens: 0 });
         limits.on_ended(&Ended { kind: EndedKind::Served, estimate, usage, exchanges: 1 }, now);
         assert!(limits.ready_at(1, now) <= now + Duration::from_secs(1));
+    }
+
+    fn of(slots: u32, requests: Option<u32>, tokens: Option<u64>) -> config::Limits {
+        let concurrency = Concurrency::Fixed(slots);
+        config::Limits { concurrency, requests_per_minute: requests, tokens_per_minute: tokens }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_hold_at_once_and_a_throttled_queue_stays_careful() {
+        let now = Instant::now();
+        let mut limits = Limits::new(QueueName::new("p", None), &of(4, None, None), now);
+        limits.change(&of(9, Some(60), None), now);
+        assert_eq!((limits.allowed(), limits.is_paced(), limits.counts_tokens()), (9, true, false));
+        limits.spend(1, now);
+        assert_eq!(limits.ready_at(1, now), now + Duration::from_secs(1));
+        limits.change(&of(2, None, Some(60)), now);
+        assert_eq!((limits.allowed(), limits.is_paced(), limits.counts_tokens()), (2, true, true));
+        assert_eq!(limits.ready_at(1, now), now, "requests are not counted any more");
+        limits.change(&of(8, None, None), now);
+        assert_eq!((limits.allowed(), limits.is_paced()), (8, false));
+
+        let throttled = ended(EndedKind::Throttled { retry_after: Some(Duration::from_secs(7)) });
+        (0..HOLD_AFTER).for_each(|_| limits.on_ended(&throttled, now));
+        limits.change(&of(64, None, None), now);
+        assert_eq!((limits.allowed(), limits.ready_at(1, now)), (1, now + Duration::from_secs(7)));
+        limits.on_ended(&ended(EndedKind::Served), now);
+        limits.on_ended(&ended(EndedKind::Served), now);
+        assert_eq!(limits.allowed(), 4);
+        limits.change(&of(3, None, None), now);
+        assert_eq!(limits.allowed(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_to_what_was_not_counted_make_no_debt() {
+        let now = Instant::now();
+        let mut limits = Limits::new(QueueName::new("p", None), &of(64, None, None), now);
+        limits.change(&of(64, None, Some(6_000)), now);
+        let usage = Some(Usage { input_tokens: 50_000, output_tokens: 5_000 });
+        (0..64).for_each(|_| limits.on_ended(&Ended { usage, ..ended(EndedKind::Served) }, now));
+        assert_eq!(limits.ready_at(1, now), now);
     }
 }

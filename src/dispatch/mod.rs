@@ -11,6 +11,7 @@ mod estimate;
 mod failure;
 mod gate;
 mod limits;
+mod live;
 mod prepare;
 mod queue;
 mod tuned;
@@ -29,7 +30,7 @@ use self::attempt::Parts;
 use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
-use self::queue::{Dispatcher, Stop};
+use self::queue::Dispatcher;
 use self::tuning::Watches;
 use crate::clock::{Clock, Seed};
 use crate::config;
@@ -39,6 +40,7 @@ use crate::provider::Provider;
 use crate::store::Store;
 
 pub use self::failure::{Error, Result};
+pub use self::live::{Answered, Handle, QueueReport};
 
 /// The fleet looks at the store when there is news; without any, this seldom.
 const LOOK: Duration = Duration::from_hours(1);
@@ -60,15 +62,36 @@ pub struct ProviderSettings {
     pub config: config::Provider,
 }
 
+/// How a dispatcher is told to end.
+#[derive(Clone, Debug)]
+struct Stop {
+    /// Nothing more is sent.
+    work: CancellationToken,
+    /// What is in flight is abandoned.
+    hurry: CancellationToken,
+    /// Says how long what is in flight may take after `work`.
+    live: Handle,
+}
+
+impl Stop {
+    /// Returns when nothing is waited for any more.
+    async fn cut(&self) {
+        self.work.cancelled().await;
+        tokio::select! { biased;
+            () = self.hurry.cancelled() => {}
+            () = tokio::time::sleep(self.live.settings().grace) => {}
+        }
+    }
+}
+
 /// All dispatchers.
 #[derive(Debug)]
 pub struct Fleet {
-    settings: Settings,
+    live: Handle,
     store: Arc<dyn Store>,
     board: Board,
     clock: Clock,
     seed: Seed,
-    gates: BTreeMap<String, Arc<Gate>>,
     endings: Arc<Endings>,
     running: JoinSet<(QueueName, Result<()>)>,
     queues: BTreeSet<QueueName>,
@@ -80,15 +103,12 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(settings: Settings, store: Arc<dyn Store>, board: Board, clock: Clock, seed: Seed) -> Self {
-        let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
-        let gates = settings.providers.iter().map(gate).collect();
         Self {
-            settings,
+            live: Handle::new(settings),
             store,
             board,
             clock,
             seed,
-            gates,
             endings: Arc::default(),
             running: JoinSet::new(),
             queues: BTreeSet::new(),
@@ -97,13 +117,18 @@ impl Fleet {
         }
     }
 
+    pub fn handle(&self) -> Handle {
+        self.live.clone()
+    }
+
     /// Runs until `stop` and then until what is in flight has ended, also after an error.
     /// `hurry` then abandons it at once.
     pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> Result<()> {
         // A child, since a failure of ours must not look like an order to the other workers to end.
-        let stop = Stop { work: work.child_token(), hurry, grace: self.settings.grace };
+        let stop = Stop { work: work.child_token(), hurry, live: self.live.clone() };
         let mut news = self.store.changes();
         let mut resumed = self.board.resumed();
+        let mut settings = self.live.changes();
         let mut result = Ok(());
         while result.is_ok() && !stop.work.is_cancelled() {
             news.mark_seen();
@@ -121,6 +146,7 @@ impl Fleet {
                 () = sleep_until(wake) => {}
                 () = news.changed() => {}
                 () = resumed.changed() => {}
+                () = settings.changed() => {}
             }
         }
         // One queue's failure is the store's or a bug, and stops all.
@@ -138,7 +164,7 @@ impl Fleet {
         let jobs = self.store.jobs().await?;
         self.hurry_ends(&jobs).await?;
         let now = Instant::now();
-        Ok(self.endings.look(&jobs, self.settings.grace, now).unwrap_or(now + LOOK))
+        Ok(self.endings.look(&jobs, self.live.settings().grace, now).unwrap_or(now + LOOK))
     }
 
     /// What runs at a provider is ended there at once, and not when its next poll is due, nor when a gate that was
@@ -160,7 +186,7 @@ impl Fleet {
                 }
                 self.hurried.insert(id);
                 let providers = state.job.queues.iter().map(QueueName::provider);
-                for gate in providers.filter_map(|provider| self.gates.get(provider)) {
+                for gate in providers.filter_map(|provider| self.live.gate(provider)) {
                     gate.resume(Instant::now());
                 }
             }
@@ -187,24 +213,27 @@ impl Fleet {
     }
 
     async fn dispatcher(&self, queue: &QueueName, stop: &Stop) -> Result<Option<Dispatcher>> {
-        let settings = self.settings.providers.iter().find(|p| p.config.name == queue.provider());
-        let (Some(settings), Some(gate)) = (settings, self.gates.get(queue.provider())) else {
+        let settings = self.live.settings();
+        let (Some(settings), Some(gate)) =
+            (settings.provider(queue.provider()), self.live.gate(queue.provider()))
+        else {
             return Ok(None);
         };
-        let limits = settings.config.limits_of(&tuned::limits_name(&*self.store, queue).await?);
         let parts = Parts {
             store: Arc::clone(&self.store),
             provider: settings.provider.clone(),
             clock: self.clock.clone(),
             provider_gate: Arc::clone(gate),
             model_gate: Gate::new(usize::MAX),
+            live: self.live.clone(),
             endings: Arc::clone(&self.endings),
             has_answered: AtomicBool::new(false),
             watches: Watches::default(),
             stopping: stop.work.clone(),
         };
-        let extras = (self.board.clone(), self.seed.derive(&format!("dispatch/{queue}")));
-        Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), &limits, self.settings.retry, extras)))
+        let limits_name = tuned::limits_name(&*self.store, queue).await?;
+        let rng = self.seed.derive(&format!("dispatch/{queue}"));
+        Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), limits_name, self.board.clone(), rng)))
     }
 
     /// Its job was accepted under another configuration: it waits until the provider is back.

@@ -14,15 +14,17 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::control::Board;
+use crate::dispatch::Stop;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
 use crate::dispatch::failure::{Error, Result, guarded};
 use crate::dispatch::gate::{Inside, Refused};
 use crate::dispatch::limits::Limits;
+use crate::dispatch::live::Shown;
 use crate::dispatch::prepare::{Next, Work};
 use crate::dispatch::tuned::TunedModels;
 use crate::dispatch::tuning;
@@ -37,34 +39,15 @@ const READY_MAX: usize = 256;
 /// A dispatcher without work ends after this long. Until then it remembers that its model has answered.
 const LINGER: Duration = Duration::from_mins(10);
 
-/// How a dispatcher is told to end.
-#[derive(Clone, Debug)]
-pub(super) struct Stop {
-    /// Nothing more is sent.
-    pub(super) work: CancellationToken,
-    /// What is in flight is abandoned.
-    pub(super) hurry: CancellationToken,
-    /// So long may what is in flight take after `work`.
-    pub(super) grace: Duration,
-}
-
-impl Stop {
-    /// Returns when nothing is waited for any more.
-    async fn cut(&self) {
-        self.work.cancelled().await;
-        tokio::select! { biased;
-            () = self.hurry.cancelled() => {}
-            () = sleep(self.grace) => {}
-        }
-    }
-}
-
 /// See the module's words.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     pub(super) queue: QueueName,
     pub(super) parts: Arc<Parts>,
+    /// The queue by whose name its limits are configured.
+    pub(super) limits_name: QueueName,
     pub(super) limits: Limits,
+    pub(super) shown: Shown,
     pub(super) retry: RetryPolicy,
     pub(super) board: Board,
     pub(super) rng: Rng,
@@ -109,15 +92,18 @@ impl Dispatcher {
     pub(super) fn new(
         queue: QueueName,
         parts: Arc<Parts>,
-        limits: &config::Limits,
-        retry: RetryPolicy,
-        (board, rng): (Board, Rng),
+        limits_name: QueueName,
+        board: Board,
+        rng: Rng,
     ) -> Self {
         Self {
-            limits: Limits::new(queue.clone(), limits, Instant::now()),
+            // Those that hold are taken over where it begins to serve.
+            limits: Limits::new(queue.clone(), &config::Limits::default(), Instant::now()),
+            limits_name,
+            shown: parts.live.show(&queue),
             queue,
             parts,
-            retry,
+            retry: RetryPolicy::default(),
             board,
             rng,
             tuned: TunedModels::default(),
@@ -156,6 +142,8 @@ impl Dispatcher {
         let mut resumed = self.board.resumed();
         let mut provider_gate = self.parts.provider_gate.changed();
         let mut model_gate = self.parts.model_gate.changed();
+        let mut settings = self.parts.live.changes();
+        self.on_settings();
         let mut idle_since = Instant::now();
         loop {
             // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
@@ -167,6 +155,7 @@ impl Dispatcher {
                 return Ok(());
             }
             self.show_pause();
+            self.show();
             let is_idle = blocked == Blocked::Nothing && self.running.is_empty() && self.next_due.is_none();
             if !(is_idle && self.dry) {
                 idle_since = Instant::now();
@@ -174,11 +163,12 @@ impl Dispatcher {
                 return Ok(());
             }
             let wake = self.wake_at(blocked, idle_since);
-            // Stopping comes first; then news, since a cancelled job must not be sent from while attempts end
-            // without a pause; then what frees slots. Timers can wait for it.
+            // Stopping comes first; then news and settings, since a cancelled job must not be sent from, nor more
+            // than is allowed, while attempts end without a pause; then what frees slots. Timers can wait for it.
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
                 () = news.changed() => self.on_news().await?,
+                () = settings.changed() => self.on_settings(),
                 Some(ended) = self.running.join_next() => self.on_ended(ended)?,
                 () = resumed.changed() => self.on_resume(),
                 () = provider_gate.changed() => {}
@@ -285,11 +275,26 @@ impl Dispatcher {
     fn on_ended(&mut self, ended: std::result::Result<Result<Ended>, tokio::task::JoinError>) -> Result<()> {
         let ended = ended.map_err(|error| Error::panicked("an attempt", error))??;
         self.limits.on_ended(&ended, Instant::now());
+        if ended.kind == attempt::EndedKind::Served {
+            self.parts.live.count_answer();
+        }
+        self.show();
         // Whatever was not served is in the store again, waiting or open.
         if ended.kind != attempt::EndedKind::Served {
             self.dry = false;
         }
         Ok(())
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.running.len()
+    }
+
+    /// What was made ready to be sent is made ready again.
+    pub(super) fn prepare_anew(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.ready.push_front(next.lease);
+        }
     }
 
     /// Jobs may have come, gone or changed: what must not be sent any more goes back.
@@ -380,7 +385,7 @@ mod tests {
     use futures_util::future::BoxFuture;
     use serde_json::Value;
     use tokio::task::yield_now;
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::clock::{Clock, Seed};

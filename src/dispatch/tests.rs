@@ -29,6 +29,7 @@ struct World {
     stop: CancellationToken,
     hurry: CancellationToken,
     fleet: Option<Fleet>,
+    live: Handle,
 }
 
 impl World {
@@ -53,7 +54,8 @@ impl World {
         let board = Board::default();
         let fleet = Fleet::new(settings, Arc::clone(&store), board.clone(), clock.clone(), Seed::fixed(seed));
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
-        Self { store, server, board, clock, stop, hurry, fleet: Some(fleet) }
+        let live = fleet.handle();
+        Self { store, server, board, clock, stop, hurry, fleet: Some(fleet), live }
     }
 
     /// A job of chat requests that alternate between `models`.
@@ -81,6 +83,34 @@ impl World {
         let fleet = self.fleet.take().unwrap();
         #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
         tokio::spawn(fleet.run(self.stop.clone(), self.hurry.clone()))
+    }
+
+    /// Reloads: what `change` does to the provider's part of the configuration and to the policy holds from now on.
+    fn reload(&self, change: impl FnOnce(&mut config::Provider, &mut RetryPolicy)) {
+        let running = self.live.settings();
+        let [ProviderSettings { provider, config }] = running.providers.as_slice() else { unreachable!() };
+        let (mut config, mut retry) = (config.clone(), running.retry);
+        change(&mut config, &mut retry);
+        provider.change(&crate::provider::Settings {
+            name: config.name.clone(),
+            base_url: config.base_url.clone(),
+            api_key: config.api_key.clone(),
+            timeout: config.timeout,
+            max_reply: config.max_reply,
+        });
+        let providers = vec![ProviderSettings { provider: provider.clone(), config }];
+        self.live.change(Settings { providers, retry, grace: running.grace });
+    }
+
+    /// The most that were in flight at once among what was sent from now on, until `time` has passed.
+    async fn most_in_flight(&self, time: Duration) -> u64 {
+        let end = Instant::now() + time;
+        let mut most = 0;
+        while Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            most = most.max(self.server.in_flight());
+        }
+        most
     }
 
     /// Runs one job to its end and stops.
@@ -372,4 +402,146 @@ async fn answers_belong_to_their_requests() {
         assert!(seen.insert(custom_id.to_owned()));
     }
     assert_eq!(seen.len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_slots_hold_at_once_for_a_job_that_runs() {
+    let mut world = World::with(1, answering_in(100), slots(8), 256);
+    let job = world.put(1, &["m"], 1_000).await;
+    let running = world.start();
+    let second = Duration::from_millis(400);
+    assert_eq!(world.most_in_flight(second).await, 8);
+
+    world.reload(|provider, _| provider.limits = slots(2));
+    tokio::time::sleep(Duration::from_millis(100)).await; // what was in flight may finish
+    assert_eq!(world.most_in_flight(second).await, 2);
+    world.reload(|provider, _| provider.limits = slots(16));
+    assert_eq!(world.most_in_flight(second).await, 16);
+    let queue = QueueName::new("p", Some("m"));
+    let report = world.live.queues()[&queue];
+    assert_eq!((report.slots, report.allowed, report.in_flight), (16, 16, 16));
+
+    // The provider's own bound, and what is said of one model.
+    world.reload(|provider, _| provider.concurrency = 3);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.most_in_flight(second).await, 3);
+    world.reload(|provider, _| provider.concurrency = 256);
+    assert_eq!(world.most_in_flight(second).await, 16);
+    let model = |name: &str, slots| config::ModelLimits {
+        name: name.to_owned(),
+        concurrency: Some(Concurrency::Fixed(slots)),
+        requests_per_minute: None,
+        tokens_per_minute: None,
+    };
+    world.reload(|provider, _| provider.models = vec![model("x*", 1), model("m*", 5)]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.most_in_flight(second).await, 5);
+    world.reload(|provider, _| *provider = config::Provider { models: Vec::new(), ..provider.clone() });
+
+    until_settled(&*world.store, job.id, job.total).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    world.assert_one_record_each(&job);
+    assert_eq!(world.server.summary().requests, 1_000, "each was sent once");
+    assert!(world.live.queues().is_empty());
+    assert_eq!(world.live.answered().total, 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_rates_hold_at_once_without_a_burst() {
+    let mut world = World::new(1, answering_in(10), slots(64));
+    world.put(1, &["m"], 2_500).await;
+    let running = world.start();
+    let mut before = 0;
+    for (requests, tokens, most) in [
+        (Some(600), None, 10 * 10 + 2),
+        (Some(60), None, 10 + 2),
+        (Some(6_000), None, 100 * 10 + 11),
+        // Each request counts as some 12 tokens.
+        (None, Some(6_000), 10 * 6_000 / 60 / 10),
+        (Some(600), Some(600_000), 10 * 10 + 2),
+    ] {
+        world.reload(|provider, _| {
+            let limits = &mut provider.limits;
+            (limits.requests_per_minute, limits.tokens_per_minute) = (requests, tokens);
+        });
+        // What is in flight now was sent under the old ones.
+        let sent = || world.server.summary().requests + world.server.in_flight();
+        tokio::task::yield_now().await;
+        before = before.max(sent());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let now = sent();
+        assert!((most / 3..=most).contains(&(now - before)), "{} at {requests:?} {tokens:?}", now - before);
+        before = now;
+    }
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_retry_policy_holds_for_what_is_sent_from_now_on() {
+    let mut world = World::new(1, sick("500=1"), slots(1));
+    let job = world.put(1, &["m"], 3).await;
+    world.reload(|_, retry| *retry = RetryPolicy { max_attempts: 1000, ..*retry });
+    let running = world.start();
+    tokio::time::sleep(Duration::from_mins(20)).await;
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.settled(), 0);
+    world.reload(|_, retry| *retry = RetryPolicy { max_attempts: 1, ..*retry });
+    tokio::time::sleep(Duration::from_mins(3)).await;
+    let counts = world.store.job(job.id).await.unwrap().counts;
+    assert_eq!((counts.failed, counts.open()), (3, 0));
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_rotated_under_a_job_that_runs_and_nothing_is_lost() {
+    let key = |key: &str| Change::Set(key.to_owned().into());
+    let server = Server { auth: Auth::Key("sk-test".into()), ..answering_in(100) };
+    let mut world = World::new(1, server, slots(8));
+    let job = world.put(1, &["a", "b"], 2_000).await;
+    let running = world.start();
+    for round in 0..3 {
+        tokio::time::sleep(Duration::from_millis(1_050)).await;
+        let next = format!("sk-{round}");
+        world.server.change(Changes { key: key(&next), ..Changes::default() }, Instant::now());
+        // In the first round nobody is refused before the reload; in the others the gate has closed, and for longer
+        // each time a try with the old key is refused.
+        tokio::time::sleep(Duration::from_mins(2 * round)).await;
+        assert_eq!(world.board.pauses().is_empty(), round == 0);
+        let refused = world.server.summary().requests - world.paid().len() as u64;
+        world.reload(|provider, _| provider.api_key = Some(next.into()));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(world.board.pauses(), BTreeMap::new(), "round {round}");
+        let late = world.server.summary().requests - world.paid().len() as u64 - refused;
+        assert!(late <= 16, "{late} were refused after the reload");
+    }
+    until_settled(&*world.store, job.id, job.total).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    world.assert_one_record_each(&job);
+    assert_eq!(world.store.job(job.id).await.unwrap().counts.completed, 2_000);
+    assert_eq!((world.paid().len(), world.server.summary().paid_twice), (2_000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_change_in_every_instant_lose_and_repeat_nothing() {
+    let mut world = World::new(1, sick("429=0.1"), slots(8));
+    let job = world.put(1, &["a", "b"], 1_500).await;
+    let running = world.start();
+    let mut dice = Seed::fixed(3).derive("reloads");
+    while world.store.job(job.id).await.unwrap().counts.open() > 0 {
+        world.reload(|provider, _| {
+            provider.limits = slots(dice.u32(1..40));
+            provider.limits.requests_per_minute = dice.bool().then(|| dice.u32(1_000..90_000));
+            provider.limits.tokens_per_minute = dice.bool().then(|| dice.u64(100_000..9_000_000));
+            provider.concurrency = dice.u32(1..40);
+            provider.api_key = Some(format!("sk-{}", dice.u8(0..3)).into());
+        });
+        tokio::time::sleep(Duration::from_millis(dice.u64(0..40))).await;
+    }
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    world.assert_one_record_each(&job);
+    assert_eq!((world.paid().len(), world.server.summary().paid_twice), (1_500, 0));
 }

@@ -1,0 +1,253 @@
+//! What others hold of a running fleet: they change its settings, and see its queues.
+//!
+//! Gates are changed at once, for all queues of their provider. The limits of a queue belong to its dispatcher, which
+//! hears the bell and takes the new ones over between two requests. What is in flight keeps what it began with.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use secrecy::ExposeSecret;
+use tokio::time::Instant;
+
+use crate::bell::{Bell, Listener};
+use crate::dispatch::gate::Gate;
+use crate::dispatch::queue::Dispatcher;
+use crate::dispatch::{ProviderSettings, Settings};
+use crate::domain::QueueName;
+
+/// The rate is that of so many seconds.
+const MINUTE: usize = 60;
+
+/// What others hold of a running fleet. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    settings: Mutex<Arc<Settings>>,
+    /// Rings when `settings` has changed.
+    changed: Bell,
+    /// One a provider: those that a fleet begins with are all that it ever has.
+    gates: BTreeMap<String, Arc<Gate>>,
+    queues: Mutex<BTreeMap<QueueName, Arc<Mutex<QueueReport>>>>,
+    pace: Mutex<Pace>,
+}
+
+/// A queue that has a dispatcher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueReport {
+    /// Requests that may be in flight.
+    pub slots: usize,
+    /// Fewer than `slots` while the queue goes on slowly, after the provider asked it to come later.
+    pub allowed: usize,
+    /// None = unlimited.
+    pub requests_per_minute: Option<u32>,
+    /// None = unlimited.
+    pub tokens_per_minute: Option<u64>,
+    pub in_flight: usize,
+}
+
+/// How many requests the providers have judged, whatever the verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Since the start.
+    pub total: u64,
+    pub last_minute: u64,
+}
+
+impl Handle {
+    pub(super) fn new(settings: Settings) -> Self {
+        let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
+        let gates = settings.providers.iter().map(gate).collect();
+        Self(Arc::new(Shared {
+            settings: Mutex::new(Arc::new(settings)),
+            changed: Bell::default(),
+            gates,
+            queues: Mutex::default(),
+            pace: Mutex::new(Pace::new(Instant::now())),
+        }))
+    }
+
+    /// Those that hold.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&lock(&self.0.settings))
+    }
+
+    /// Lets `settings` hold from now on, for jobs that run, too. They name the providers of the old ones: none comes
+    /// and none goes. A provider whose key has [changed](crate::provider::Provider::change), which comes first, is
+    /// tried again at once.
+    pub fn change(&self, settings: Settings) {
+        let now = Instant::now();
+        let before = std::mem::replace(&mut *lock(&self.0.settings), Arc::new(settings));
+        for new in &self.settings().providers {
+            let (Some(gate), Some(old)) = (self.gate(&new.config.name), before.provider(&new.config.name))
+            else {
+                continue;
+            };
+            gate.set_slots(new.config.concurrency as usize);
+            if key(new) != key(old) {
+                gate.renew(now);
+            }
+        }
+        self.0.changed.ring();
+    }
+
+    /// The queues that have something to do, or had a while ago.
+    pub fn queues(&self) -> BTreeMap<QueueName, QueueReport> {
+        let queues = lock(&self.0.queues);
+        queues.iter().map(|(queue, report)| (queue.clone(), *lock(report))).collect()
+    }
+
+    pub fn answered(&self) -> Answered {
+        lock(&self.0.pace).answered(Instant::now())
+    }
+
+    pub(super) fn count_answer(&self) {
+        lock(&self.0.pace).count(Instant::now());
+    }
+
+    /// Ticks when the settings have changed.
+    pub(super) fn changes(&self) -> Listener {
+        self.0.changed.listen()
+    }
+
+    pub(super) fn gate(&self, provider: &str) -> Option<&Arc<Gate>> {
+        self.0.gates.get(provider)
+    }
+
+    /// Shows a queue from now on.
+    pub(super) fn show(&self, queue: &QueueName) -> Shown {
+        let report = Arc::default();
+        lock(&self.0.queues).insert(queue.clone(), Arc::clone(&report));
+        Shown { handle: self.clone(), queue: queue.clone(), report }
+    }
+}
+
+impl Settings {
+    pub(super) fn provider(&self, name: &str) -> Option<&ProviderSettings> {
+        self.providers.iter().find(|provider| provider.config.name == name)
+    }
+}
+
+fn key(provider: &ProviderSettings) -> Option<&str> {
+    provider.config.api_key.as_ref().map(ExposeSecret::expose_secret)
+}
+
+/// A queue's place in what a fleet shows; it is gone when this is dropped.
+#[derive(Debug)]
+pub(super) struct Shown {
+    handle: Handle,
+    queue: QueueName,
+    report: Arc<Mutex<QueueReport>>,
+}
+
+impl Shown {
+    pub(super) fn set(&self, report: QueueReport) {
+        *lock(&self.report) = report;
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let mut queues = lock(&self.handle.0.queues);
+        // Another dispatcher may have taken its place.
+        if queues.get(&self.queue).is_some_and(|report| Arc::ptr_eq(report, &self.report)) {
+            queues.remove(&self.queue);
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Takes over the settings that hold now.
+    pub(super) fn on_settings(&mut self) {
+        let settings = self.parts.live.settings();
+        self.retry = settings.retry;
+        if let Some(provider) = settings.provider(self.queue.provider()) {
+            self.limits.change(&provider.config.limits_of(&self.limits_name), Instant::now());
+        }
+        self.prepare_anew();
+    }
+
+    /// Lets others see how the queue stands.
+    pub(super) fn show(&self) {
+        self.shown.set(QueueReport { in_flight: self.in_flight(), ..self.limits.report() });
+    }
+}
+
+/// Counts what comes by the second, for as long as the rate looks back.
+#[derive(Debug)]
+struct Pace {
+    began: Instant,
+    total: u64,
+    /// By second, over and over.
+    counts: [u32; MINUTE],
+    /// The second that was counted last.
+    last: u64,
+}
+
+impl Pace {
+    const fn new(began: Instant) -> Self {
+        Self { began, total: 0, counts: [0; MINUTE], last: 0 }
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.move_to(now);
+        self.total += 1;
+        if let Some(count) = self.counts.get_mut(place(self.last)) {
+            *count += 1;
+        }
+    }
+
+    fn answered(&mut self, now: Instant) -> Answered {
+        self.move_to(now);
+        Answered { total: self.total, last_minute: self.counts.iter().copied().map(u64::from).sum() }
+    }
+
+    /// Forgets the seconds that have passed out of sight.
+    fn move_to(&mut self, now: Instant) {
+        let second = now.saturating_duration_since(self.began).as_secs();
+        let passed = second.saturating_sub(self.last).min(MINUTE as u64);
+        for ago in 0..passed {
+            if let Some(count) = self.counts.get_mut(place(second - ago)) {
+                *count = 0;
+            }
+        }
+        self.last = self.last.max(second);
+    }
+}
+
+/// Where a second is counted.
+fn place(second: u64) -> usize {
+    usize::try_from(second % MINUTE as u64).unwrap_or_default()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is held is replaced as a whole, or counts.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_that_of_the_last_minute() {
+        let mut pace = Pace::new(Instant::now());
+        for _ in 0..90 {
+            pace.count(Instant::now());
+            pace.count(Instant::now());
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(pace.answered(Instant::now()), Answered { total: 180, last_minute: 118 });
+        advance(Duration::from_secs(40)).await;
+        assert_eq!(pace.answered(Instant::now()).last_minute, 38);
+        advance(Duration::from_hours(9)).await;
+        assert_eq!(pace.answered(Instant::now()), Answered { total: 180, last_minute: 0 });
+        pace.count(Instant::now());
+        assert_eq!(pace.answered(Instant::now()), Answered { total: 181, last_minute: 1 });
+    }
+}
