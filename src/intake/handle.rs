@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Settings;
 use crate::bell::{Bell, Listener};
 
 /// What the last look at the jobs folder left.
@@ -41,12 +42,25 @@ struct Seen {
     status: Status,
     /// No look will follow.
     has_ended: bool,
+    /// Those that hold from the next look on, if they have changed.
+    settings: Option<Settings>,
 }
 
 impl Handle {
     /// Asks for a look at the folder now.
     pub fn wake(&self) {
         self.calls.ring();
+    }
+
+    /// Lets `settings` hold from now on, and looks at once. The folders stay those it began with.
+    pub fn change(&self, settings: Settings) {
+        self.lock().settings = Some(settings);
+        self.wake();
+    }
+
+    /// What [`Handle::change`] has brought since the last call.
+    pub(super) fn changed_settings(&self) -> Option<Settings> {
+        self.lock().settings.take()
     }
 
     /// The outcome of the last look.

@@ -120,6 +120,11 @@ impl Scanner {
         Self { settle, looks: BTreeMap::new() }
     }
 
+    /// What rests already has rested as long as it has.
+    pub(super) const fn set_settle(&mut self, settle: Duration) {
+        self.settle = settle;
+    }
+
     /// Looks at the folder. `now` is the time of this look.
     pub(super) fn scan(&mut self, dir: &Dir, now: Timestamp) -> io::Result<Scan> {
         let mut scan = Scan::default();

@@ -154,6 +154,11 @@ impl Intake {
     /// Looks once and takes in what is ready. Answers how long the next look may wait.
     async fn step(&mut self, stop: &CancellationToken) -> Result<Duration, Error> {
         let heard = self.calls.mark_seen();
+        if let Some(Settings { rescan, settle, spec, jobs: _, results: _, state: _, watch: _ }) =
+            self.handle.changed_settings()
+        {
+            self.settings = Settings { rescan, settle, spec, ..self.settings.clone() };
+        }
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
         match self.look().await {
             Ok(Seen { jobs, scan, unmended }) => {
@@ -171,9 +176,10 @@ impl Intake {
 
     async fn look(&mut self) -> Result<Seen, Error> {
         let (now, recover, state) = (self.clock.now(), self.recover_due, self.settings.state.clone());
-        let lookout = Arc::clone(&self.lookout);
+        let (lookout, settle) = (Arc::clone(&self.lookout), self.settings.settle);
         let seen = blocking(move || {
             let mut lookout = lookout.lock().unwrap_or_else(PoisonError::into_inner);
+            lookout.scanner.set_settle(settle);
             lookout.look(now, recover.then_some(state.as_path()))
         })
         .await;
@@ -428,6 +434,27 @@ mod tests {
         intake.root.drop_file("a.jsonl", "one");
         changes.changed().await;
         assert!(before.elapsed() <= Duration::from_secs(7), "{:?}", before.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_settings_hold_from_the_next_look_on() {
+        let mut root = Root::new();
+        root.settings.settle = Duration::from_mins(20);
+        root.settings.rescan = Duration::from_mins(30);
+        root.drop_file("a.jsonl", "one");
+        let settings = root.settings.clone();
+        let intake = Running::over(root);
+        assert_eq!(intake.handle.look().await.pending, 1);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(intake.store.accepted().is_empty());
+        let (settle, rescan) = (Duration::from_secs(2), Duration::from_secs(1));
+        // The folders stay, whatever it says of them.
+        intake.handle.change(Settings { settle, rescan, jobs: "nowhere".into(), ..settings });
+        intake.handle.until(|status| status.pending == 0 && status.looks > 1).await;
+        assert_eq!(intake.store.job_names(), ["a"]);
+        intake.root.drop_file("b.jsonl", "one");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(intake.store.job_names(), ["a", "b"]);
     }
 
     #[tokio::test(start_paused = true)]
