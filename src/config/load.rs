@@ -59,6 +59,13 @@ pub fn load(explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
         .load(explicit, keys)
 }
 
+/// What systemd says of the stream that it reads this process's log from, if it reads one.
+pub fn journal_stream() -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "this is the door for the environment")]
+    let named = std::env::var_os("JOURNAL_STREAM");
+    named.and_then(|named| named.into_string().ok())
+}
+
 /// The commented sample, `config/batchd.toml`.
 pub const fn sample() -> &'static str {
     include_str!("../../config/batchd.toml")

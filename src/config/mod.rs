@@ -19,7 +19,7 @@ use url::Url;
 use crate::domain::{QueueName, RetryPolicy};
 
 pub use crate::telemetry::Format as LogFormat;
-pub use load::{Keys, Loaded, load, sample};
+pub use load::{Keys, Loaded, journal_stream, load, sample};
 
 /// Everything that can be set, with relative paths made absolute and secrets read.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ pub enum Concurrency {
 }
 
 /// `[[providers.models]]`: members given here replace those of the provider's limits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelLimits {
     /// A model's name, or a glob like `gpt-4.1*`.
     pub name: String,
