@@ -4,18 +4,16 @@ use std::path::Path;
 
 use super::args::RunArgs;
 use super::{Done, Exit, Failure, block_on, load_config, start_logging};
-use crate::config::Keys;
+use crate::config::{self, Keys};
 use crate::control::JobReport;
 use crate::daemon::{self, Ending, RunOptions, Stuck};
 use crate::telemetry;
 
-pub(super) fn run(args: &RunArgs, config: Option<&Path>) -> Done {
-    let loaded = load_config(config, Keys::Required)?;
-    start_logging(&loaded.config.log, telemetry::Sink::Stderr)?;
-    for warning in loaded.warnings.diagnostics() {
-        let (place, problem, hint) = (&warning.place, &warning.message, warning.hint.as_deref());
-        tracing::warn!(%place, problem, hint, "configuration is odd");
-    }
+pub(super) fn run(args: &RunArgs, path: Option<&Path>) -> Done {
+    let loaded = load_config(path, Keys::Required)?;
+    let is_journal = config::journal_stream().is_some_and(|named| telemetry::is_journal(&named));
+    let sink = if is_journal { telemetry::Sink::Journal } else { telemetry::Sink::Stderr };
+    start_logging(&loaded.config.log, sink)?;
     let options = RunOptions { until_idle: args.until_idle };
     block_on(async { Ok(exit_of(Box::pin(daemon::run(loaded, options)).await)) })?
 }

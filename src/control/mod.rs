@@ -32,12 +32,21 @@ pub struct QueuePause {
     pub since: Timestamp,
 }
 
+/// How the last reload of the configuration went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload {
+    pub at: Timestamp,
+    /// False: the file was wrong, and nothing of it holds.
+    pub is_good: bool,
+}
+
 /// Which queues are paused, and the bell that ends their pauses early. Shared by all workers.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     pauses: Arc<Mutex<BTreeMap<QueueName, QueuePause>>>,
     changed: Bell,
     resumed: Bell,
+    reload: Arc<Mutex<Option<Reload>>>,
 }
 
 impl Board {
@@ -74,6 +83,16 @@ impl Board {
     /// Ticks at every [`Board::resume`].
     pub fn resumed(&self) -> Listener {
         self.resumed.listen()
+    }
+
+    /// Notes how a reload went.
+    pub fn reloaded(&self, reload: Reload) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
+    }
+
+    /// None: there was no reload since the start.
+    pub fn last_reload(&self) -> Option<Reload> {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<QueueName, QueuePause>> {

@@ -80,16 +80,36 @@ pub(super) fn workers(
     })
 }
 
+/// Lets what can change under running workers be as `config` has it. It names the providers that they were built with.
+pub(super) fn change(config: &Config, fleet: &dispatch::Handle, intake: &intake::Handle) {
+    let running = fleet.settings();
+    let change = |running: &ProviderSettings| {
+        let config = config.provider(running.provider.name()).unwrap_or(&running.config);
+        // Before the fleet is told: who hears of another key asks with it.
+        running.provider.change(&provider_settings(config));
+        ProviderSettings { provider: running.provider.clone(), config: config.clone() }
+    };
+    fleet.change(dispatch::Settings {
+        providers: running.providers.iter().map(change).collect(),
+        retry: config.retry,
+        grace: config.shutdown.grace,
+    });
+    intake.change(intake_settings(config));
+}
+
 /// A provider as the configuration has it; the commands that speak to one use the same.
 pub fn provider(config: &config::Provider, transport: Arc<dyn Transport>) -> Provider {
-    let settings = provider::Settings {
+    Provider::new(provider_settings(config), transport)
+}
+
+fn provider_settings(config: &config::Provider) -> provider::Settings {
+    provider::Settings {
         name: config.name.clone(),
         base_url: config.base_url.clone(),
         api_key: config.api_key.clone(),
         timeout: config.timeout,
         max_reply: config.max_reply,
-    };
-    Provider::new(settings, transport)
+    }
 }
 
 fn intake_settings(config: &Config) -> intake::Settings {

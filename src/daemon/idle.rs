@@ -32,12 +32,6 @@ impl Watch {
         Self { control, board, intake, store, ended_before: ended.map(|state| state.job.id).collect() }
     }
 
-    /// Ends every pause and looks at the jobs folder.
-    pub(super) fn resume(&self) {
-        self.board.resume();
-        self.intake.wake();
-    }
-
     /// Waits until nothing can progress by itself.
     pub(super) async fn idle(&self) -> store::Result<Ending> {
         let mut news = self.store.changes();

@@ -6,11 +6,14 @@
 //! results that are whole are written; then the store is closed. A second signal skips the waiting.
 
 mod build;
+mod difference;
 #[cfg(test)]
 mod faulty;
 mod idle;
 #[cfg(test)]
 mod power;
+mod reload;
+mod report;
 mod signals;
 #[cfg(test)]
 mod storm;
@@ -21,17 +24,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use self::build::{provider, spec_settings};
 
 use self::build::Workers;
 use self::idle::Watch;
+use self::reload::Reloader;
+use self::report::Reporter;
 use self::signals::{Signal, Signals};
 use self::tasks::{Failed, Tasks};
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
 use crate::control::JobReport;
+use crate::domain::JobState;
 use crate::store::embedded::Claimed;
 use crate::store::{self, Store};
 
@@ -82,16 +89,20 @@ pub enum Error {
 
 /// Runs the daemon in the foreground until it is done, told to stop, or can't go on.
 pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, Error> {
-    let config = loaded.config;
     let mut signals =
         Signals::listen().map_err(|error| Error::Internal(format!("listen to signals: {error}")))?;
-    let Some(store) = open_store(&config, &mut signals).await? else { return Ok(Ending::StoppedBySignal) };
+    reload::warn_of(&loaded.warnings);
+    let asked = Asked::default();
+    let config = &loaded.config;
+    let Some(store) = open_store(config, &mut signals, &asked).await? else {
+        return Ok(Ending::StoppedBySignal);
+    };
     let clock = Clock::System;
     let before = store.jobs().await.map_err(Error::State)?;
     let workers =
-        build::workers(&config, Arc::clone(&store), clock, Seed::from_entropy()).map_err(Error::Internal)?;
+        build::workers(config, Arc::clone(&store), clock, Seed::from_entropy()).map_err(Error::Internal)?;
     tracing::info!(root = %config.root.display(), jobs = before.iter().filter(|job| !job.status.is_final()).count(), "batchd is running");
-    let mut daemon = Daemon::start(workers, store, before);
+    let mut daemon = Daemon::start(workers, store, before, loaded, asked);
     let ending = daemon.serve(&mut signals, options).await;
     let drained = daemon.stop(&mut signals).await;
     match (ending, drained) {
@@ -102,7 +113,11 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
 }
 
 /// Opens the store, as soon as its disk has room for that. None if a signal came first.
-async fn open_store(config: &Config, signals: &mut Signals) -> Result<Option<Arc<dyn Store>>, Error> {
+async fn open_store(
+    config: &Config,
+    signals: &mut Signals,
+    asked: &Asked,
+) -> Result<Option<Arc<dyn Store>>, Error> {
     let (state, min_free) = (config.state_dir(), config.storage.min_free);
     store::folder::make_private_dir(&state).map_err(Error::State)?;
     let claimed = Arc::new(Claimed::take(&state).map_err(|error| not_opened(error, config))?);
@@ -120,8 +135,11 @@ async fn open_store(config: &Config, signals: &mut Signals) -> Result<Option<Arc
             Err(error) => return Err(not_opened(error, config)),
         }
         tokio::select! { biased;
-            signal = signals.next() => if signal == Signal::Stop {
-                return Ok(None);
+            signal = signals.next() => match signal {
+                Signal::Stop => return Ok(None),
+                // As soon as there is something that can change.
+                Signal::Reload => asked.reload.notify_one(),
+                Signal::Report => tracing::info!("status: batchd starts when the disk has room"),
             },
             () = tokio::time::sleep(LOOK_FOR_ROOM) => {}
         }
@@ -148,9 +166,17 @@ enum Drain {
     CutShort,
 }
 
+/// What signals have asked for. Asked again before it is begun, it is done once.
+#[derive(Debug, Default)]
+struct Asked {
+    reload: Arc<Notify>,
+    report: Arc<Notify>,
+}
+
 /// The running workers, in the order in which they are stopped.
 struct Daemon {
     tasks: Tasks,
+    asked: Asked,
     watch: Watch,
     store: Arc<dyn Store>,
     /// Stops intake and dispatch.
@@ -162,12 +188,39 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(workers: Workers, store: Arc<dyn Store>, before: Vec<crate::domain::JobState>) -> Self {
+    /// `loaded` is what the workers were built from, `before` the jobs that the store had.
+    fn start(
+        workers: Workers,
+        store: Arc<dyn Store>,
+        before: Vec<JobState>,
+        loaded: config::Loaded,
+        asked: Asked,
+    ) -> Self {
         let Workers { intake, fleet, output, upkeep, control, listener, board } = workers;
         let (stop_work, hurry, stop_rest) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let watch = Watch::new(control.clone(), board, intake.handle(), Arc::clone(&store), before);
         let mut tasks = Tasks::default();
+        let parts = reload::Parts {
+            fleet: fleet.handle(),
+            intake: intake.handle(),
+            board: board.clone(),
+            clock: Clock::System,
+        };
+        let reloader = Reloader::new(loaded, parts, Arc::clone(&asked.reload));
+        let stop = stop_work.clone();
+        tasks.spawn("reload", async move {
+            reloader.run(stop).await;
+            Ok(())
+        });
+        let shown = (control.clone(), board.clone());
+        let reporter =
+            Reporter::new(Arc::clone(&store), shown, fleet.handle(), &before, Arc::clone(&asked.report));
+        let stop = stop_rest.clone();
+        tasks.spawn("report", async move {
+            reporter.run(stop).await;
+            Ok(())
+        });
+        let watch = Watch::new(control.clone(), board, intake.handle(), Arc::clone(&store), before);
         let stop = stop_work.clone();
         tasks.spawn("intake", async move { intake.run(stop).await.map_err(Failed::from) });
         let (stop, cut) = (stop_work.clone(), hurry.clone());
@@ -182,7 +235,7 @@ impl Daemon {
                 .await
                 .map_err(|error| Failed::Other(error.to_string()))
         });
-        Self { tasks, watch, store, stop_work, hurry, stop_rest }
+        Self { tasks, asked, watch, store, stop_work, hurry, stop_rest }
     }
 
     /// Runs until a signal, idleness, or a worker's end.
@@ -197,13 +250,8 @@ impl Daemon {
                         tracing::info!("stopping: what is in flight may finish");
                         return Ok(Ending::StoppedBySignal);
                     }
-                    Signal::Reload => {
-                        tracing::info!(
-                            "SIGHUP: what a key or a quota stopped is tried again; the configuration and \
-                             its keys are read at the next start"
-                        );
-                        self.watch.resume();
-                    }
+                    Signal::Reload => self.asked.reload.notify_one(),
+                    Signal::Report => self.asked.report.notify_one(),
                 },
                 ending = self.watch.idle(), if options.until_idle => return ending.map_err(Error::State),
             }
@@ -215,18 +263,22 @@ impl Daemon {
         self.stop_work.cancel();
         let mut drain = Drain::Whole;
         let mut result = Ok(());
-        while self.tasks.is_running(&["intake", "dispatch", "upkeep"]) {
+        while self.tasks.is_running(&["intake", "dispatch", "upkeep", "reload"]) {
             tokio::select! { biased;
                 (name, ended) = self.tasks.next() => result = result.and_then(|()| check(name, ended)),
-                signal = signals.next() => if signal == Signal::Stop {
-                    tracing::warn!("stopping at once: requests in flight are abandoned");
-                    drain = Drain::CutShort;
-                    self.hurry.cancel();
+                signal = signals.next() => match signal {
+                    Signal::Stop => {
+                        tracing::warn!("stopping at once: requests in flight are abandoned");
+                        drain = Drain::CutShort;
+                        self.hurry.cancel();
+                    }
+                    Signal::Reload => tracing::info!("stopping: the configuration is read at the next start"),
+                    Signal::Report => self.asked.report.notify_one(),
                 },
             }
         }
         self.stop_rest.cancel();
-        while self.tasks.is_running(&["output", "control"]) {
+        while self.tasks.is_running(&["output", "control", "report"]) {
             let (name, ended) = self.tasks.next().await;
             result = result.and_then(|()| check(name, ended));
         }

@@ -27,6 +27,7 @@ mod lifecycle;
 mod pauses;
 mod placing;
 mod rebuild;
+mod reload;
 mod results;
 mod secrets;
 mod soak;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use batchd::domain::OnUncertain;
 use batchd::simulate::Latency;
 use batchd::simulate::laws::Report;
+use rustix::process::Signal;
 
 use super::ordeal::{Ordeal, Trial};
 use crate::world::eventually;
@@ -92,6 +93,11 @@ fn drained(trial: &Trial, drains: usize, lines: usize) -> Report {
             let is_over = ["first", "second"].iter().all(|job| ordeal.world.results(job).has("summary.json"));
             (is_over || ordeal.world.ledger().requests >= before + some).then_some(())
         });
+        if ordeal.world.ledger().requests > before {
+            // It sends, so it listens.
+            daemon.signal(Signal::HUP);
+            daemon.signal(Signal::USR1);
+        }
         ordeal.drain(daemon);
     }
     let report = ordeal.finish();
