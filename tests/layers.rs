@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module of `src/`, from the words that all speak to the shell that uses all.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "domain",
     "diag",
     "clock",
     "telemetry",
     "bell",
+    "pulse",
     "fault",
     "disk",
     "reading",
