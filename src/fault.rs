@@ -1,8 +1,8 @@
-//! Fault points: places at which a test lets the process die, as by `kill -9`, or a task panic.
+//! Fault points: places at which a test lets the process die, as by `kill -9`, a task panic, or a thread hang.
 //!
 //! `BATCHD_FAULT_POINT` names one of [`POINTS`]: `store-journal-synced` for its first passing,
 //! `store-journal-synced:7` for its seventh, `dispatch-calling:panic` or `dispatch-calling:2:panic` for a panic
-//! there. [`config::load`](crate::config::load()), the door for the environment, reads it and chooses the point.
+//! there, `dispatch-leased:hang` for a wait without end. [`config::load`](crate::config::load()), the door for the environment, reads it and chooses the point.
 //!
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
@@ -104,6 +104,7 @@ mod chosen {
     enum Act {
         Die,
         Panic,
+        Hang,
     }
 
     /// Passes the point `name`; does not return if it is the chosen one.
@@ -129,9 +130,10 @@ mod chosen {
         type Err = String;
 
         fn from_str(text: &str) -> Result<Self, String> {
-            let (text, act) = match text.strip_suffix(":panic") {
-                Some(text) => (text, Act::Panic),
-                None => (text, Act::Die),
+            let (text, act) = match text.rsplit_once(':') {
+                Some((text, "panic")) => (text, Act::Panic),
+                Some((text, "hang")) => (text, Act::Hang),
+                _ => (text, Act::Die),
             };
             let (name, passing) = text.split_once(':').unwrap_or((text, "1"));
             let passing = passing.parse().ok().filter(|passing| *passing > 0);
@@ -153,6 +155,7 @@ mod chosen {
                 Act::Die => die(),
                 #[expect(clippy::panic, reason = "it is what the test asked for")]
                 Act::Panic => panic!("the fault point `{}` was reached", self.name),
+                Act::Hang => hang(&self.name),
             }
         }
     }
@@ -164,6 +167,16 @@ mod chosen {
             // The signal takes a moment to arrive.
             Ok(()) | Err(_) => std::process::abort(),
         }
+    }
+
+    /// Never returns. Tasks that would have run on this thread run on others.
+    fn hang(name: &str) -> ! {
+        tracing::warn!(name, "hangs at a fault point");
+        tokio::task::block_in_place(|| {
+            loop {
+                std::thread::park();
+            }
+        })
     }
 
     #[cfg(test)]
@@ -179,6 +192,8 @@ mod chosen {
             assert_eq!(chosen("intake-put:3"), Ok((name(), 3, Act::Die)));
             assert_eq!(chosen("intake-put:panic"), Ok((name(), 1, Act::Panic)));
             assert_eq!(chosen("intake-put:2:panic"), Ok((name(), 2, Act::Panic)));
+            assert_eq!(chosen("intake-put:hang"), Ok((name(), 1, Act::Hang)));
+            assert_eq!(chosen("intake-put:2:hang"), Ok((name(), 2, Act::Hang)));
             assert_eq!(chosen("intake-putt"), Err("`intake-putt` is no fault point".to_owned()));
             assert!(chosen("intake-put:0").is_err() && chosen("intake-put:x").is_err());
         }
