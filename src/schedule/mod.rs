@@ -4,13 +4,19 @@
 //! [`intake`](crate::intake).
 
 mod cron;
+#[cfg(test)]
+mod tests;
+mod wall;
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat};
 use chrono_tz::Tz;
 
 use crate::domain::Timestamp;
+
+/// Milliseconds of the last time that is written as a date: in the year 9999, in all zones.
+const LAST: i64 = 253_402_214_400_000;
 
 /// The `[schedule]` of a spec.
 #[derive(Clone, Debug)]
@@ -69,20 +75,27 @@ impl Calendar {
         self.zone
     }
 
-    /// The first time after `at`.
+    /// The first time after `at`: a whole second. None after the year 2100.
+    ///
+    /// It takes microseconds, whatever the expression.
     pub fn after(&self, at: Timestamp) -> Option<Timestamp> {
-        let at = utc(at)?.with_timezone(&self.zone);
-        let next = self.expression.schedule.after(&at).next()?;
-        u64::try_from(next.timestamp_millis()).ok().map(Timestamp::from_millis)
+        let seconds = i64::try_from(at.as_secs()).ok()?;
+        let next = wall::after(&self.expression, self.zone, seconds)?;
+        u64::try_from(next).ok()?.checked_mul(1000).map(Timestamp::from_millis)
     }
 
     /// `at` on the zone's clocks, as it stands in the names of runs: `20261122T020000`.
     pub fn stamp(&self, at: Timestamp) -> String {
-        utc(at)
-            .map_or_else(String::new, |at| at.with_timezone(&self.zone).format("%Y%m%dT%H%M%S").to_string())
+        self.local(at).map_or_else(String::new, |at| at.format("%Y%m%dT%H%M%S").to_string())
     }
-}
 
-fn utc(at: Timestamp) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp_millis(i64::try_from(at.as_millis()).ok()?)
+    /// `at` on the zone's clocks, for a person: `2026-11-22T02:00:00+08:00`.
+    pub fn shown(&self, at: Timestamp) -> String {
+        self.local(at).map_or_else(|| at.to_string(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, false))
+    }
+
+    fn local(&self, at: Timestamp) -> Option<DateTime<Tz>> {
+        let millis = i64::try_from(at.as_millis()).ok().filter(|millis| *millis <= LAST)?;
+        Some(DateTime::from_timestamp_millis(millis)?.with_timezone(&self.zone))
+    }
 }

@@ -162,7 +162,23 @@ pub(crate) fn rows(display: &str, data: &[u8]) -> Report {
     report
 }
 
-/// What is wrong with `expression` as the `cron` of a schedule, as a diagnostic of a file that is it.
+/// What is wrong with `expression` as the `cron` of a schedule, as a diagnostic of a file that is it. Its times come
+/// in their order.
 pub(crate) fn schedule(expression: &str) -> Option<Diagnostic> {
-    Calendar::parse(expression, chrono_tz::UTC).err().map(|why| Diagnostic::error("cron", 0, 0, why))
+    for zone in [chrono_tz::UTC, chrono_tz::Europe::Berlin, chrono_tz::Pacific::Apia] {
+        let calendar = match Calendar::parse(expression, zone) {
+            Ok(calendar) => calendar,
+            Err(why) => return Some(Diagnostic::error("cron", 0, 0, why)),
+        };
+        // In summer time, before a day that is left out, at the end of time.
+        for millis in [0, 1_325_200_000_000, 1_792_800_000_000, u64::MAX] {
+            let mut at = Timestamp::from_millis(millis);
+            for _ in 0..4 {
+                let Some(next) = calendar.after(at) else { break };
+                assert!(next > at, "{next} after {at}");
+                at = next;
+            }
+        }
+    }
+    None
 }
