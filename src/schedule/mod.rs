@@ -4,6 +4,7 @@
 //! [`intake`](crate::intake).
 
 mod cron;
+mod due;
 #[cfg(test)]
 mod tests;
 mod wall;
@@ -14,6 +15,8 @@ use chrono::{DateTime, SecondsFormat};
 use chrono_tz::Tz;
 
 use crate::domain::Timestamp;
+
+pub use self::due::{Look, Missed};
 
 /// Milliseconds of the last time that is written as a date: in the year 9999, in all zones.
 const LAST: i64 = 253_402_214_400_000;
