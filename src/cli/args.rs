@@ -7,7 +7,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Parser, Subcommand, value_parser};
 
+use super::Exit;
 use crate::simulate::{Fate, Faults, ImageForm, Latency, Mishaps, WhenFull};
+
+fn exit_codes() -> String {
+    let codes = Exit::ALL.map(|exit| format!("{} {}", exit.code(), exit.meaning()));
+    format!("Exit codes: {}.", codes.join(", "))
+}
 
 const CONFIG_HELP: &str = "The configuration file [default: $BATCHD_CONFIG, else batchd.toml here, in \
                            ~/.config/batchd or in /etc/batchd]";
@@ -17,9 +23,7 @@ const CONFIG_HELP: &str = "The configuration file [default: $BATCHD_CONFIG, else
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 1 some requests failed, 2 usage, 65 a spec was rejected, 69 daemon or \
-                  provider not reachable, 70 internal, 74 state I/O, 75 another daemon holds the root, 78 bad config, 130 \
-                  interrupted."
+    after_help = exit_codes()
 )]
 pub(super) struct Args {
     #[arg(long, global = true, value_name = "FILE", help = CONFIG_HELP)]
@@ -64,6 +68,12 @@ pub(super) enum Command {
     Simulate(Box<SimulateArgs>),
     /// Run an example of every kind of job against a stand-in server: no key, no network
     Demo(DemoArgs),
+    /// Print the configuration in force as TOML, or a sample with every key
+    Config(ConfigArgs),
+    /// Print what makes a shell complete batchd's commands
+    Completions(CompletionsArgs),
+    /// Print a page of the manual, or write all pages into a folder
+    Man(ManArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -394,12 +404,40 @@ pub(super) struct DemoArgs {
     pub(super) json: bool,
 }
 
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// Print a sample with every key, its default, its unit and its range instead
+    #[arg(long, conflicts_with = "json")]
+    pub(super) sample: bool,
+
+    /// Print the data as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// The command that the page is about, like `files get` [default: batchd itself]
+    #[arg(value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+
+    /// Write all pages into this folder, which is made if it is missing
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub(super) out_dir: Option<PathBuf>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::cli::Exit;
     use crate::cli::report::tests::batchd;
 
     #[test]

@@ -6,11 +6,14 @@
 mod args;
 mod check;
 mod client;
+mod completions;
+mod configuration;
 mod data_files;
 mod demo;
 mod download;
 mod files;
 mod list;
+mod man;
 mod models;
 mod prepare;
 mod prepare_output;
@@ -67,6 +70,19 @@ enum Exit {
 }
 
 impl Exit {
+    const ALL: [Self; 10] = [
+        Self::Done,
+        Self::SomeFailed,
+        Self::Usage,
+        Self::Rejected,
+        Self::Unreachable,
+        Self::Internal,
+        Self::StateIo,
+        Self::AlreadyRunning,
+        Self::BadConfig,
+        Self::Interrupted,
+    ];
+
     const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -79,6 +95,22 @@ impl Exit {
             Self::AlreadyRunning => 75,
             Self::BadConfig => 78,
             Self::Interrupted => 130,
+        }
+    }
+
+    /// As the help and the manual have it.
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::SomeFailed => "some requests failed",
+            Self::Usage => "usage",
+            Self::Rejected => "a spec was rejected",
+            Self::Unreachable => "daemon or provider not reachable",
+            Self::Internal => "internal",
+            Self::StateIo => "state I/O",
+            Self::AlreadyRunning => "another daemon holds the root",
+            Self::BadConfig => "bad config",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -150,6 +182,9 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Files(command) => files::run(command, config, printer),
         Command::Simulate(args) => simulate::run(*args, printer),
         Command::Demo(args) => demo::run(args, printer),
+        Command::Config(args) => configuration::run(args, config, printer),
+        Command::Completions(args) => completions::run(args, printer),
+        Command::Man(args) => man::run(&args, printer),
     }
 }
 

@@ -251,23 +251,27 @@ pub(super) mod tests {
         Usage: batchd [OPTIONS] <COMMAND>
 
         Commands:
-          run       Run the daemon in the foreground
-          check     Validate job specs and say what they would do; nothing is sent
-          submit    Place job specs into the watched folder; needs no daemon
-          list      Show the jobs of the running daemon
-          show      Show one job of the running daemon
-          watch     Follow a job until it is done, or all that are at work
-          cancel    End a job: what is in flight may finish, the rest is recorded as cancelled
-          pause     Send nothing more for a job until it is resumed
-          resume    End a job's pause, and try again now what a refused key or a used-up quota stopped
-          retry     Try a job's waiting requests again now, and go on with a job that is paused or held
-          rebuild   Rebuild the queue from the job folders, while no daemon runs
-          prepare   Make a training file for a fine-tune of pairs of prompts and completions, or check one
-          models    Show the models of a provider, or one of them
-          files     Look at, upload, download and delete files at a provider
-          simulate  Be a stand-in OpenAI-compatible server, to rehearse a job without paying
-          demo      Run an example of every kind of job against a stand-in server: no key, no network
-          help      Print this message or the help of the given subcommand(s)
+          run          Run the daemon in the foreground
+          check        Validate job specs and say what they would do; nothing is sent
+          submit       Place job specs into the watched folder; needs no daemon
+          list         Show the jobs of the running daemon
+          show         Show one job of the running daemon
+          watch        Follow a job until it is done, or all that are at work
+          cancel       End a job: what is in flight may finish, the rest is recorded as cancelled
+          pause        Send nothing more for a job until it is resumed
+          resume       End a job's pause, and try again now what a refused key or a used-up quota stopped
+          retry        Try a job's waiting requests again now, and go on with a job that is paused or held
+          rebuild      Rebuild the queue from the job folders, while no daemon runs
+          prepare      Make a training file for a fine-tune of pairs of prompts and completions, or check
+                       one
+          models       Show the models of a provider, or one of them
+          files        Look at, upload, download and delete files at a provider
+          simulate     Be a stand-in OpenAI-compatible server, to rehearse a job without paying
+          demo         Run an example of every kind of job against a stand-in server: no key, no network
+          config       Print the configuration in force as TOML, or a sample with every key
+          completions  Print what makes a shell complete batchd's commands
+          man          Print a page of the manual, or write all pages into a folder
+          help         Print this message or the help of the given subcommand(s)
 
         Options:
               --config <FILE>  The configuration file [default: $BATCHD_CONFIG, else batchd.toml here, in

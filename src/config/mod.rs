@@ -8,12 +8,15 @@ mod load;
 mod provider;
 mod schema;
 mod section;
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+mod shown;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono_tz::Tz;
 use secrecy::SecretString;
+use serde::Serialize;
 use url::Url;
 
 use crate::domain::{QueueName, RetryPolicy};
@@ -22,49 +25,66 @@ pub use crate::telemetry::Format as LogFormat;
 pub use load::{Keys, Loaded, journal_stream, load, sample};
 
 /// Everything that can be set, with relative paths made absolute and secrets read.
-#[derive(Clone, Debug)]
+///
+/// Serialised it is the file that sets it so, without the secrets: `batchd config` prints that.
+#[derive(Clone, Debug, Serialize)]
 pub struct Config {
     /// The folder with `jobs/`, `results/` and `state/`.
+    #[serde(serialize_with = "shown::path")]
     pub root: PathBuf,
     pub intake: Intake,
     /// At least one; the first is the default.
     pub providers: Vec<Provider>,
+    #[serde(serialize_with = "shown::retry")]
     pub retry: RetryPolicy,
     pub shutdown: Shutdown,
     pub log: Log,
     pub control: Control,
     pub storage: Storage,
     /// The machine's time zone: `$TZ`, else what the system is set to, else UTC.
+    #[serde(skip)]
     pub zone: Tz,
 }
 
 /// `[intake]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Intake {
     /// How often the jobs folder is looked through, whatever events say. Default 5s.
+    #[serde(serialize_with = "shown::duration")]
     pub rescan: Duration,
     /// How long a file's size and mtime must rest before it is read. Default 1s.
+    #[serde(serialize_with = "shown::duration")]
     pub settle: Duration,
     /// Folders beside the jobs folder from which specs may name data files. Default none.
+    #[serde(serialize_with = "shown::paths")]
     pub input_dirs: Vec<PathBuf>,
     /// Longest line of a JSONL file, in bytes. Default 16MiB.
+    #[serde(serialize_with = "shown::size")]
     pub max_line: u64,
 }
 
 /// `[[providers]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Provider {
     /// Letters, digits, `-`, `_`, `.`: it stands in queue names.
     pub name: String,
     /// Without a trailing slash; `/chat/completions` and the like are added to it.
+    #[serde(serialize_with = "shown::url")]
     pub base_url: Url,
     /// Read from `api_key_env` or `api_key_file`; none = no key is sent.
+    #[serde(skip)]
     pub api_key: Option<SecretString>,
+    /// Where it was, or would have been, read.
+    pub api_key_env: Option<String>,
+    #[serde(serialize_with = "shown::path_if_any")]
+    pub api_key_file: Option<PathBuf>,
     /// For one whole exchange. Default 10m: a shorter one buys answers twice.
+    #[serde(serialize_with = "shown::duration")]
     pub timeout: Duration,
     /// Bound over all queues of this provider. Default 256.
     pub concurrency: u32,
     /// Largest reply that is read, in bytes. Default 64MiB.
+    #[serde(serialize_with = "shown::size")]
     pub max_reply: u64,
     /// A parameter value that the API would refuse is an error, not a warning. Default false.
     pub strict: bool,
@@ -75,7 +95,7 @@ pub struct Provider {
 }
 
 /// Limits of one queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     pub concurrency: Concurrency,
     /// None = unlimited.
@@ -99,7 +119,7 @@ pub enum Concurrency {
 }
 
 /// `[[providers.models]]`: members given here replace those of the provider's limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelLimits {
     /// A model's name, or a glob like `gpt-4.1*`.
     pub name: String,
@@ -109,32 +129,36 @@ pub struct ModelLimits {
 }
 
 /// `[shutdown]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Shutdown {
     /// How long requests in flight may take to finish after SIGTERM. Default 30s.
+    #[serde(serialize_with = "shown::duration")]
     pub grace: Duration,
 }
 
 /// `[log]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter. Default `info`.
     pub level: String,
+    #[serde(serialize_with = "shown::format")]
     pub format: LogFormat,
 }
 
 /// `[control]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Control {
     /// The Unix socket that the commands speak to. Default `<root>/batchd.sock`.
+    #[serde(serialize_with = "shown::path")]
     pub socket: PathBuf,
 }
 
 /// `[storage]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Storage {
     /// So many bytes of the file system that `state/` is on stay free: below it nothing is sent. None = 1GiB, or a
     /// twentieth of the file system if that is less.
+    #[serde(serialize_with = "shown::size_if_any")]
     pub min_free: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! The keys of `[[providers]]`: their defaults and ranges, and where the key to each server is read from.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -61,6 +61,7 @@ pub(super) fn read_all(
 /// What holds when the file names no provider.
 fn default_provider(document: &Document<'_>, paths: &Paths<'_>, keys: &KeyReader<'_>) -> Provider {
     let mut provider = provider(document, Section::top(document, None), paths, keys);
+    provider.api_key_env = Some(OPENAI_KEY.to_owned());
     if keys.is_ignored() {
         return provider;
     }
@@ -85,7 +86,7 @@ fn provider(
 ) -> Provider {
     let name = provider_name(document, &mut section);
     let base_url = base_url(document, &mut section, &name);
-    let api_key = api_key(document, &mut section, paths, keys);
+    let key = api_key(document, &mut section, paths, keys);
     if let Some(base_url) = &base_url {
         let names_key = section.has("api_key_env") || section.has("api_key_file");
         push_key_warnings(document, &name, base_url, names_key);
@@ -93,7 +94,9 @@ fn provider(
     let provider = Provider {
         // Where it is wrong it has been reported, and stands for nothing.
         base_url: base_url.map_or_else(openai_url, |found| found.value),
-        api_key,
+        api_key: key.value,
+        api_key_env: key.variable,
+        api_key_file: key.file,
         timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
         concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
         max_reply: section.size("max_reply", 64 * MIB, KIB..=4 * GIB),
@@ -191,28 +194,38 @@ fn is_this_machine(url: &Url) -> bool {
     }
 }
 
+/// A provider's key, and where it is read from.
+#[derive(Default)]
+struct Key {
+    value: Option<SecretString>,
+    variable: Option<String>,
+    file: Option<PathBuf>,
+}
+
 fn api_key(
     document: &Document<'_>,
     section: &mut Section<'_>,
     paths: &Paths<'_>,
     keys: &KeyReader<'_>,
-) -> Option<SecretString> {
+) -> Key {
     let variable = section.text("api_key_env");
     let file = section.text("api_key_file");
     if let (Some(_), Some(file)) = (variable, file) {
         let message = "`api_key_env` and `api_key_file` are both set: the key can come from one";
         document.push(document.error(Some(file.at), message));
-        return None;
+        return Key::default();
     }
-    if keys.is_ignored() {
-        return None;
-    }
-    let (at, read) = match (variable, file) {
-        (Some(variable), _) => (variable.at, keys.read_variable(variable.value)),
-        (None, Some(file)) => (file.at, key_of_file(document, file, &paths.one(Some(file))?)),
-        (None, None) => return None,
+    let path = paths.one(file);
+    let read = match (variable, file, &path) {
+        _ if keys.is_ignored() => None,
+        (Some(variable), ..) => Some((variable.at, keys.read_variable(variable.value))),
+        (None, Some(file), Some(path)) => Some((file.at, key_of_file(document, file, path))),
+        (None, ..) => None,
     };
-    read.inspect_err(|message| document.push(document.error(Some(at), message.clone()))).ok()
+    let read = read.map(|(at, read)| {
+        read.inspect_err(|message| document.push(document.error(Some(at), message.clone()))).ok()
+    });
+    Key { value: read.flatten(), variable: variable.map(|found| found.value.to_owned()), file: path }
 }
 
 fn key_of_file(document: &Document<'_>, found: Found<&str>, path: &Path) -> Result<SecretString, String> {

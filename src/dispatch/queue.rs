@@ -465,6 +465,8 @@ mod tests {
                 name: "p".to_owned(),
                 base_url: url,
                 api_key: None,
+                api_key_env: None,
+                api_key_file: None,
                 timeout: settings.timeout,
                 concurrency: together,
                 max_reply: settings.max_reply,

@@ -23,6 +23,8 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         name: "p".to_owned(),
         base_url,
         api_key: None,
+        api_key_env: None,
+        api_key_file: None,
         timeout,
         concurrency: 256,
         max_reply: 1 << 20,

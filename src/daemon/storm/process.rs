@@ -98,6 +98,8 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         name: plan.name.to_owned(),
         base_url,
         api_key: None,
+        api_key_env: None,
+        api_key_file: None,
         timeout: TIMEOUT,
         concurrency: plan.bound,
         max_reply: settings.max_reply,
