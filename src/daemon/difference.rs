@@ -109,6 +109,8 @@ impl Difference {
             name,
             base_url: _,
             api_key,
+            api_key_env,
+            api_key_file,
             timeout,
             concurrency,
             max_reply,
@@ -117,6 +119,8 @@ impl Difference {
             models,
         } = new;
         let key = |key: &str| format!("{} {key}", header(&name));
+        // Where it comes from is no news by itself.
+        (held.api_key_env, held.api_key_file) = (api_key_env, api_key_file);
         if secret(held.api_key.as_ref()) != secret(api_key.as_ref()) {
             held.api_key = api_key;
             self.applied.push(key("api_key"));
