@@ -104,6 +104,9 @@ mod tests {
         [control]
         socket = "DIR/batchd-data/batchd.sock"
 
+        [http]
+        hosts = []
+
         [storage]
         min_free = "1536MiB"
         "#);

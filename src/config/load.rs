@@ -332,7 +332,7 @@ mod tests {
         let report = Scene::new(
             "x = 1\n[intake]\nx = 1\n[[providers]]\nx = 1\n[providers.limits]\nx = 1\n\
              [[providers.models]]\nname = \"m\"\nx = 1\n[retry]\nx = 1\n[shutdown]\nx = 1\n[log]\nx = 1\n\
-             [control]\nx = 1\n[storage]\nx = 1\n",
+             [control]\nx = 1\n[http]\nx = 1\n[storage]\nx = 1\n",
         )
         .load()
         .unwrap_err();
@@ -343,13 +343,14 @@ mod tests {
                 let named = sample().lines().any(|line| {
                     line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} ="))
                         || line.contains(&format!("[{key}]"))
+                        || line.contains(&format!("with `{key}`"))
                         || line.contains(&format!(".{key}]"))
                 });
                 assert!(named, "`{key}` is not in the sample");
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (10, 37));
+        assert_eq!((report.errors(), keys), (11, 43));
     }
 
     #[test]
@@ -533,6 +534,51 @@ mod tests {
         fs::remove_file(scene.path("batchd.toml")).unwrap();
         symlink("nowhere", scene.path("batchd.toml")).unwrap();
         assert!(scene.said().starts_with("batchd.toml: error: can't be opened"), "{}", scene.said());
+    }
+
+    #[test]
+    fn metrics_open_to_others_need_a_token() {
+        use secrecy::ExposeSecret;
+
+        let said = |text: &str| Scene::new(text).said();
+        for open in ["0.0.0.0:9464", "[::]:0", "10.1.2.3:80"] {
+            let said = said(&format!("[http]\nlisten = \"{open}\"\n"));
+            assert!(
+                said.starts_with(&format!("batchd.toml:2:10: error: `{open}` is open to other")),
+                "{said}"
+            );
+            assert!(said.contains("set `token_file` or `token_env`"), "{said}");
+        }
+        for own in ["127.0.0.1:9464", "127.9.9.9:0", "[::1]:9464"] {
+            assert_eq!(said(&format!("[http]\nlisten = \"{own}\"\n")), "");
+        }
+        let scene =
+            Scene::new("[http]\nlisten = \"0.0.0.0:1\"\ntoken_file = \"token\"\nhosts = [\"M.Example.\"]\n");
+        scene.write("token", "t-CANARY\n");
+        let http = scene.load().unwrap().config.http;
+        assert_eq!(http.token.as_ref().map(ExposeSecret::expose_secret), Some("t-CANARY"));
+        assert_eq!(http.hosts, ["m.example"]);
+        assert!(!format!("{http:?}").contains("CANARY"));
+        let http = scene.load_with(None, Keys::Ignored).unwrap().config.http;
+        assert!(http.listen.is_some() && http.token.is_none());
+    }
+
+    #[test]
+    fn problems_of_http_and_of_the_group_are_named() {
+        let scene = Scene::new(
+            "[control]\ngroup = \"a:b\"\n[http]\nlisten = \"localhost\"\ntoken = \"t-CANARY\"\n\
+             token_env = \"NONE\"\nhosts = [\"http://x\", \"*\", \"ok\", \"::1\", \"a:80\"]\n",
+        );
+        insta::assert_snapshot!(scene.said(), @r#"
+        batchd.toml:2:9: error: expected the name of a group, found `a:b`
+        batchd.toml:4:10: error: `listen` must be an IP address and a port, like `127.0.0.1:9464` or `[::1]:9464`, found `localhost`
+        batchd.toml:5:1: error: unknown key `token` in `[http]`
+          hint: a token doesn't belong into this file: name the environment variable that holds it in `token_env`, or a file in `token_file`
+        batchd.toml:6:13: error: the environment variable `NONE` is not set
+        batchd.toml:7:10: error: `hosts` must be names like `metrics.example.org`, without `http://`, port or `*`, found `http://x`
+        batchd.toml:7:22: error: `hosts` must be names like `metrics.example.org`, without `http://`, port or `*`, found `*`
+        batchd.toml:7:40: error: `hosts` must be names like `metrics.example.org`, without `http://`, port or `*`, found `a:80`
+        "#);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod http;
 mod load;
 mod provider;
 mod schema;
@@ -11,6 +12,7 @@ mod section;
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
 mod shown;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +42,7 @@ pub struct Config {
     pub shutdown: Shutdown,
     pub log: Log,
     pub control: Control,
+    pub http: Http,
     pub storage: Storage,
     /// The machine's time zone: `$TZ`, else what the system is set to, else UTC.
     #[serde(skip)]
@@ -151,6 +154,24 @@ pub struct Control {
     /// The Unix socket that the commands speak to. Default `<root>/batchd.sock`.
     #[serde(serialize_with = "shown::path")]
     pub socket: PathBuf,
+    /// The group whose members may speak to it, too. None = only its owner.
+    pub group: Option<String>,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Http {
+    /// Where health and metrics are to be had over TCP. None = nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Read from `token_env` or `token_file`: what `/metrics` asks for over TCP. None = nothing.
+    #[serde(skip)]
+    pub token: Option<SecretString>,
+    /// Where it was, or would have been, read.
+    pub token_env: Option<String>,
+    #[serde(serialize_with = "shown::path_if_any")]
+    pub token_file: Option<PathBuf>,
+    /// Names, in lower case, by which it may be asked beside this machine's own.
+    pub hosts: Vec<String>,
 }
 
 /// `[storage]`

@@ -86,7 +86,7 @@ fn provider(
 ) -> Provider {
     let name = provider_name(document, &mut section);
     let base_url = base_url(document, &mut section, &name);
-    let key = api_key(document, &mut section, paths, keys);
+    let key = secret(document, &mut section, ["api_key_env", "api_key_file"], paths, keys);
     if let Some(base_url) = &base_url {
         let names_key = section.has("api_key_env") || section.has("api_key_file");
         push_key_warnings(document, &name, base_url, names_key);
@@ -194,26 +194,28 @@ fn is_this_machine(url: &Url) -> bool {
     }
 }
 
-/// A provider's key, and where it is read from.
+/// A secret, and where it is read from.
 #[derive(Default)]
-struct Key {
-    value: Option<SecretString>,
-    variable: Option<String>,
-    file: Option<PathBuf>,
+pub(super) struct Secret {
+    pub(super) value: Option<SecretString>,
+    pub(super) variable: Option<String>,
+    pub(super) file: Option<PathBuf>,
 }
 
-fn api_key(
+/// What `in_variable` or `in_file` names: two keys of the section, of which at most one may be there.
+pub(super) fn secret(
     document: &Document<'_>,
     section: &mut Section<'_>,
+    [in_variable, in_file]: [&'static str; 2],
     paths: &Paths<'_>,
     keys: &KeyReader<'_>,
-) -> Key {
-    let variable = section.text("api_key_env");
-    let file = section.text("api_key_file");
+) -> Secret {
+    let variable = section.text(in_variable);
+    let file = section.text(in_file);
     if let (Some(_), Some(file)) = (variable, file) {
-        let message = "`api_key_env` and `api_key_file` are both set: the key can come from one";
+        let message = format!("`{in_variable}` and `{in_file}` are both set: the key can come from one");
         document.push(document.error(Some(file.at), message));
-        return Key::default();
+        return Secret::default();
     }
     let path = paths.one(file);
     let read = match (variable, file, &path) {
@@ -225,7 +227,7 @@ fn api_key(
     let read = read.map(|(at, read)| {
         read.inspect_err(|message| document.push(document.error(Some(at), message.clone()))).ok()
     });
-    Key { value: read.flatten(), variable: variable.map(|found| found.value.to_owned()), file: path }
+    Secret { value: read.flatten(), variable: variable.map(|found| found.value.to_owned()), file: path }
 }
 
 fn key_of_file(document: &Document<'_>, found: Found<&str>, path: &Path) -> Result<SecretString, String> {

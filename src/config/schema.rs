@@ -1,5 +1,5 @@
 //! Every key of the configuration: its default, its range, and what else must be true of it
-//! ([`provider`] has those of `[[providers]]`).
+//! ([`provider`] and [`http`] have those of `[[providers]]` and `[http]`).
 //!
 //! `config/batchd.toml` says the same to people; a test holds the two together.
 
@@ -9,8 +9,8 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::load::KeyReader;
-use super::provider;
 use super::section::{Document, Found, Section};
+use super::{http, provider};
 use crate::config::{Config, Control, Intake, Log, LogFormat, Shutdown, Storage};
 use crate::diag::printable;
 use crate::domain::RetryPolicy;
@@ -43,6 +43,7 @@ pub(super) fn read<'a>(
         shutdown: shutdown(&mut top),
         log: log(document, &mut top),
         control: control(document, &mut top, &paths, &root),
+        http: http::read(document, &mut top, &paths, keys),
         storage: storage(&mut top),
         zone: keys.zone(),
         root,
@@ -144,8 +145,19 @@ fn control(document: &Document<'_>, top: &mut Section<'_>, paths: &Paths<'_>, ro
         let hint = "set `[control] socket` to a shorter path";
         document.push(document.error(at, message).hint(hint));
     }
+    let group = section.text("group");
+    if let Some(group) = group.filter(|group| !is_group_name(group.value)) {
+        let message = format!("expected the name of a group, found `{}`", printable(group.value));
+        document.push(document.error(Some(group.at), message));
+    }
     section.finish(|_| None);
-    Control { socket }
+    Control { socket, group: group.map(|group| group.value.to_owned()) }
+}
+
+/// Whether the system may have a group of this name; whether it has one shows when the socket is made.
+fn is_group_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | ','))
 }
 
 fn storage(top: &mut Section<'_>) -> Storage {

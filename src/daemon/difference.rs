@@ -24,7 +24,7 @@ pub(super) struct Difference {
 /// Takes over into `running` what of `new` can hold at once.
 pub(super) fn take_over(running: &mut Config, new: Config) -> Difference {
     let mut found = Difference::default();
-    let Config { root, intake, providers, retry, shutdown, log, control, storage, zone } = new;
+    let Config { root, intake, providers, retry, shutdown, log, control, http, storage, zone } = new;
 
     let config::Intake { rescan, settle, input_dirs, max_line } = intake;
     let held = &mut running.intake;
@@ -49,11 +49,20 @@ pub(super) fn take_over(running: &mut Config, new: Config) -> Difference {
     found.fixed("[log] format", &running.log.format, &format);
 
     found.fixed("root", &running.root, &root);
-    let config::Control { socket } = control;
+    let config::Control { socket, group } = control;
     // Where it isn't written it moves with the root.
     let [held, socket] = [(&running.control.socket, &running.root), (&socket, &root)]
         .map(|(socket, root)| socket.strip_prefix(root).unwrap_or(socket));
     found.fixed("[control] socket", held, socket);
+
+    found.fixed("[control] group", &running.control.group, &group);
+
+    // Where the token comes from is no news by itself.
+    let config::Http { listen, token, token_env: _, token_file: _, hosts } = http;
+    let held = &running.http;
+    found.fixed("[http] listen", &held.listen, &listen);
+    found.fixed("[http] token", &secret(held.token.as_ref()), &secret(token.as_ref()));
+    found.fixed("[http] hosts", &held.hosts, &hosts);
 
     let config::Storage { min_free } = storage;
     found.fixed("[storage] min_free", &running.storage.min_free, &min_free);
@@ -159,7 +168,7 @@ mod tests {
     use crate::config::Keys;
 
     /// What a reload can't do, as `table.key` and, for tables of which there may be more, with their number.
-    const NEEDS_RESTART: [&str; 8] = [
+    const NEEDS_RESTART: [&str; 12] = [
         "root",
         "providers.0.name",
         "providers.0.base_url",
@@ -167,6 +176,10 @@ mod tests {
         "providers.1.base_url",
         "log.format",
         "control.socket",
+        "control.group",
+        "http.listen",
+        "http.token_file",
+        "http.hosts",
         "storage.min_free",
     ];
 
@@ -199,6 +212,7 @@ mod tests {
             provider.remove("api_key_env");
             provider.insert("api_key_file".to_owned(), key.into());
         }
+        table["http"].as_table_mut().unwrap().insert("token_file".to_owned(), "c".into());
         table
     }
 
@@ -208,6 +222,8 @@ mod tests {
         match (key, value) {
             ("base_url", _) => "http://127.0.0.1:9/v1".into(),
             ("api_key_file", _) => "c".into(),
+            ("token_file", _) => "a".into(),
+            ("listen", _) => "127.0.0.1:9465".into(),
             ("level", _) => "debug".into(),
             ("format", _) => "json".into(),
             ("concurrency", Value::String(_)) => 5.into(),
@@ -279,6 +295,7 @@ mod tests {
             let leaf = match leaf {
                 "name" if !path.contains("models") => "added",
                 "api_key_file" => "api_key",
+                "token_file" => "token",
                 _ if path.contains("models") => "models",
                 leaf => leaf,
             };
