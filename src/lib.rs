@@ -28,7 +28,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`bell`], [`pulse`], [`fault`], [`disk`], [`reading`], [`training`], [`schedule`] |
+//! | words, decisions, doors | [`domain`], [`diag`], [`clock`], [`telemetry`], [`metrics`], [`bell`], [`pulse`], [`fault`], [`disk`], [`reading`], [`training`], [`schedule`] |
 //! | edges, one outside thing each | [`config`], [`spec`], [`store`], [`provider`], [`control`] |
 //! | workers, which meet only in the store or over a handle | [`intake`], [`dispatch`], [`output`], [`upkeep`] |
 //! | assembly | [`http`], [`simulate`], [`daemon`] |
@@ -84,6 +84,7 @@ pub mod fault;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod intake;
+pub mod metrics;
 pub mod output;
 pub mod provider;
 pub mod pulse;

@@ -12,6 +12,7 @@ const ORDER: [&str; 25] = [
     "diag",
     "clock",
     "telemetry",
+    "metrics",
     "bell",
     "pulse",
     "fault",
