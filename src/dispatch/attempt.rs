@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -20,6 +21,7 @@ use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
 use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
+use crate::metrics::{AttemptEnd, QueueMeter, Settled};
 use crate::provider::{Provider, Reply, Usage};
 use crate::store::{Lease, Store};
 
@@ -29,6 +31,7 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn Store>,
     pub(super) provider: Provider,
     pub(super) clock: Clock,
+    pub(super) meter: QueueMeter,
     /// Closes for a refused key or a used-up quota: for all queues of the provider.
     pub(super) provider_gate: Arc<Gate>,
     /// Closes for a model that has gone: for this queue alone.
@@ -96,6 +99,8 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         Err(error) => return Err(error.into()),
     }
     let given_up = parts.endings.of(lease.request.job);
+    let in_flight = parts.meter.in_flight();
+    let sent_at = Instant::now();
     let call = async {
         fault::point("dispatch-calling");
         parts.provider.call(&request).await
@@ -105,11 +110,13 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         called = AssertUnwindSafe(call).catch_unwind() => called,
         () = given_up.cancelled() => {
             tracing::warn!(request = %lease.request, "given up in flight: its job ends, and the grace is over");
+            parts.meter.ended(AttemptEnd::Abandoned);
             // The job records it at its end, with all the others that were not answered.
             parts.store.settle(lease, Settlement::Release).await?;
             return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
         }
     };
+    drop(in_flight);
     fault::point("dispatch-answered");
     let now = parts.clock.now();
     let Ok(Reply { outcome, usage, .. }) = called else {
@@ -118,9 +125,16 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         let message = "batchd failed while it handled this request; please report it".to_owned();
         let error = Some(RecordError { code: "internal_error".to_owned(), message });
         let record = Record { request: request_id, custom_id: request.custom_id, response: None, error };
-        parts.store.settle(lease, Settlement::Discard(record)).await?;
+        parts.meter.ended(AttemptEnd::Failed);
+        parts.settle(lease, Settlement::Discard(record)).await?;
         return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
     };
+    if matches!(outcome, Outcome::Answered(_)) {
+        parts.meter.answered_in(sent_at.elapsed());
+    }
+    if let Some(usage) = usage {
+        parts.meter.used(usage.input_tokens, usage.output_tokens);
+    }
     let kind = parts.notice(&outcome, &inside, now);
     log(&lease, &request, &outcome);
     let history = History {
@@ -130,15 +144,30 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         model_has_answered: parts.has_answered.load(Ordering::Relaxed),
     };
     let settlement = decide(outcome, history, &policy, now, dice);
-    parts.store.settle(lease, settlement).await?;
+    parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
     drop(inside);
     Ok(Ended { kind, estimate, usage, exchanges: 1 })
 }
 
 impl Parts {
-    /// Opens and closes gates by what was seen.
+    /// Settles what an attempt leaves, and counts what has ended.
+    pub(super) async fn settle(&self, lease: Lease, settlement: Settlement) -> Result<()> {
+        let ended = match settlement {
+            Settlement::Complete(_) => Some(Settled::Completed),
+            Settlement::Discard(_) => Some(Settled::Failed),
+            Settlement::Retry { .. } | Settlement::Snooze { .. } | Settlement::Release => None,
+        };
+        self.store.settle(lease, settlement).await?;
+        if let Some(ended) = ended {
+            self.meter.settled(ended);
+        }
+        Ok(())
+    }
+
+    /// Counts what was seen, and opens and closes gates by it.
     pub(super) fn notice(&self, outcome: &Outcome, inside: &[Inside; 2], now: Timestamp) -> EndedKind {
+        self.meter.saw(outcome, now);
         match outcome {
             Outcome::Answered(_) => {
                 self.has_answered.store(true, Ordering::Relaxed);
@@ -172,7 +201,7 @@ impl Parts {
                 let status = blocked.response.status_code;
                 let message = format!("{status}: {}", blocked.message);
                 let pause = QueuePause { reason: blocked.reason, message, since: now };
-                if place.refused(pause, blocked.retry_after, tokio::time::Instant::now()) {
+                if place.refused(pause, blocked.retry_after, Instant::now()) {
                     tracing::error!(
                         provider = self.provider.name(),
                         reason = blocked.reason.as_str(),

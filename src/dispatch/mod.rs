@@ -36,6 +36,7 @@ use crate::clock::{Clock, Seed};
 use crate::config;
 use crate::control::{Board, QueuePause};
 use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName, RetryPolicy};
+use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::store::Store;
 
@@ -92,6 +93,7 @@ pub struct Fleet {
     board: Board,
     clock: Clock,
     seed: Seed,
+    metrics: Metrics,
     endings: Arc<Endings>,
     running: JoinSet<(QueueName, Result<()>)>,
     queues: BTreeSet<QueueName>,
@@ -109,6 +111,7 @@ impl Fleet {
             board,
             clock,
             seed,
+            metrics: Metrics::default(),
             endings: Arc::default(),
             running: JoinSet::new(),
             queues: BTreeSet::new(),
@@ -119,6 +122,12 @@ impl Fleet {
 
     pub fn handle(&self) -> Handle {
         self.live.clone()
+    }
+
+    /// Counts there what happens.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Runs until `stop` and then until what is in flight has ended, also after an error.
@@ -223,6 +232,7 @@ impl Fleet {
             store: Arc::clone(&self.store),
             provider: settings.provider.clone(),
             clock: self.clock.clone(),
+            meter: self.metrics.queue(queue),
             provider_gate: Arc::clone(gate),
             model_gate: Gate::new(usize::MAX),
             live: self.live.clone(),

@@ -90,7 +90,7 @@ impl Dispatcher {
                 Said::Unsendable { custom_id, error } => {
                     let error = Some(error);
                     let record = Record { request: lease.request, custom_id, response: None, error };
-                    self.parts.store.settle(lease, Settlement::Discard(record)).await?;
+                    self.parts.settle(lease, Settlement::Discard(record)).await?;
                 }
             }
         }
@@ -146,7 +146,7 @@ impl Dispatcher {
             }
             Err(error) => return Err(error.into()),
         };
-        self.parts.store.settle(lease, settlement).await?;
+        self.parts.settle(lease, settlement).await?;
         Ok(())
     }
 }

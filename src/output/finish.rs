@@ -124,6 +124,11 @@ impl Publication {
 }
 
 impl Prepared {
+    /// Requests that have got their one line only here.
+    pub(super) const fn unanswered(&self) -> u32 {
+        self.tally.unanswered
+    }
+
     /// Gives everything its name, the summary last. Blocks.
     pub(super) fn finish(self) -> Result<Summary, Error> {
         let Self { publication, output, errors, tally } = self;
@@ -240,6 +245,7 @@ impl<'p> Lines<'p> {
 
     fn put_unanswered(&mut self, index: u32, damaged: u64) -> Result<(), Error> {
         let record = self.publication.unanswered(index, damaged)?;
+        self.tally.unanswered += 1;
         self.put_failure(&record.to_line())
     }
 

@@ -45,6 +45,7 @@ use tracing::info;
 use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus};
 use crate::fault;
+use crate::metrics::{Metrics, Settled};
 use crate::store::folder::JobFolder;
 use crate::store::{self, Store};
 
@@ -126,6 +127,7 @@ struct Parts {
     artefacts: Arc<BTreeMap<String, Arc<dyn Artefacts>>>,
     gathering: Arc<Semaphore>,
     clock: Clock,
+    metrics: Metrics,
 }
 
 impl Output {
@@ -141,7 +143,15 @@ impl Output {
         let downloads = Arc::new(Downloads::new(downloads, settings.image_bytes_max));
         let (settings, artefacts) = (Arc::new(settings), Arc::new(artefacts));
         let gathering = Arc::new(Semaphore::new(GATHERINGS));
-        Self { parts: Parts { settings, store, downloads, artefacts, gathering, clock } }
+        let metrics = Metrics::default();
+        Self { parts: Parts { settings, store, downloads, artefacts, gathering, clock, metrics } }
+    }
+
+    /// Counts there how jobs end.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.parts.metrics = metrics;
+        self
     }
 
     /// Works until `stop`; what is then half done is done at the next start. Ends early only if the store fails.
@@ -218,12 +228,34 @@ impl Parts {
         if end == JobStatus::Completed {
             self.store.set_status(id, JobStatus::Finalizing, now).await.map_err(Error::Store)?;
         }
+        let unanswered = prepared.unanswered();
         let summary = blocking(move || prepared.finish()).await?;
-        self.store.set_status(id, end, now).await.map_err(Error::Store)?;
+        self.store.set_status(id, end.clone(), now).await.map_err(Error::Store)?;
         fault::point("output-status-set");
+        self.count(&end, unanswered);
         let Summary { name, status, counts, .. } = summary;
         info!(job = %id, name, status, completed = counts.completed, failed = counts.failed, "results are published");
         Ok(())
+    }
+}
+
+impl Parts {
+    /// Counts a job that has ended, and its requests that got their line only now.
+    fn count(&self, end: &JobStatus, unanswered: u32) {
+        self.metrics.job_ended(end);
+        match end {
+            JobStatus::Cancelled => self.metrics.settled(Settled::Cancelled, unanswered),
+            JobStatus::Expired => self.metrics.settled(Settled::Expired, unanswered),
+            // Each was counted when it was settled.
+            JobStatus::Completed
+            | JobStatus::Failed { .. }
+            | JobStatus::InProgress
+            | JobStatus::Paused { .. }
+            | JobStatus::Held { .. }
+            | JobStatus::Cancelling
+            | JobStatus::Expiring
+            | JobStatus::Finalizing => {}
+        }
     }
 }
 

@@ -98,6 +98,8 @@ pub(super) struct Tally {
     pub(super) images: ImageCounts,
     /// Lines of the journal for a request that had one already.
     pub(super) duplicates: u64,
+    /// Requests without a record.
+    pub(super) unanswered: u32,
 }
 
 impl Summary {

@@ -39,6 +39,7 @@ use crate::dispatch::gate::Inside;
 use crate::domain::tuning::{Progress, Step, Thing, Wish};
 use crate::domain::{Failure, FineTune, JobStatus, Outcome, RequestId, RetryPolicy, Settlement};
 use crate::fault;
+use crate::metrics::AttemptEnd;
 use crate::provider::Called;
 use crate::store::Lease;
 
@@ -119,7 +120,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Resu
         parts.watches.put(lease.request, watch);
     }
     let kind = if kind == EndedKind::Served && !has_ended { EndedKind::Waiting } else { kind };
-    parts.store.settle(lease, settlement).await?;
+    parts.settle(lease, settlement).await?;
     fault::point("tuning-settled");
     Ok(Ended { kind, estimate, usage: None, exchanges })
 }
@@ -186,6 +187,7 @@ impl Attempt<'_> {
     /// given up. A panic is as a lost reply: it must not end what may be paid for.
     async fn ask<T>(&mut self, call: impl Future<Output = Called<T>> + Send) -> Result<T, Missing> {
         self.exchanges += 1;
+        let _in_flight = self.parts.meter.in_flight();
         let is_to_end = self.is_to_end();
         let given_up =
             async { if is_to_end { std::future::pending().await } else { self.given_up.cancelled().await } };
@@ -194,12 +196,14 @@ impl Attempt<'_> {
             called = Box::pin(AssertUnwindSafe(call).catch_unwind()) => called,
             () = given_up => {
                 tracing::warn!(request = %self.id, "given up in flight: its job ends, and the grace is over");
+                self.parts.meter.ended(AttemptEnd::Abandoned);
                 return Err(Missing::GivenUp);
             }
         };
         let outcome = match called {
             Ok(Ok(answer)) => {
                 self.inside.iter().for_each(Inside::passed);
+                self.parts.meter.ended(AttemptEnd::Answered);
                 self.kind = EndedKind::Served;
                 return Ok(answer);
             }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::metrics::Metrics;
 use crate::store::Result;
 use crate::store::embedded::{EmbeddedStore, start};
 use crate::store::folder::make_private_dir;
@@ -13,6 +14,7 @@ use crate::store::lock::Lock;
 pub struct Claimed {
     pub(super) state: PathBuf,
     pub(super) lock: Arc<Lock>,
+    pub(super) metrics: Metrics,
 }
 
 impl Claimed {
@@ -20,7 +22,13 @@ impl Claimed {
     pub fn take(state: &Path) -> Result<Self> {
         make_private_dir(&state.join("jobs"))?;
         let lock = Arc::new(Lock::take(state)?);
-        Ok(Self { state: state.to_owned(), lock })
+        Ok(Self { state: state.to_owned(), lock, metrics: Metrics::default() })
+    }
+
+    /// Notes there what the store's commits take.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Opens the store as [`EmbeddedStore::open`] does. `min_free` bytes of the disk stay free; without it, a part of

@@ -165,6 +165,7 @@ fn thread(index: Index, world: &World) -> IndexThread {
         progress: Bell::default(),
         closed: OnceLock::new(),
         is_stopping: AtomicBool::new(false),
+        metrics: crate::metrics::Metrics::default(),
     };
     IndexThread::new(Arc::new(shared), index)
 }

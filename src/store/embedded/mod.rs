@@ -125,6 +125,7 @@ impl EmbeddedStore {
             progress: Bell::default(),
             closed: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
+            metrics: claimed.metrics.clone(),
         });
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let (notes, mut note_queue) = mpsc::channel(UNSYNCED_MAX);

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::domain::JobId;
 use crate::fault;
@@ -67,11 +68,15 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
             next = if batch.len() < SYNC_MAX && closing.is_none() { notes.try_recv().ok() } else { None };
         }
         fault::point("store-journal-syncing");
+        let began = Instant::now();
         if let Err(error) = jobs.values().try_for_each(|files| sync_job(shared, files)) {
             // What they held does not count, and nothing goes on.
             tracing::error!(error = %error, "a journal can't be made durable; nothing more is sent");
             shared.close(&error.to_string());
             return;
+        }
+        if !jobs.is_empty() {
+            shared.metrics.committed(began.elapsed());
         }
         fault::point("store-journal-synced");
         let settled = std::mem::take(&mut batch);

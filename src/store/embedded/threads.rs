@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use crate::bell::Bell;
 use crate::domain::{Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::fault;
+use crate::metrics::Metrics;
 use crate::store::embedded::entry::Entry;
 use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::{Index, Settled};
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) closed: OnceLock<String>,
     /// It is about to be closed: nothing is tried again for ever any more.
     pub(super) is_stopping: AtomicBool,
+    pub(super) metrics: Metrics,
 }
 
 impl Shared {
