@@ -91,7 +91,9 @@ impl Client {
 /// What a person can do about a socket on which nobody answers.
 fn remedy(root: &(dyn Error + 'static)) -> &'static str {
     match root.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::PermissionDenied) => "only the user who runs the daemon may speak to it",
+        Some(io::ErrorKind::PermissionDenied) => {
+            "only the user who runs the daemon, and the group of `[control] group`, may speak to it"
+        }
         _ => "start one with `batchd run`, or name its configuration with `--config`",
     }
 }
@@ -109,6 +111,7 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
         .map_or_else(|_| format!("the daemon answered {status}"), |refusal| refusal.error.message);
     let exit = match status {
         StatusCode::NOT_FOUND => Exit::Usage,
+        StatusCode::FORBIDDEN => Exit::Unreachable,
         StatusCode::CONFLICT => Exit::SomeFailed,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => Exit::StateIo,
         _ => Exit::Internal,
@@ -132,6 +135,7 @@ pub(super) mod tests {
     use crate::control::tests::{Jobs, control};
     use crate::domain::{JobStatus, PauseReason};
     use crate::http;
+    use crate::http::vitals::tests::vitals;
 
     /// A root, its configuration, and something that answers commands about `jobs` as a daemon would.
     pub(in crate::cli) struct Daemon {
@@ -159,9 +163,9 @@ pub(super) mod tests {
             let serve = move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let listener = http::bind(&path).unwrap();
+                    let listener = http::bind(&path, None).unwrap();
                     ready.send(()).unwrap();
-                    http::serve(listener, control(&jobs), stop).await.unwrap();
+                    http::serve(listener, control(&jobs), vitals(&jobs), stop).await;
                 });
             };
             daemon.thread = Some(Builder::new().name("daemon".to_owned()).spawn(serve).unwrap());
@@ -276,7 +280,10 @@ pub(super) mod tests {
     #[test]
     fn hint_on_a_silent_socket_fits_why_it_is_silent() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert_eq!(remedy(&denied), "only the user who runs the daemon may speak to it");
+        assert_eq!(
+            remedy(&denied),
+            "only the user who runs the daemon, and the group of `[control] group`, may speak to it"
+        );
         let missing = io::Error::from(io::ErrorKind::NotFound);
         assert!(remedy(&missing).starts_with("start one with `batchd run`"));
     }

@@ -32,21 +32,12 @@ pub struct QueuePause {
     pub since: Timestamp,
 }
 
-/// How the last reload of the configuration went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reload {
-    pub at: Timestamp,
-    /// False: the file was wrong, and nothing of it holds.
-    pub is_good: bool,
-}
-
 /// Which queues are paused, and the bell that ends their pauses early. Shared by all workers.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     pauses: Arc<Mutex<BTreeMap<QueueName, QueuePause>>>,
     changed: Bell,
     resumed: Bell,
-    reload: Arc<Mutex<Option<Reload>>>,
 }
 
 impl Board {
@@ -83,16 +74,6 @@ impl Board {
     /// Ticks at every [`Board::resume`].
     pub fn resumed(&self) -> Listener {
         self.resumed.listen()
-    }
-
-    /// Notes how a reload went.
-    pub fn reloaded(&self, reload: Reload) {
-        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
-    }
-
-    /// None: there was no reload since the start.
-    pub fn last_reload(&self) -> Option<Reload> {
-        *self.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<QueueName, QueuePause>> {
@@ -454,6 +435,11 @@ pub(crate) mod tests {
             done(self.close());
         }
 
+        /// From now on the disk has no room, for this reason.
+        pub(crate) fn fill(&self, why: &str) {
+            *self.shortage.lock().unwrap() = Some(why.to_owned());
+        }
+
         /// Whether a waiting request is due at once.
         fn is_due(&self, job: JobId) -> bool {
             let state = done(self.job(job));
@@ -740,7 +726,7 @@ pub(crate) mod tests {
         for (name, status) in [("runs", JobStatus::InProgress), ("by-me", paused()), ("held", held())] {
             jobs.add(name, status);
         }
-        *jobs.shortage.lock().unwrap() = Some("1 MiB is free".to_owned());
+        jobs.fill("1 MiB is free");
         let seen = control(&jobs).list().await.unwrap();
         let seen: Vec<_> = seen.iter().map(|job| (job.status.as_str(), job.reason.as_deref())).collect();
         let held = ("held", Some("its journal is damaged"));

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::net::UnixListener;
-
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
 use crate::control::{Board, Control};
 use crate::dispatch::{self, Fleet, ProviderSettings};
+use crate::http::{self, Health, Port, Socket, Vitals};
 use crate::intake::{self, Intake};
+use crate::metrics::Metrics;
 use crate::output::{self, Artefacts, Download, Output};
 use crate::provider::{self, Catalogue, HttpTransport, Provider, Transport};
 use crate::spec;
@@ -24,7 +24,9 @@ pub(super) struct Workers {
     pub(super) output: Output,
     pub(super) upkeep: Upkeep,
     pub(super) control: Control,
-    pub(super) listener: UnixListener,
+    pub(super) socket: Socket,
+    pub(super) port: Option<Port>,
+    pub(super) vitals: Vitals,
     pub(super) board: Board,
 }
 
@@ -34,14 +36,13 @@ pub(super) fn workers(
     store: Arc<dyn Store>,
     clock: Clock,
     seed: Seed,
+    metrics: &Metrics,
 ) -> Result<Workers, String> {
     let transport: Arc<dyn Transport> = Arc::new(HttpTransport::new().map_err(|error| error.to_string())?);
     let providers: Vec<(Provider, &config::Provider)> =
         config.providers.iter().map(|p| (provider(p, Arc::clone(&transport)), p)).collect();
     let board = Board::default();
-    let socket = &config.control.socket;
-    let listener =
-        crate::http::bind(socket).map_err(|error| format!("listen on {}: {error}", socket.display()))?;
+    let (socket, port) = (listen(&config.control)?, open_port(&config.http)?);
     let downloads: BTreeMap<String, Arc<dyn Download>> = providers
         .iter()
         .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Download>))
@@ -65,17 +66,28 @@ pub(super) fn workers(
     Ok(Workers {
         intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed)
             .with_catalogue(catalogue),
-        fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed),
+        fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
+            .with_metrics(metrics.clone()),
         output: Output::new(
             output::Settings::new(config.results_dir()),
             Arc::clone(&store),
             downloads,
             artefacts,
             clock.clone(),
-        ),
-        upkeep: Upkeep::new(store, clock),
+        )
+        .with_metrics(metrics.clone()),
+        upkeep: Upkeep::new(Arc::clone(&store), clock),
+        vitals: Vitals {
+            control: control.clone(),
+            store,
+            board: board.clone(),
+            metrics: metrics.clone(),
+            health: Health::default(),
+            state: config.state_dir(),
+        },
         control,
-        listener,
+        socket,
+        port,
         board,
     })
 }
@@ -95,6 +107,22 @@ pub(super) fn change(config: &Config, fleet: &dispatch::Handle, intake: &intake:
         grace: config.shutdown.grace,
     });
     intake.change(intake_settings(config));
+}
+
+fn listen(control: &config::Control) -> Result<Socket, String> {
+    let path = &control.socket;
+    http::bind(path, control.group.as_deref())
+        .map_err(|error| format!("listen on {}: {error}", path.display()))
+}
+
+fn open_port(http: &config::Http) -> Result<Option<Port>, String> {
+    let Some(listen) = http.listen else { return Ok(None) };
+    let opened = Port::open(listen, http.token.as_ref(), &http.hosts);
+    let port = opened.and_then(|port| Ok((port.address()?, port)));
+    let (address, port) =
+        port.map_err(|error| format!("listen on {listen}, the `[http] listen`: {error}"))?;
+    tracing::info!(%address, "health and metrics are to be had over TCP");
+    Ok(Some(port))
 }
 
 /// A provider as the configuration has it; the commands that speak to one use the same.

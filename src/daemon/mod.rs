@@ -39,6 +39,8 @@ use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
 use crate::control::JobReport;
 use crate::domain::JobState;
+use crate::http::Health;
+use crate::metrics::Metrics;
 use crate::store::embedded::Claimed;
 use crate::store::{self, Store};
 
@@ -94,13 +96,14 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
     reload::warn_of(&loaded.warnings);
     let asked = Asked::default();
     let config = &loaded.config;
-    let Some(store) = open_store(config, &mut signals, &asked).await? else {
+    let clock = Clock::System;
+    let metrics = Metrics::new(clock.now());
+    let Some(store) = open_store(config, &metrics, &mut signals, &asked).await? else {
         return Ok(Ending::StoppedBySignal);
     };
-    let clock = Clock::System;
     let before = store.jobs().await.map_err(Error::State)?;
-    let workers =
-        build::workers(config, Arc::clone(&store), clock, Seed::from_entropy()).map_err(Error::Internal)?;
+    let workers = build::workers(config, Arc::clone(&store), clock, Seed::from_entropy(), &metrics)
+        .map_err(Error::Internal)?;
     tracing::info!(root = %config.root.display(), jobs = before.iter().filter(|job| !job.status.is_final()).count(), "batchd is running");
     let mut daemon = Daemon::start(workers, store, before, loaded, asked);
     let ending = daemon.serve(&mut signals, options).await;
@@ -115,12 +118,14 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
 /// Opens the store, as soon as its disk has room for that. None if a signal came first.
 async fn open_store(
     config: &Config,
+    metrics: &Metrics,
     signals: &mut Signals,
     asked: &Asked,
 ) -> Result<Option<Arc<dyn Store>>, Error> {
     let (state, min_free) = (config.state_dir(), config.storage.min_free);
     store::folder::make_private_dir(&state).map_err(Error::State)?;
-    let claimed = Arc::new(Claimed::take(&state).map_err(|error| not_opened(error, config))?);
+    let claimed = Claimed::take(&state).map_err(|error| not_opened(error, config))?;
+    let claimed = Arc::new(claimed.with_metrics(metrics.clone()));
     let mut is_told = false;
     loop {
         let claimed = Arc::clone(&claimed);
@@ -179,6 +184,7 @@ struct Daemon {
     asked: Asked,
     watch: Watch,
     store: Arc<dyn Store>,
+    health: Health,
     /// Stops intake and dispatch.
     stop_work: CancellationToken,
     /// Abandons what is in flight.
@@ -196,7 +202,7 @@ impl Daemon {
         loaded: config::Loaded,
         asked: Asked,
     ) -> Self {
-        let Workers { intake, fleet, output, upkeep, control, listener, board } = workers;
+        let Workers { intake, fleet, output, upkeep, control, socket, port, vitals, board } = workers;
         let (stop_work, hurry, stop_rest) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut tasks = Tasks::default();
@@ -205,6 +211,7 @@ impl Daemon {
             intake: intake.handle(),
             board: board.clone(),
             clock: Clock::System,
+            metrics: vitals.metrics.clone(),
         };
         let reloader = Reloader::new(loaded, parts, Arc::clone(&asked.reload));
         let stop = stop_work.clone();
@@ -230,12 +237,20 @@ impl Daemon {
         let stop = stop_rest.clone();
         tasks.spawn("output", async move { output.run(stop).await.map_err(Failed::from) });
         let stop = stop_rest.clone();
+        let health = vitals.health.clone();
+        if let Some(port) = port {
+            let (vitals, stop) = (vitals.clone(), stop.clone());
+            tasks.spawn("port", async move {
+                port.serve(vitals, stop).await;
+                Ok(())
+            });
+        }
         tasks.spawn("control", async move {
-            crate::http::serve(listener, control, stop)
-                .await
-                .map_err(|error| Failed::Other(error.to_string()))
+            crate::http::serve(socket, control, vitals, stop).await;
+            Ok(())
         });
-        Self { tasks, asked, watch, store, stop_work, hurry, stop_rest }
+        health.running();
+        Self { tasks, asked, watch, store, health, stop_work, hurry, stop_rest }
     }
 
     /// Runs until a signal, idleness, or a worker's end.
@@ -244,7 +259,10 @@ impl Daemon {
             // A failed worker first: nothing else matters then. A signal before idleness, so that the
             // exit code tells of it.
             tokio::select! { biased;
-                (name, ended) = self.tasks.next() => return Err(error_of(name, ended)),
+                (name, ended) = self.tasks.next() => {
+                    self.health.broken(name);
+                    return Err(error_of(name, ended));
+                }
                 signal = signals.next() => match signal {
                     Signal::Stop => {
                         tracing::info!("stopping: what is in flight may finish");
@@ -260,6 +278,7 @@ impl Daemon {
 
     /// Ends the workers in order.
     async fn stop(mut self, signals: &mut Signals) -> Result<Drain, Error> {
+        self.health.stopping();
         self.stop_work.cancel();
         let mut drain = Drain::Whole;
         let mut result = Ok(());
@@ -278,7 +297,7 @@ impl Daemon {
             }
         }
         self.stop_rest.cancel();
-        while self.tasks.is_running(&["output", "control", "report"]) {
+        while self.tasks.is_running(&["output", "control", "port", "report"]) {
             let (name, ended) = self.tasks.next().await;
             result = result.and_then(|()| check(name, ended));
         }

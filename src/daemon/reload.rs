@@ -17,10 +17,11 @@ use super::build;
 use super::difference::{Difference, take_over};
 use crate::clock::Clock;
 use crate::config::{self, Config, Keys, Loaded};
-use crate::control::{Board, Reload};
+use crate::control::Board;
 use crate::diag::Report;
 use crate::dispatch;
 use crate::intake;
+use crate::metrics::Metrics;
 use crate::telemetry;
 
 /// See the module's words.
@@ -41,6 +42,7 @@ pub(super) struct Parts {
     pub(super) intake: intake::Handle,
     pub(super) board: Board,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 impl Reloader {
@@ -83,7 +85,7 @@ impl Reloader {
                 false
             }
         };
-        self.parts.board.reloaded(Reload { at: self.parts.clock.now(), is_good });
+        self.parts.metrics.reloaded(is_good, self.parts.clock.now());
         self.parts.board.resume();
         self.parts.intake.wake();
         is_good
@@ -156,7 +158,8 @@ mod tests {
     use crate::clock::Seed;
     use crate::control::QueuePause;
     use crate::dispatch::Fleet;
-    use crate::domain::{PauseReason, QueueName, RetryPolicy};
+    use crate::domain::{PauseReason, QueueName, RetryPolicy, Timestamp};
+    use crate::metrics::Reload;
     use crate::store::conformance::NOW;
     use crate::store::memory::MemoryStore;
 
@@ -187,7 +190,8 @@ mod tests {
             let (board, clock) = (Board::default(), Clock::simulated(NOW));
             let store = Arc::new(MemoryStore::default());
             let fleet = Fleet::new(settings, store, board.clone(), clock.clone(), Seed::fixed(1)).handle();
-            let parts = Parts { fleet: fleet.clone(), intake: intake::Handle::default(), board, clock };
+            let (intake, metrics) = (intake::Handle::default(), Metrics::default());
+            let parts = Parts { fleet: fleet.clone(), intake, board, clock, metrics };
             Self { folder, reloader: Reloader::new(loaded, parts, Arc::default()), fleet }
         }
 
@@ -237,7 +241,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reload_ends_pauses_and_looks_at_the_jobs_folder_whatever_the_file_holds() {
         let mut world = World::new();
-        assert_eq!(world.reloader.parts.board.last_reload(), None);
+        let mut taken_at = Timestamp::default();
         for (text, is_good) in [(TEXT, true), ("rot = 1", false)] {
             world.write("batchd.toml", text);
             let queue = QueueName::new("x", None);
@@ -247,8 +251,8 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             world.reloader.reload().await;
             assert!(world.reloader.parts.board.pauses().is_empty() && resumed.has_changed());
-            let at = world.reloader.parts.clock.now();
-            assert_eq!(world.reloader.parts.board.last_reload(), Some(Reload { at, is_good }));
+            taken_at = if is_good { world.reloader.parts.clock.now() } else { taken_at };
+            assert_eq!(world.reloader.parts.metrics.last_reload(), Reload { is_good, taken_at });
         }
     }
 
@@ -256,6 +260,7 @@ mod tests {
     async fn what_is_asked_for_before_it_runs_is_done_once_and_a_stop_ends_it() {
         let world = World::new();
         let (asked, board) = (Arc::clone(&world.reloader.asked), world.reloader.parts.board.clone());
+        let metrics = world.reloader.parts.metrics.clone();
         asked.notify_one();
         asked.notify_one();
         let stop = CancellationToken::new();
@@ -264,7 +269,7 @@ mod tests {
             resumed.changed().await;
             stop.cancel();
         });
-        assert!(board.last_reload().is_some());
+        assert!(metrics.last_reload().taken_at > Timestamp::default());
         assert!(!resumed.has_changed());
     }
 }

@@ -1,55 +1,52 @@
-//! The control API: what the commands and other programs on this machine say to the running daemon.
+//! What commands and other programs ask the running daemon: the control API on a Unix socket, and how it is, there
+//! and over TCP.
 //!
-//! HTTP with JSON over a Unix socket that only its owner may open: no port, no token, and out of reach of
-//! a web page in somebody's browser.
+//! The socket ([`bind`], [`serve`]) is for its owner, or for a group too: no token, and out of reach of a web page in
+//! somebody's browser. A [`Port`], if there is one, has health and metrics and nothing else.
 //!
 //! # Format
 //!
-//! | request | answer |
-//! |---|---|
-//! | `GET /health` | `{"status":"ok","version":…}` |
-//! | `GET /jobs` | an array of [`JobReport`](crate::control::JobReport)s, in the order of acceptance |
-//! | `GET /jobs/{job}` | one, by its name or id |
-//! | `POST /jobs/{job}/cancel`, `pause`, `resume`, `retry` | the job after the command took effect (P6) |
+//! | request | answer | over TCP, too |
+//! |---|---|---|
+//! | `GET /healthz` | 200, or 503 once a worker has ended | yes |
+//! | `GET /readyz` | 200 while work is taken; else 503 and why (`code`, `reason`) | yes |
+//! | `GET /metrics` | the [metrics](crate::metrics), in the form that `Accept` names | with the token, if there is one |
+//! | `GET /health` | `{"status":"ok","version":…,"last_error":…}` | |
+//! | `GET /jobs` | an array of [`JobReport`](crate::control::JobReport)s, in the order of acceptance | |
+//! | `GET /jobs/{job}` | one, by its name or id | |
+//! | `POST /jobs/{job}/cancel`, `pause`, `resume`, `retry` | the job after the command took effect (P6) | |
 //!
-//! An error is `{"error":{"message":…,"code":…}}` with status 404 (`no_such_job`, `not_found`), 405
-//! (`wrong_method`), 409 (`wrong_status`), or 503 (`store_closed`).
+//! An error is `{"error":{"message":…,"code":…}}` with status 401 (`unauthorized`), 403 (`forbidden`), 404
+//! (`no_such_job`, `not_found`), 405 (`wrong_method`), 409 (`wrong_status`), 421 (`wrong_host`), or 503
+//! (`store_closed`).
 
+mod connections;
+mod peer;
+mod port;
 mod routes;
 mod socket;
+pub(crate) mod vitals;
 
-use std::future::IntoFuture;
-use std::io;
-use std::time::Duration;
-
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 
-pub use socket::bind;
+pub use self::port::Port;
+pub use self::socket::{Socket, bind};
+pub use self::vitals::{Health, Vitals};
 
-/// How long a client may take to let go once the daemon stops. Answers are small: a client that still holds
-/// its connection then has stopped reading.
-const DRAIN: Duration = Duration::from_secs(1);
+use self::connections::Bounds;
+
+/// A command may take as long as the disk does.
+const BOUNDS: Bounds = Bounds { connections: 256, whole: None };
 
 /// Answers commands until `stop`; the socket is then taken away.
-///
-/// # Errors
-///
-/// The listener failed.
-pub async fn serve(listener: UnixListener, control: Control, stop: CancellationToken) -> io::Result<()> {
+pub async fn serve(socket: Socket, control: Control, vitals: Vitals, stop: CancellationToken) {
+    let Socket { listener, is_shared } = socket;
     let _unlinked_at_the_end = socket::Unlink::of(&listener);
-    let server = axum::serve(listener, routes::router(control))
-        .with_graceful_shutdown(stop.clone().cancelled_owned())
-        .into_future();
-    let too_late = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        biased; // A drain that ended in time is one, even at its last moment.
-        ended = server => ended,
-        () = too_late => Ok(()),
-    }
+    let health = vitals::health_router(vitals.metrics.clone());
+    let routes = routes::router(control).merge(health).merge(vitals::router(vitals));
+    let welcome = |stream: &UnixStream| peer::welcome(stream, &routes, is_shared);
+    connections::serve(listener, BOUNDS, welcome, stop).await;
 }

@@ -15,7 +15,6 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 
 pub(super) fn router(control: Control) -> Router {
     Router::new()
-        .route("/health", get(health))
         .route("/jobs", get(list))
         .route("/jobs/{job}", get(show))
         .route("/jobs/{job}/cancel", post(cancel))
@@ -29,10 +28,10 @@ pub(super) fn router(control: Control) -> Router {
 }
 
 /// Why there is no answer.
-struct Failure {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) message: String,
 }
 
 impl From<control::Error> for Failure {
@@ -69,10 +68,6 @@ impl IntoResponse for Failure {
 
 type Answer<T> = Result<Json<T>, Failure>;
 
-async fn health() -> Json<serde_json::Value> {
-    Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
-}
-
 async fn list(State(control): State<Control>) -> Answer<Vec<JobReport>> {
     Ok(Json(control.list().await?))
 }
@@ -97,12 +92,12 @@ async fn retry(State(control): State<Control>, Path(job): Path<String>) -> Answe
     Ok(Json(control.retry(&job).await?))
 }
 
-async fn not_found() -> Failure {
+pub(super) async fn not_found() -> Failure {
     let message = "there is nothing at this path".to_owned();
     Failure { status: StatusCode::NOT_FOUND, code: "not_found", message }
 }
 
-async fn wrong_method() -> Failure {
+pub(super) async fn wrong_method() -> Failure {
     let message = "this path takes another method".to_owned();
     Failure { status: StatusCode::METHOD_NOT_ALLOWED, code: "wrong_method", message }
 }
@@ -119,12 +114,13 @@ mod tests {
     use crate::control::tests::{Jobs, control};
     use crate::domain::JobStatus;
     use crate::http;
+    use crate::http::vitals::tests::vitals;
 
     /// Serves `jobs`, sends each request, and gives back each status and body.
     async fn exchange(jobs: Arc<Jobs>, requests: &[&str]) -> Vec<(u16, serde_json::Value)> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("batchd.sock");
-        let listener = http::bind(&path).unwrap();
+        let listener = http::bind(&path, None).unwrap();
         let stop = CancellationToken::new();
         let talk = async {
             let mut answers = Vec::new();
@@ -141,8 +137,8 @@ mod tests {
             stop.cancel();
             answers
         };
-        let (served, answers) = tokio::join!(http::serve(listener, control(&jobs), stop.clone()), talk);
-        served.unwrap();
+        let ((), answers) =
+            tokio::join!(http::serve(listener, control(&jobs), vitals(&jobs), stop.clone()), talk);
         assert!(!path.exists(), "the socket is taken away at the end");
         answers
     }
@@ -208,13 +204,13 @@ mod tests {
     async fn client_that_holds_its_connection_does_not_hold_the_stop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("batchd.sock");
-        let listener = http::bind(&path).unwrap();
+        let listener = http::bind(&path, None).unwrap();
         let stop = CancellationToken::new();
         let jobs = Arc::new(Jobs::default());
         let mut stuck = UnixStream::connect(&path).await.unwrap();
         stuck.write_all(b"GET /jobs HTTP/1.1\r\n").await.unwrap();
         stop.cancel();
-        http::serve(listener, control(&jobs), stop).await.unwrap();
+        http::serve(listener, control(&jobs), vitals(&jobs), stop).await;
         assert!(!path.exists());
     }
 }

@@ -209,7 +209,7 @@ impl Scrape {
             Some(&Unit::Seconds),
             errors,
         )?;
-        let reload = self.metrics.reload();
+        let reload = self.metrics.last_reload();
         page.one(
             "batchd_config_last_reload_successful",
             "Whether the configuration was good when it was read last",
@@ -454,6 +454,21 @@ mod tests {
         let samples = names_of_samples(&encode(&metrics, snapshot, Format::Text));
         for name in names_in(dashboard) {
             assert!(samples.contains(name), "`{name}` is on the dashboard alone");
+        }
+    }
+
+    #[test]
+    fn the_readme_names_every_metric_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let (metrics, snapshot) = whole();
+        let samples = names_of_samples(&encode(&metrics, snapshot, Format::Text));
+        let named = names_in(readme);
+        let parts = ["_bucket", "_sum", "_count"];
+        for name in samples.iter().filter(|name| !parts.iter().any(|part| name.ends_with(part))) {
+            assert!(named.contains(name.as_str()), "`{name}` is not in the README");
+        }
+        for name in named {
+            assert!(samples.contains(name), "`{name}` is in the README alone");
         }
     }
 

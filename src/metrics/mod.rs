@@ -96,11 +96,13 @@ struct Inner {
     errors: Mutex<Errors>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Reload {
-    is_good: bool,
+/// How the configuration was read last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// False: the file was wrong, and nothing of it holds.
+    pub is_good: bool,
     /// When a configuration was taken over last.
-    taken_at: Timestamp,
+    pub taken_at: Timestamp,
 }
 
 #[derive(Debug, Default)]
@@ -189,7 +191,8 @@ impl Metrics {
         errors.last = Some(error);
     }
 
-    fn reload(&self) -> Reload {
+    /// How the configuration was read last, the start included.
+    pub fn last_reload(&self) -> Reload {
         *self.0.reload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -246,10 +249,10 @@ mod tests {
         let at = Timestamp::from_millis;
         let metrics = Metrics::new(at(1000));
         metrics.reloaded(false, at(2000));
-        assert!(!metrics.reload().is_good);
-        assert_eq!(metrics.reload().taken_at, at(1000));
+        assert!(!metrics.last_reload().is_good);
+        assert_eq!(metrics.last_reload().taken_at, at(1000));
         metrics.reloaded(true, at(3000));
-        assert!(metrics.reload().is_good);
-        assert_eq!(metrics.reload().taken_at, at(3000));
+        assert!(metrics.last_reload().is_good);
+        assert_eq!(metrics.last_reload().taken_at, at(3000));
     }
 }

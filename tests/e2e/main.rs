@@ -11,6 +11,7 @@
     reason = "this crate is tests throughout, but the lints know only their functions"
 )]
 
+mod exposition;
 mod mounted;
 mod process;
 mod world;
@@ -24,6 +25,7 @@ mod faults;
 mod fine_tunes;
 mod full_disk;
 mod lifecycle;
+mod metrics;
 mod pauses;
 mod placing;
 mod rebuild;
