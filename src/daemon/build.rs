@@ -42,7 +42,9 @@ pub(super) fn workers(
     let providers: Vec<(Provider, &config::Provider)> =
         config.providers.iter().map(|p| (provider(p, Arc::clone(&transport)), p)).collect();
     let board = Board::default();
-    let (socket, port) = (listen(&config.control)?, open_port(&config.http)?);
+    // The socket last: what fails before leaves none behind.
+    let port = open_port(&config.http)?;
+    let socket = listen(&config.control)?;
     let downloads: BTreeMap<String, Arc<dyn Download>> = providers
         .iter()
         .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Download>))

@@ -108,3 +108,129 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const WHOLE: Duration = Duration::from_secs(15);
+
+    /// Connections made of memory, so that time can be paused.
+    struct Wires(mpsc::Receiver<DuplexStream>);
+
+    impl Listener for Wires {
+        type Io = DuplexStream;
+        type Addr = ();
+
+        async fn accept(&mut self) -> (DuplexStream, ()) {
+            match self.0.recv().await {
+                Some(wire) => (wire, ()),
+                None => pending().await,
+            }
+        }
+
+        fn local_addr(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Where clients come from.
+    struct Street(mpsc::Sender<DuplexStream>);
+
+    impl Street {
+        async fn connect(&self) -> DuplexStream {
+            let (ours, theirs) = duplex(1024);
+            self.0.send(theirs).await.unwrap();
+            ours
+        }
+    }
+
+    /// Serves while `talk` runs, and what it gives back is held until the end.
+    async fn served<T>(bounds: Bounds, talk: impl AsyncFnOnce(Street) -> T) {
+        let router = Router::new()
+            .route("/short", get(async || "short"))
+            .route("/long", get(async || "long".repeat(1 << 20)));
+        let (street, wires) = mpsc::channel(1);
+        let stop = CancellationToken::new();
+        let talked = async {
+            let held = talk(Street(street)).await;
+            stop.cancel();
+            held
+        };
+        let _held = tokio::join!(serve(Wires(wires), bounds, |_| router.clone(), stop.clone()), talked);
+    }
+
+    async fn rest(mut stream: DuplexStream) -> String {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        String::from_utf8(rest).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_in_time_ends_its_connection() {
+        served(Bounds { connections: 9, whole: None }, async |street| {
+            let mut stream = street.connect().await;
+            let began = Instant::now();
+            stream.write_all(b"GET /short HTTP/1.1\r\nHost:").await.unwrap();
+            assert_eq!(rest(stream).await, "");
+            assert!((HEAD_WITHIN..HEAD_WITHIN * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_his_answer_is_left_when_the_time_is_over() {
+        served(Bounds { connections: 9, whole: Some(WHOLE) }, async |street| {
+            let mut stream = street.connect().await;
+            let began = Instant::now();
+            stream.write_all(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            sleep(WHOLE * 2).await;
+            let read = rest(stream).await;
+            assert!(read.starts_with("HTTP/1.1 200") && read.len() <= 1024, "{}", read.len());
+            assert!(began.elapsed() < WHOLE * 3);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_connection_makes_room_and_those_that_stall_hold_nobody_up() {
+        served(Bounds { connections: 3, whole: Some(WHOLE) }, async |street| {
+            let began = Instant::now();
+            let mut stalled = Vec::new();
+            for _ in 0..4 {
+                let mut stream = street.connect().await;
+                stream.write_all(b"GET /sho").await.unwrap();
+                stalled.push(stream);
+            }
+            let mut stream = street.connect().await;
+            stream.write_all(b"GET /short HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            assert!(rest(stream).await.ends_with("\r\n\r\nshort"));
+            for oldest in stalled.drain(..2) {
+                assert_eq!(rest(oldest).await, "");
+            }
+            assert_eq!(began.elapsed(), Duration::ZERO, "nobody had to wait");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_lets_an_answer_end_and_waits_no_longer_for_the_rest() {
+        let began = Instant::now();
+        served(Bounds { connections: 9, whole: None }, async |street| {
+            let mut stream = street.connect().await;
+            stream.write_all(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let mut first = [0; 8];
+            stream.read_exact(&mut first).await.unwrap();
+            stream
+        })
+        .await;
+        assert!((DRAIN..DRAIN * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+}

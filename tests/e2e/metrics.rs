@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
-use batchd::simulate::{Latency, Settings};
+use batchd::simulate::Settings;
 use rustix::process::{Signal, geteuid};
 use serde_json::Value;
 
@@ -137,11 +137,14 @@ fn over_tcp_the_host_must_be_ours_and_the_token_right() {
 
 #[test]
 fn readiness_ends_when_the_daemon_is_told_to_stop() {
-    let slow = Settings { latency: Latency::fixed(Duration::from_hours(1)), ..Settings::default() };
-    let world = watched(slow);
+    let world = watched(Settings::default());
     let mut daemon = world.start();
+    // The provider's models are known from the first job: that they are asked for must not be waited for.
+    world.drop("first.jsonl", chat_lines(1));
+    world.wait_for_status("first", "completed");
+    world.answer_after(Duration::from_hours(1));
     world.drop("job.jsonl", chat_lines(9));
-    world.wait_for_requests(CONCURRENCY.into());
+    world.wait_for_requests(1 + u64::from(CONCURRENCY));
     let (_, text) = over_socket(&world, "/metrics", "");
     let metrics = Exposition::of_text(&text);
     assert_eq!(metrics.count("batchd_requests_in_flight", &[("queue", "sim/m")]), u64::from(CONCURRENCY));
