@@ -10,10 +10,11 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use crate::bell::{Bell, Listener};
+use crate::dispatch::failure::Result;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::queue::Dispatcher;
 use crate::dispatch::{ProviderSettings, Settings};
-use crate::domain::QueueName;
+use crate::domain::{QueueName, Settlement};
 
 /// The rate is that of so many seconds.
 const MINUTE: usize = 60;
@@ -159,13 +160,20 @@ impl Drop for Shown {
 
 impl Dispatcher {
     /// Takes over the settings that hold now.
-    pub(super) fn on_settings(&mut self) {
+    pub(super) async fn on_settings(&mut self) -> Result<()> {
         let settings = self.parts.live.settings();
         self.retry = settings.retry;
         if let Some(provider) = settings.provider(self.queue.provider()) {
             self.limits.change(&provider.config.limits_of(&self.limits_name), Instant::now());
         }
         self.prepare_anew();
+        // Who takes his time now must not sit on what others may have to send first.
+        while self.ready.len() > self.spare() {
+            let Some(lease) = self.ready.pop_back() else { break };
+            self.parts.store.settle(lease, Settlement::Release).await?;
+            self.dry = false;
+        }
+        Ok(())
     }
 
     /// Lets others see how the queue stands.

@@ -63,7 +63,7 @@ pub(super) struct Dispatcher {
     /// When the store's first waiting request falls due.
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
-    dry: bool,
+    pub(super) dry: bool,
     /// Its model had no name yet when its limits were looked up: another dispatcher takes its place.
     pub(super) is_early: bool,
 }
@@ -144,7 +144,7 @@ impl Dispatcher {
         let mut provider_gate = self.parts.provider_gate.changed();
         let mut model_gate = self.parts.model_gate.changed();
         let mut settings = self.parts.live.changes();
-        self.on_settings();
+        self.on_settings().await?;
         let mut idle_since = Instant::now();
         loop {
             // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
@@ -170,7 +170,7 @@ impl Dispatcher {
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
                 () = news.changed() => self.on_news().await?,
-                () = settings.changed() => self.on_settings(),
+                () = settings.changed() => self.on_settings().await?,
                 Some(ended) = self.running.join_next() => self.on_ended(ended)?,
                 () = resumed.changed() => self.on_resume(),
                 () = provider_gate.changed() => {}
@@ -214,7 +214,7 @@ impl Dispatcher {
     /// Leases more if few are ready.
     async fn fill(&mut self) -> Result<()> {
         let free = self.limits.allowed().saturating_sub(self.running.len());
-        let spare = if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) };
+        let spare = self.spare();
         let have = self.ready.len() + usize::from(self.next.is_some());
         if self.dry || have * 2 > spare {
             return Ok(());
@@ -230,6 +230,11 @@ impl Dispatcher {
         self.ready.extend(leased.leases);
         fault::point("dispatch-leased");
         Ok(())
+    }
+
+    /// How many leases are kept ready beyond the free slots.
+    pub(super) fn spare(&self) -> usize {
+        if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) }
     }
 
     /// The job of a leased request.

@@ -415,6 +415,8 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
     world.reload(|provider, _| provider.limits = slots(2));
     tokio::time::sleep(Duration::from_millis(100)).await; // what was in flight may finish
     assert_eq!(world.most_in_flight(second).await, 2);
+    let leased = world.store.job(job.id).await.unwrap().leased;
+    assert!(leased <= 4, "{leased} are leased, and others may have more urgent ones");
     world.reload(|provider, _| provider.limits = slots(16));
     assert_eq!(world.most_in_flight(second).await, 16);
     let queue = QueueName::new("p", Some("m"));
