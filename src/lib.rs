@@ -35,7 +35,8 @@
 //! | shell | [`cli`] |
 //!
 //! [`provider`] does not know the store and [`store`] does not know HTTP. No worker sees the configuration: each
-//! has a small `Settings` of its own, filled where the [`daemon`] is built.
+//! has a small `Settings` of its own, filled where the [`daemon`] is built, and over its handle gets another when the
+//! configuration is read again.
 //!
 //! # The path of one request
 //!
