@@ -4,6 +4,8 @@
 //!
 //! Nothing new is taken in first, then nothing more is sent; what is in flight may finish within the grace;
 //! results that are whole are written; then the store is closed. A second signal skips the waiting.
+//!
+//! Signals ask for a stop, a reload or a report. The last two have tasks of their own, and keep nobody from stopping.
 
 mod build;
 mod difference;

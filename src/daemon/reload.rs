@@ -18,7 +18,7 @@ use super::difference::{Difference, take_over};
 use crate::clock::Clock;
 use crate::config::{self, Config, Keys, Loaded};
 use crate::control::Board;
-use crate::diag::Report;
+use crate::diag::{Report, Severity};
 use crate::dispatch;
 use crate::intake;
 use crate::metrics::Metrics;
@@ -108,10 +108,14 @@ fn tell(difference: &Difference) {
         tracing::info!("the configuration was read again: nothing has changed");
         return;
     }
-    tracing::info!(
-        keys = difference.applied.join(", "),
-        "the configuration was read again: these keys hold from now on"
-    );
+    if difference.applied.is_empty() {
+        tracing::info!("the configuration was read again: nothing that is new in it can hold now");
+    } else {
+        tracing::info!(
+            keys = difference.applied.join(", "),
+            "the configuration was read again: these keys hold from now on"
+        );
+    }
     if !difference.needs_restart.is_empty() {
         tracing::warn!(
             keys = difference.needs_restart.join(", "),
@@ -126,7 +130,7 @@ fn refuse(report: &Report) {
         errors = report.errors(),
         "the configuration is wrong: nothing of it holds, the one that runs stays"
     );
-    let errors = report.diagnostics().iter().filter(|found| found.severity == crate::diag::Severity::Error);
+    let errors = report.diagnostics().iter().filter(|found| found.severity == Severity::Error);
     let mut shown = 0;
     for found in errors {
         let (error, hint) = (format!("{}: error: {}", found.place, found.message), found.hint.as_deref());

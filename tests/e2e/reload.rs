@@ -121,38 +121,53 @@ fn wrong_configuration_is_told_with_line_and_column_and_the_one_that_runs_stays(
     assert!(!world.path("other").exists());
 }
 
-#[test]
-fn reloads_under_load_lose_nothing_and_repeat_nothing() {
-    const LINES: usize = 2_000;
+/// So many requests, of which so many times the limits change while they are sent.
+fn reloaded_under_load(lines: usize, reloads: usize) {
     let latency = Latency::between(Duration::ZERO, Duration::from_millis(20));
     let world = World::with(&Setup {
         server: Settings { latency, ..Settings::default() },
         concurrency: 16,
         ..Setup::default()
     });
-    world.drop("job.jsonl", chat_lines(LINES));
+    world.drop("job.jsonl", chat_lines(lines));
     let daemon = world.start();
     let original = fs::read_to_string(world.config()).unwrap();
     let limits = "[providers.limits]\nconcurrency = 16\n";
-    for (round, slots) in [32, 1, 64, 8, 24, 2, 48, 16].into_iter().enumerate() {
-        world.wait_for_requests((LINES / 10 * round) as u64 + 1);
+    for round in 0..reloads {
+        world.wait_for_requests((lines / (reloads + 2) * round) as u64 + 1);
+        let slots = [32, 1, 64, 8, 24, 2, 48, 16][round % 8];
         let rate = [100_000, 60_000][round % 2];
         let changed = format!("[providers.limits]\nconcurrency = {slots}\nrequests_per_minute = {rate}\n");
         configure(&world, |_| original.replace(limits, &changed));
         reload(&daemon, HOLDS);
-        // Twice in a row, and a wrong one in between.
+        // A wrong one, and two in a row of which nobody knows what they find.
         configure(&world, |text| text + "wrong");
+        reload(&daemon, "the configuration is wrong");
         (0..2).for_each(|_| daemon.signal(Signal::HUP));
         configure(&world, |_| original.replace(limits, &changed));
     }
     configure(&world, |_| original.replace(limits, "[providers.limits]\nconcurrency = 64\n"));
     reload(&daemon, HOLDS);
     world.wait_for_status("job", "completed");
-    assert_eq!(daemon.stop().code, Some(0));
-    check_whole(&world, LINES);
+    let output = daemon.stop();
+    assert_eq!(output.code, Some(0));
+    check_whole(&world, lines);
     let ledger = world.ledger();
-    assert_eq!((ledger.requests, ledger.paid), (LINES as u64, LINES as u64), "each was sent once");
+    assert_eq!((ledger.requests, ledger.paid), (lines as u64, lines as u64), "each was sent once");
     assert!((17..=64).contains(&ledger.max_in_flight), "{ledger:?}");
+    let [good, wrong] = [HOLDS, "the configuration is wrong"].map(|said| output.stderr.matches(said).count());
+    eprintln!("{lines} requests, each sent once; {good} reloads with other limits, {wrong} wrong ones");
+}
+
+#[test]
+fn reloads_under_load_lose_nothing_and_repeat_nothing() {
+    reloaded_under_load(1_500, 8);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn reloaded_two_hundred_times_it_loses_nothing_and_repeats_nothing() {
+    reloaded_under_load(20_000, 200);
 }
 
 #[test]
