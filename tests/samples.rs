@@ -178,6 +178,56 @@ fn units_and_their_folders_are_of_one_user_and_one_mount() {
 }
 
 #[test]
+fn package_holds_what_there_is_and_its_configuration_fits_the_unit() {
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let package = &manifest["package"];
+    let deb = &package["metadata"]["deb"];
+    let assets: Vec<[&str; 2]> = deb["assets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|asset| [0, 1].map(|at| asset[at].as_str().unwrap()))
+        .collect();
+    for [source, _] in &assets {
+        // What is built is seen by `packaging/deb`.
+        if !source.starts_with("target/") {
+            let pattern = repository(source);
+            let found = glob::glob(pattern.to_str().unwrap()).unwrap().count();
+            assert!(found > 0, "{source}");
+        }
+    }
+    let scripts = text("packaging/deb");
+    for made in ["man/*.1", "completions/bash", "completions/zsh", "completions/fish"] {
+        assert!(assets.iter().any(|[source, _]| *source == format!("target/packaging/{made}")), "{made}");
+        let (folder, name) = made.split_once('/').unwrap();
+        assert!(scripts.contains(folder) && (name.contains('*') || scripts.contains(name)), "{made}");
+    }
+    assert!(assets.contains(&["packaging/batchd.toml", "etc/batchd/"]));
+    for path in ["license-file", "changelog"] {
+        assert!(repository(deb[path].as_str().unwrap()).is_file(), "{path}");
+    }
+    let version = format!("batchd ({}-1) ", package["version"].as_str().unwrap());
+    assert!(text("packaging/changelog").starts_with(&version), "{version}");
+    // What is installed is what the README shows, and what the unit hands over.
+    let folder = tempfile::tempdir().unwrap();
+    let config: toml::Table = text("packaging/batchd.toml").parse().unwrap();
+    let shown: toml::Table = blocks(&text("README.md"), "toml")[4].parse().unwrap();
+    assert_eq!(config, shown);
+    let unit = unit("systemd/batchd.service");
+    assert_eq!(
+        config["root"].as_str(),
+        Some(format!("/var/lib/{}", setting(&unit, "StateDirectory")[0]).as_str())
+    );
+    let key = config["providers"][0]["api_key_file"].as_str().unwrap();
+    assert_eq!(key, "/run/credentials/batchd.service/key_openai");
+    let local = text("packaging/batchd.toml").replace("\n#[[", "\n[[").replace("\n#name", "\nname");
+    let local = local.replace("\n#base_url", "\nbase_url");
+    for config in [text("packaging/batchd.toml"), local] {
+        batchd(folder.path(), &config).arg("config").assert().code(0);
+    }
+}
+
+#[test]
 fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
