@@ -72,13 +72,14 @@ const UNITS: [(&str, &str); 2] = [("systemd/batchd.service", "batchd"), ("system
 /// The unit as systemd reads it for the instance `mine`, without comments.
 fn unit(path: &str) -> String {
     let text = text(path).replace("%i", "mine");
-    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+    text.lines().filter(|line| !line.starts_with('#')).fold(String::new(), |all, line| all + line + "\n")
 }
 
 /// The one value of a setting, as a number of seconds.
 fn seconds(unit: &str, name: &str) -> u64 {
-    let [value] = setting(unit, name)[..] else { panic!("one {name}") };
-    humantime::parse_duration(value).unwrap().as_secs()
+    let values = setting(unit, name);
+    assert_eq!(values.len(), 1, "{name}");
+    humantime::parse_duration(&values.concat()).expect("a span of time").as_secs()
 }
 
 #[test]

@@ -4,11 +4,12 @@
 //!
 //! A spec is copied under a hidden name in the jobs folder, synced, and renamed to its own name, or to the next
 //! free one: the daemon never sees a part of it, and nothing is overwritten. A TOML spec takes the data files
-//! that it names along: the folder that then holds them all is placed in the same way.
+//! that it names along: the folder that then holds them all is placed in the same way. Where the daemon is another
+//! user, its group gets the [`Rights`] that it needs.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -46,6 +47,26 @@ pub(super) struct Placed {
     /// With `--wait`: why it was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rejected: Option<String>,
+}
+
+/// What a copy lets others do at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rights {
+    file: u32,
+    folder: u32,
+}
+
+impl Rights {
+    /// The rights of copies in a jobs folder of the user `owner` that the user `own` makes. The owner is the daemon: if
+    /// it is another user, it reads files as their group, which a folder for many gives its files, and needs to write to
+    /// a folder to move it.
+    const fn between(own: u32, owner: u32) -> Self {
+        if own == owner { Self { file: 0o600, folder: 0o755 } } else { Self { file: 0o640, folder: 0o775 } }
+    }
+
+    fn within(jobs_dir: &Path) -> io::Result<Self> {
+        Ok(Self::between(rustix::process::geteuid().as_raw(), jobs_dir.metadata()?.uid()))
+    }
 }
 
 pub(super) fn run(args: &SubmitArgs, config: Option<&Path>, printer: &mut Printer<'_>) -> Done {
@@ -126,7 +147,7 @@ fn place(named: &Path, jobs_dir: &Path) -> Result<Placed, Failure> {
 fn copy_file(spec: SpecFile, jobs_dir: &Path) -> io::Result<String> {
     let name = spec.name().to_owned();
     let mut hidden = tempfile::Builder::new().prefix(".submit-").tempfile_in(jobs_dir)?;
-    copy_into(spec.file, hidden.as_file_mut())?;
+    copy_into(spec.file, hidden.as_file_mut(), Rights::within(jobs_dir)?)?;
     let placed = rename_to_free_name(hidden.path(), jobs_dir, &name)?;
     // It has another name now: there is nothing left to remove at the hidden one.
     hidden.into_temp_path().keep()?;
@@ -139,8 +160,9 @@ fn copy_folder(spec: SpecFile, data: &[DataFile], jobs_dir: &Path) -> io::Result
     let stem =
         name.strip_suffix(".toml").filter(|_| spec.dropped_folder.is_none()).unwrap_or(name).to_owned();
     let hidden = tempfile::Builder::new().prefix(".submit-").tempdir_in(jobs_dir)?;
+    let rights = Rights::within(jobs_dir)?;
     let mut folders = vec![hidden.path().to_owned()];
-    copy_into(spec.file, &mut File::create_new(hidden.path().join(FOLDER_SPEC))?)?;
+    copy_into(spec.file, &mut File::create_new(hidden.path().join(FOLDER_SPEC))?, rights)?;
     for file in data {
         let target = hidden.path().join(&file.relative);
         if let Some(parent) = target.parent() {
@@ -148,10 +170,10 @@ fn copy_folder(spec: SpecFile, data: &[DataFile], jobs_dir: &Path) -> io::Result
             let below = parent.ancestors().take_while(|folder| *folder != hidden.path());
             folders.extend(below.map(Path::to_owned));
         }
-        copy_into(file.open()?, &mut File::create_new(target)?)?;
+        copy_into(file.open()?, &mut File::create_new(target)?, rights)?;
     }
     for folder in &folders {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(rights.folder))?;
         File::open(folder)?.sync_all()?;
     }
     let placed = rename_to_free_name(hidden.path(), jobs_dir, &stem)?;
@@ -161,9 +183,9 @@ fn copy_folder(spec: SpecFile, data: &[DataFile], jobs_dir: &Path) -> io::Result
 }
 
 /// Copies bytes and permissions, and syncs.
-fn copy_into(mut from: File, to: &mut File) -> io::Result<()> {
+fn copy_into(mut from: File, to: &mut File, rights: Rights) -> io::Result<()> {
     io::copy(&mut from, to)?;
-    let mode = from.metadata()?.permissions().mode() & 0o666 | 0o600;
+    let mode = from.metadata()?.permissions().mode() & 0o666 | rights.file;
     to.set_permissions(fs::Permissions::from_mode(mode))?;
     to.sync_all()
 }
@@ -230,6 +252,37 @@ mod tests {
         assert_eq!(fs::read(&copy).unwrap(), b"{}\n");
         assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o640);
         assert!(spec.exists(), "a submitted file stays where it was");
+    }
+
+    #[test]
+    fn daemon_that_is_another_user_may_read_the_copies_and_move_their_folders() {
+        assert_eq!(Rights::between(7, 7), Rights { file: 0o600, folder: 0o755 });
+        let shared = Rights::between(1000, 7);
+        let folder = tempfile::tempdir().unwrap();
+        for (mode, copied) in [(0o600, 0o640), (0o400, 0o640), (0o664, 0o664)] {
+            let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+            fs::write(&from, "x").unwrap();
+            fs::set_permissions(&from, fs::Permissions::from_mode(mode)).unwrap();
+            copy_into(File::open(&from).unwrap(), &mut File::create_new(&to).unwrap(), shared).unwrap();
+            assert_eq!(to.metadata().unwrap().mode() & 0o777, copied, "{mode:o}");
+            fs::remove_file(from).unwrap();
+            fs::remove_file(to).unwrap();
+        }
+        // Only root can try it with two users.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let daemon = Daemon::absent();
+        let jobs = daemon.folder.path().join("root/jobs");
+        fs::create_dir_all(&jobs).unwrap();
+        std::os::unix::fs::chown(&jobs, Some(7), Some(7)).unwrap();
+        let spec = daemon.folder.path().join("a.toml");
+        fs::write(&spec, "kind = \"chat\"\n[input]\nfile = \"in/a.csv\"\n").unwrap();
+        fs::create_dir(daemon.folder.path().join("in")).unwrap();
+        fs::write(daemon.folder.path().join("in/a.csv"), "id\n1\n").unwrap();
+        assert_eq!(daemon.batchd(&["submit", spec.to_str().unwrap()]).exit, Exit::Done);
+        let mode = |path: &str| jobs.join(path).metadata().unwrap().mode() & 0o777;
+        assert_eq!((mode("a"), mode("a/in"), mode("a/job.toml") & 0o640), (0o775, 0o775, 0o640));
     }
 
     #[test]
