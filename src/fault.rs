@@ -7,7 +7,7 @@
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
 /// Every point there is; a unit test compares it with the sources.
-pub const POINTS: [&str; 56] = [
+pub const POINTS: [&str; 61] = [
     // A spec on its way from the jobs folder to a job.
     "intake-noted",
     "intake-claimed",
@@ -32,6 +32,12 @@ pub const POINTS: [&str; 56] = [
     "store-index-applied",
     "store-index-flushing",
     "store-index-flushed",
+    // A job that has ended, out of the state.
+    "store-removal-begins",
+    "store-removal-aside",
+    "store-removal-durable",
+    "store-removal-half-done",
+    "store-removal-done",
     // A start.
     "recover-index-opening",
     "recover-index-set-aside",

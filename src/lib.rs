@@ -57,7 +57,7 @@
 //!    synced the record counts, and the index takes it in; a retry waits there, with its due time, and not in a
 //!    timer.
 //! 7. When every request is settled, [`output`] turns the journal into `output.jsonl` and `errors.jsonl` in input
-//!    order, and writes `summary.json` last.
+//!    order, and writes `summary.json` last. The results stay; what the store kept of the job, [`upkeep`] removes in time.
 //!
 //! The job's files are the truth and sled is an index beside them: it may lag the journal and never leads it. What
 //! a start makes of both after a crash stands in [`store::embedded`].

@@ -17,7 +17,7 @@ use crate::control::JobReport;
 const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// For those who name a job that there is not.
-const NAMES: &str = "`batchd list` shows the jobs";
+const NAMES: &str = "`batchd list` shows the jobs; of one that ended long ago (`[storage] keep_state`) only the results are kept";
 
 /// A connection to the daemon that a configuration names.
 #[derive(Debug)]
@@ -256,8 +256,7 @@ pub(super) mod tests {
     fn refusals_are_told_in_the_daemons_words() {
         let daemon = Daemon::present();
         daemon.jobs.add("50%", JobStatus::Completed);
-        let missing =
-            |job| format!("error: no job is called `{job}`\n  hint: `batchd list` shows the jobs\n");
+        let missing = |job| format!("error: no job is called `{job}`\n  hint: {NAMES}\n");
         let completed = "error: job `50%` is completed: it can't be paused\n".to_owned();
         let table = [
             (["pause", "50%"], Exit::SomeFailed, completed),

@@ -350,7 +350,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (11, 43));
+        assert_eq!((report.errors(), keys), (11, 44));
     }
 
     #[test]

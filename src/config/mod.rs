@@ -175,12 +175,15 @@ pub struct Http {
 }
 
 /// `[storage]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Storage {
     /// So many bytes of the file system that `state/` is on stay free: below it nothing is sent. None = 1GiB, or a
     /// twentieth of the file system if that is less.
     #[serde(serialize_with = "shown::size_if_any")]
     pub min_free: Option<u64>,
+    /// How long the state of a job is kept once it has ended. Its results stay. Default 7d.
+    #[serde(serialize_with = "shown::duration")]
+    pub keep_state: Duration,
 }
 
 impl Config {

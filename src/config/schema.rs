@@ -22,6 +22,8 @@ const SOCKET_BYTES_MAX: usize = 107;
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_hours(1);
 pub(super) const DAY: Duration = Duration::from_hours(24);
+/// As humantime counts years: a message says `10years`.
+const TEN_YEARS: Duration = Duration::from_hours(10 * 8_766);
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
@@ -163,6 +165,7 @@ fn is_group_name(text: &str) -> bool {
 fn storage(top: &mut Section<'_>) -> Storage {
     let mut section = top.section("storage", "[storage]");
     let min_free = section.size_if_given("min_free", 0..=1024 * GIB);
+    let keep_state = section.duration("keep_state", 7 * DAY, Duration::ZERO..=TEN_YEARS);
     section.finish(|_| None);
-    Storage { min_free }
+    Storage { min_free, keep_state }
 }

@@ -98,13 +98,13 @@ async fn asked_by(store: &dyn Store, id: JobId, jobs: &Path) -> Result<Option<St
     if let Some(all) = store.folder(id).as_deref().and_then(Path::parent) {
         for entry in fs::read_dir(all).map_err(failed("read", all))? {
             let entry = entry.map_err(failed("read", all))?;
+            // One that was removed asks for nothing any more.
+            let Some(made) = entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok()) else {
+                continue;
+            };
             if is_origin(&entry.path().join("spec")) {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let made = match name.parse() {
-                    Ok(made) => store.job(made).await.ok(),
-                    Err(_) => None,
-                };
-                return Ok(Some(made.map_or(name, |made| made.job.name.to_string())));
+                let state = store.job(made).await.ok();
+                return Ok(Some(state.map_or_else(|| made.to_string(), |state| state.job.name.to_string())));
             }
         }
     }

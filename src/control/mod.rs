@@ -21,7 +21,7 @@ use crate::domain::{
     Counts, FineTune, JobId, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId, Timestamp,
     TunedModel,
 };
-use crate::store::{self, Store};
+use crate::store::{self, Hold, Store};
 
 /// Why nothing is sent for a queue now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,10 +213,11 @@ impl Control {
     /// Tries again at once: waiting requests fall due, pauses end, a held job goes on. The failed requests of a
     /// job that has ended are dropped into the jobs folder as a new job.
     pub async fn retry(&self, job: &str) -> Result<JobReport, Error> {
+        let hold = self.store.hold();
         let state = self.find(job).await?;
         if state.status.is_final() && state.counts.failed > 0 {
             let mut report = self.report(&state);
-            let dropped = self.ask_again(state).await?;
+            let dropped = self.ask_again(state, hold).await?;
             report.message = Some(format!("its failed requests are asked again: see `jobs/{dropped}`"));
             return Ok(report);
         }
@@ -233,14 +234,14 @@ impl Control {
 
     /// One at a time, and to its end even if whoever gave the command is gone: a half written folder must
     /// neither be dropped by another nor lie about.
-    async fn ask_again(&self, state: JobState) -> Result<String, Error> {
+    async fn ask_again(&self, state: JobState, hold: Hold) -> Result<String, Error> {
         let turn = Arc::clone(&self.again).lock_owned().await;
         let name = state.job.name.to_string();
         let (store, jobs) = (Arc::clone(&self.store), self.jobs.clone());
         let runtime = Handle::current();
         let dropped = tokio::task::spawn_blocking(move || {
             let dropped = runtime.block_on(again::drop_failed(&*store, &state, &jobs));
-            drop(turn);
+            drop((turn, hold));
             dropped
         });
         match dropped.await.map_err(|error| store::Error::Closed(error.to_string()))?? {
@@ -371,7 +372,7 @@ pub(crate) mod tests {
     use crate::domain::{Job, JobSettings, LineEntry, Run, Settlement, TuningApi, TuningData};
     use crate::store::conformance::answer;
     use crate::store::memory::MemoryStore;
-    use crate::store::{Input, Journal, Lease, Leased, Line, QueueDepth, Result};
+    use crate::store::{Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result};
 
     /// What a store in memory answers, at once.
     fn done<T>(verb: BoxFuture<'_, Result<T>>) -> T {
@@ -506,6 +507,14 @@ pub(crate) mod tests {
                 return std::future::ready(Err(refused)).boxed();
             }
             self.memory.set_status(id, status, now)
+        }
+
+        fn remove(&self, id: JobId) -> BoxFuture<'_, Result<bool>> {
+            self.memory.remove(id)
+        }
+
+        fn hold(&self) -> Hold {
+            self.memory.hold()
         }
 
         fn retry_now(&self, id: JobId) -> BoxFuture<'_, Result<()>> {

@@ -78,7 +78,7 @@ pub(super) fn workers(
             clock.clone(),
         )
         .with_metrics(metrics.clone()),
-        upkeep: Upkeep::new(Arc::clone(&store), clock),
+        upkeep: Upkeep::new(Arc::clone(&store), clock, config.storage.keep_state),
         vitals: Vitals {
             control: control.clone(),
             store,

@@ -64,8 +64,9 @@ pub(super) fn take_over(running: &mut Config, new: Config) -> Difference {
     found.fixed("[http] token", &secret(held.token.as_ref()), &secret(token.as_ref()));
     found.fixed("[http] hosts", &held.hosts, &hosts);
 
-    let config::Storage { min_free } = storage;
+    let config::Storage { min_free, keep_state } = storage;
     found.fixed("[storage] min_free", &running.storage.min_free, &min_free);
+    found.fixed("[storage] keep_state", &running.storage.keep_state, &keep_state);
     found.fixed("the machine's time zone", &running.zone, &zone);
     found
 }
@@ -168,7 +169,7 @@ mod tests {
     use crate::config::Keys;
 
     /// What a reload can't do, as `table.key` and, for tables of which there may be more, with their number.
-    const NEEDS_RESTART: [&str; 12] = [
+    const NEEDS_RESTART: [&str; 13] = [
         "root",
         "providers.0.name",
         "providers.0.base_url",
@@ -181,6 +182,7 @@ mod tests {
         "http.token_file",
         "http.hosts",
         "storage.min_free",
+        "storage.keep_state",
     ];
 
     /// A folder with keys to providers in it.

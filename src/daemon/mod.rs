@@ -104,8 +104,12 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
         return Ok(Ending::StoppedBySignal);
     };
     let before = store.jobs().await.map_err(Error::State)?;
-    let workers = build::workers(config, Arc::clone(&store), clock, Seed::from_entropy(), &metrics)
+    let mut workers = build::workers(config, Arc::clone(&store), clock, Seed::from_entropy(), &metrics)
         .map_err(Error::Internal)?;
+    if options.until_idle {
+        // What became of them is the exit code.
+        workers.upkeep = workers.upkeep.sparing_what_ends_now();
+    }
     tracing::info!(root = %config.root.display(), jobs = before.iter().filter(|job| !job.status.is_final()).count(), "batchd is running");
     let mut daemon = Daemon::start(workers, store, before, loaded, asked);
     let ending = daemon.serve(&mut signals, options).await;

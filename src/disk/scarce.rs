@@ -124,7 +124,9 @@ impl State {
                 | Act::MakeDir { .. }
                 | Act::Link { .. }
         );
-        if !takes_room {
+        // A folder takes a new name before it gives up the old one.
+        let is_full = matches!(act, Act::Rename { .. }) && ends(self.full);
+        if !takes_room && !is_full {
             return Verdict::Go;
         }
         let is_out = match &mut self.acts_left {

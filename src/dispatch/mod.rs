@@ -170,7 +170,7 @@ impl Fleet {
     /// Sees to it that what may be sent is sent, and that what may not is given up. Says when to look again.
     async fn look(&mut self, stop: &Stop) -> Result<Instant> {
         self.start_missing(stop).await?;
-        let jobs = self.store.jobs().await?;
+        let jobs = self.store.open_jobs().await?;
         self.hurry_ends(&jobs).await?;
         let now = Instant::now();
         Ok(self.endings.look(&jobs, self.live.settings().grace, now).unwrap_or(now + LOOK))

@@ -58,6 +58,8 @@ impl Intake {
         known: &mut Known,
         stop: &CancellationToken,
     ) -> Result<Ending, Error> {
+        // The fine-tunes that are found must be there until the job that waits for them is.
+        let _hold = self.store.hold();
         match self.find_makers(&applicant.checked).await {
             Ok(Found::All(models)) => applicant.checked.settings.models = models,
             Ok(Found::Unknown { first, .. }) if applicant.may_wait => {

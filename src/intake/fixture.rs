@@ -29,7 +29,7 @@ use crate::domain::{
 use crate::provider::Catalogue;
 use crate::spec::{self, Checked, Form, Sinks, Source};
 use crate::store::folder::JobFolder;
-use crate::store::{self, Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+use crate::store::{self, Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// Intakes that were started so far.
 static STARTS: AtomicU64 = AtomicU64::new(0);
@@ -352,6 +352,14 @@ impl Store for FakeStore {
 
     fn set_status(&self, _: JobId, _: JobStatus, _: Timestamp) -> BoxFuture<'_, Result<JobState>> {
         futures_util::future::ready(closed()).boxed()
+    }
+
+    fn remove(&self, _: JobId) -> BoxFuture<'_, Result<bool>> {
+        futures_util::future::ready(closed()).boxed()
+    }
+
+    fn hold(&self) -> Hold {
+        Hold::default()
     }
 
     fn retry_now(&self, _: JobId) -> BoxFuture<'_, Result<()>> {

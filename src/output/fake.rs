@@ -20,7 +20,7 @@ use crate::domain::{
     RecordError, RequestId, Response, Settlement, Timestamp, TuningApi,
 };
 use crate::output::{Artefacts, Unavailable};
-use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 pub(super) const JOB: JobId = JobId::from_bytes([1; 16]);
 pub(super) const ACCEPTED: Timestamp = Timestamp::from_millis(1_000_000);
@@ -330,6 +330,14 @@ impl Store for FakeStore {
         drop(jobs);
         self.changes.ring();
         ready(Ok(state)).boxed()
+    }
+
+    fn remove(&self, _: JobId) -> BoxFuture<'_, Result<bool>> {
+        unimplemented!("results are only read")
+    }
+
+    fn hold(&self) -> Hold {
+        unimplemented!("results are only read")
     }
 
     fn retry_now(&self, _: JobId) -> BoxFuture<'_, Result<()>> {

@@ -103,8 +103,7 @@ impl Worker {
 
     /// Starts what can be started, in the order of acceptance.
     async fn look(&mut self) -> Result<(), Error> {
-        let mut states = self.parts.store.jobs().await.map_err(Error::Store)?;
-        states.retain(|state| !state.status.is_final());
+        let states = self.parts.store.open_jobs().await.map_err(Error::Store)?;
         let mut before = std::mem::take(&mut self.jobs);
         for state in &states {
             self.jobs.insert(state.job.id, before.remove(&state.job.id).unwrap_or_default());

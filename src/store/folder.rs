@@ -14,6 +14,8 @@
 //! | `memo-<n>.json` | what the next attempt of request `n` must know of the last one: how far a fine-tune has come |
 //! | `training.jsonl`, `validation.jsonl` | the data of a fine-tune, as it was accepted |
 //! | `results.torn.<n>`, `intents.torn.<n>` | what a crash tore off one of the logs, for a person to look at |
+//!
+//! A folder `<JobId>.removed` is what is left of one of a job that was removed. No job is called so.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,9 @@ use crate::store::{Error, Result};
 pub const ORIGIN: &str = "again-of";
 /// In the same folder: those requests.
 pub const AGAIN: &str = "requests.jsonl";
+
+/// The ending of a job's folder once the job was removed.
+const REMOVED: &str = "removed";
 
 /// The paths of one job's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +80,18 @@ impl JobFolder {
 
     pub fn memo(&self, index: u32) -> PathBuf {
         self.0.join(format!("memo-{index}.json"))
+    }
+
+    /// The name that the folder has from when the job was removed until its files are.
+    pub fn removed(&self) -> PathBuf {
+        self.0.with_added_extension(REMOVED)
+    }
+
+    /// Whether a folder is one that [`JobFolder::removed`] names.
+    pub fn is_removed(path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let id = name.and_then(|name| name.strip_suffix(REMOVED)?.strip_suffix('.'));
+        id.is_some_and(|id| id.parse::<JobId>().is_ok())
     }
 
     /// Whether the job was accepted once, although its `state.json` is missing: then its requests may have been sent

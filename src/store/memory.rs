@@ -17,7 +17,7 @@ use crate::domain::{
     Counts, Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
 use crate::store::share::{Candidate, Turns};
-use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// See the module's words.
 #[derive(Debug, Default)]
@@ -25,6 +25,7 @@ pub struct MemoryStore {
     inner: Mutex<Inner>,
     changed: Bell,
     folders: Option<PathBuf>,
+    hold: Hold,
 }
 
 #[derive(Debug, Default)]
@@ -148,6 +149,18 @@ impl MemoryStore {
         drop(inner);
         self.tick();
         Ok(state)
+    }
+
+    fn remove_now(&self, id: JobId) -> Result<bool> {
+        let mut inner = self.lock()?;
+        inner.entry(id)?.status.check_removal(id)?;
+        let awaits =
+            |entry: &Entry| !entry.status.is_final() && entry.job.waits_for().any(|maker| maker == id);
+        let may_go = self.hold.is_alone() && !inner.jobs.values().any(awaits);
+        if may_go {
+            inner.jobs.remove(&id);
+        }
+        Ok(may_go)
     }
 }
 
@@ -325,6 +338,14 @@ impl Store for MemoryStore {
 
     fn set_status(&self, job: JobId, status: JobStatus, at: Timestamp) -> BoxFuture<'_, Result<JobState>> {
         now(self.change_status(job, status, at))
+    }
+
+    fn remove(&self, job: JobId) -> BoxFuture<'_, Result<bool>> {
+        now(self.remove_now(job))
+    }
+
+    fn hold(&self) -> Hold {
+        self.hold.clone()
     }
 
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {

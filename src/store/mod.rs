@@ -11,8 +11,8 @@
 //!   until a due time, or *settled*. Leases live in memory: after a restart all of them are void.
 //! - A record counts once it is durable in the job's journal. The index may lag the journal and
 //!   never leads it.
-//! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`], [`Store::write_memo`]) is durable when it
-//!   returns.
+//! - Every verb that changes a job ([`Store::put_job`], [`Store::set_status`], [`Store::write_memo`], [`Store::remove`])
+//!   is durable when it returns.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -25,8 +25,10 @@ mod share;
 use std::fmt;
 use std::io::{Read, Seek};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 
@@ -89,6 +91,14 @@ impl JobStatus {
         }
         Err(Error::Transition { job, from: self.as_str(), to: to.as_str() })
     }
+
+    /// Refuses to remove a job that stands here and has not ended.
+    fn check_removal(&self, job: JobId) -> Result<()> {
+        if self.is_final() {
+            return Ok(());
+        }
+        Err(Error::Transition { job, from: self.as_str(), to: "removed" })
+    }
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -141,6 +151,17 @@ pub trait Journal: Read + Seek + Send {}
 
 impl<T: Read + Seek + Send> Journal for T {}
 
+/// While one of a store's lives, that store [removes](Store::remove) no job: for whoever works on with what has ended.
+#[derive(Clone, Debug, Default)]
+pub struct Hold(Arc<()>);
+
+impl Hold {
+    /// Whether nobody else has one of the same store.
+    fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
 /// Where jobs, requests and records are kept.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Accepts a job in its [first status](Job::first_status): durable when it returns.
@@ -148,6 +169,17 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Every job, in the order of acceptance.
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>>;
+
+    /// Those of [`Store::jobs`] that have not ended: for who asks again and again, and whom thousands of others that
+    /// have must cost nothing.
+    fn open_jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+        let open = async move {
+            let mut jobs = self.jobs().await?;
+            jobs.retain(|state| !state.status.is_final());
+            Ok(jobs)
+        };
+        open.boxed()
+    }
 
     fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>>;
 
@@ -185,6 +217,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Moves a job to `status`: durable when it returns. `now` becomes `finished_at` of a final status.
     /// Requests still open in a job that ends as cancelled or expired count as failed from then on.
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>>;
+
+    /// Removes what is kept of a job that has ended; its results stay. When it returns, also where whoever asked has
+    /// stopped listening, nothing brings the job back, and its files are gone or go at the next start.
+    ///
+    /// Says whether it did. It does not, for now, while somebody [holds](Store::hold) what has ended, while a job that has
+    /// not ended [waits](Job::waits_for) for this one, while something of it is leased, and while its claim is not over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Transition`] if it has not ended. [`Error::Full`] if the disk does not take it.
+    fn remove(&self, job: JobId) -> BoxFuture<'_, Result<bool>>;
+
+    /// Until what this returns is dropped, no job is removed. Take it before asking for what must stay.
+    fn hold(&self) -> Hold;
 
     /// Makes every waiting request of the job due at once.
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>>;

@@ -1,13 +1,17 @@
 //! Upkeep: what must happen when time has passed, whether or not anything else does.
 //!
 //! Now: jobs whose deadline has passed begin to expire, and jobs that waited for others (fine-tunes, the run of a
-//! schedule before) go on when those have ended, whatever came of them. Pruning finished state has its place here.
+//! schedule before) go on when those have ended, whatever came of them. The state of jobs that have ended is
+//! [removed](prune) in time.
+
+mod prune;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::prune::Pruner;
 use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus, Timestamp};
 use crate::store::{self, Store};
@@ -20,19 +24,35 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Upkeep {
     store: Arc<dyn Store>,
     clock: Clock,
+    pruner: Pruner,
 }
 
 impl Upkeep {
-    pub fn new(store: Arc<dyn Store>, clock: Clock) -> Self {
-        Self { store, clock }
+    /// Keeps the state of a job for so long after its end.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, keep_state: Duration) -> Self {
+        let pruner =
+            Pruner { store: Arc::clone(&store), clock: clock.clone(), keep: keep_state, spared_from: None };
+        Self { store, clock, pruner }
+    }
+
+    /// Keeps the state of all jobs that end from now on: somebody wants to see in the end what became of them.
+    #[must_use]
+    pub fn sparing_what_ends_now(mut self) -> Self {
+        self.pruner.spared_from = Some(self.clock.now());
+        self
     }
 
     /// Runs until `stop`. An error is the store's.
     pub async fn run(self, stop: CancellationToken) -> store::Result<()> {
+        tokio::try_join!(self.keep_time(&stop), self.pruner.run(&stop)).map(drop)
+    }
+
+    /// Deadlines and ends that others wait for.
+    async fn keep_time(&self, stop: &CancellationToken) -> store::Result<()> {
         let mut news = self.store.changes();
         while !stop.is_cancelled() {
             news.mark_seen();
-            let jobs = self.store.jobs().await?;
+            let jobs = self.store.open_jobs().await?;
             let next = earlier(self.expire(&jobs).await?, self.go_on(&jobs).await?);
             let due = async {
                 match next {
@@ -121,6 +141,9 @@ mod tests {
     use crate::store::conformance;
     use crate::store::memory::MemoryStore;
 
+    /// Longer than these tests look.
+    const KEEP: Duration = Duration::from_hours(1_000);
+
     #[tokio::test(start_paused = true)]
     async fn jobs_expire_at_their_deadline_and_not_before() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
@@ -129,7 +152,7 @@ mod tests {
         job.settings = JobSettings { deadline: Some(Duration::from_hours(6)), ..job.settings };
         conformance::put(&*store, &job).await;
         let stop = CancellationToken::new();
-        let upkeep = Upkeep::new(Arc::clone(&store), clock);
+        let upkeep = Upkeep::new(Arc::clone(&store), clock, KEEP);
         let watched = async {
             tokio::time::sleep(Duration::from_hours(6) - Duration::from_secs(1)).await;
             assert_eq!(store.job(job.id).await.unwrap().status, JobStatus::InProgress);
@@ -163,7 +186,7 @@ mod tests {
         store.set_status(cancelled.id, JobStatus::Cancelling, now).await.unwrap();
         let waiting = JobStatus::Paused { reason: PauseReason::FineTune };
         let stop = CancellationToken::new();
-        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(now));
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(now), KEEP);
         let becomes = async |id: JobId, status: JobStatus| {
             let mut news = store.changes();
             while store.job(id).await.unwrap().status != status {
@@ -200,7 +223,7 @@ mod tests {
             conformance::put(&*store, job).await;
         }
         let stop = CancellationToken::new();
-        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW), KEEP);
         let watched = async {
             let mut news = store.changes();
             news.changed().await;
@@ -231,7 +254,7 @@ mod tests {
         }
         let waiting = JobStatus::Paused { reason: PauseReason::Overlap };
         let stop = CancellationToken::new();
-        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW), KEEP);
         let is = async |job: &Job, status: &JobStatus| {
             assert_eq!(store.job(job.id).await.unwrap().status, *status, "{}", job.name);
         };
@@ -266,7 +289,7 @@ mod tests {
             conformance::put(&*store, job).await;
         }
         let stop = CancellationToken::new();
-        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW));
+        let upkeep = Upkeep::new(Arc::clone(&store), Clock::simulated(conformance::NOW), KEEP);
         let watched = async {
             for (ends, status) in [
                 (maker.id, JobStatus::Paused { reason: PauseReason::Overlap }),

@@ -28,6 +28,7 @@ mod lifecycle;
 mod metrics;
 mod pauses;
 mod placing;
+mod pruning;
 mod rebuild;
 mod reload;
 mod results;

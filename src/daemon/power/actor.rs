@@ -120,7 +120,7 @@ impl<'w> Actor<'w> {
 
     async fn act(&mut self, running: &mut Running, to_the_end: bool) -> Result {
         let states = self.checked(running.store.jobs().await)?;
-        self.promises.judge_recovery(&states);
+        self.promises.judge_recovery(&self.root, &states);
         self.look(running).await?;
         running.intake.look().await;
         // A life whose cut comes late, or never, does its duty in the end.
@@ -139,6 +139,7 @@ impl<'w> Actor<'w> {
             3..8 => self.lease(running).await,
             8..15 => self.settle(running).await,
             15 => self.change_status(running).await,
+            16 => self.remove(running).await,
             _ => self.wait(running).await,
         }
     }
@@ -300,6 +301,20 @@ impl<'w> Actor<'w> {
             Err(store::Error::Transition { .. }) => {}
             failed => drop(self.checked(failed)?),
         }
+        Ok(())
+    }
+
+    /// Removes one of the jobs that have ended.
+    async fn remove(&mut self, running: &Running) -> Result {
+        let mut states = self.look(running).await?;
+        states.retain(|state| state.status.is_final());
+        if states.is_empty() {
+            return Ok(());
+        }
+        let id = states[self.rng.usize(..states.len())].job.id;
+        self.promises.ask_removal(id);
+        let is_removed = self.checked(running.store.remove(id).await)?;
+        self.promises.answered_removal(id, is_removed);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use crate::domain::record::JournalLine;
 use crate::domain::{JobId, JobState, JobStatus, OnUncertain, RequestId};
 use crate::simulate::laws::{self, Evidence, JobEvidence, Results};
 use crate::store::Store;
+use crate::store::folder::JobFolder;
 
 /// A job that somebody was told of.
 #[derive(Debug)]
@@ -19,8 +20,19 @@ struct Promised {
     /// The last status that was seen, and one that was asked for since, answered or not.
     status: JobStatus,
     asked: Option<JobStatus>,
+    removal: Removal,
     /// Published files by their path below the root, once the job had ended.
     published: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+/// Whether the state of a job was to be removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Removal {
+    #[default]
+    Not,
+    /// It may be there, whole, or be gone.
+    Asked,
+    Done,
 }
 
 /// A spec that somebody dropped.
@@ -76,6 +88,7 @@ impl Promises {
                 input: input(),
                 status: state.status.clone(),
                 asked: None,
+                removal: Removal::Not,
                 published: BTreeMap::new(),
             });
             assert!(seen || self.dropped.is_empty() || !promised.input.is_empty());
@@ -108,6 +121,16 @@ impl Promises {
         if let Some(promised) = self.jobs.get_mut(&id) {
             (promised.status, promised.asked) = (status, None);
         }
+    }
+
+    /// An ended job is about to be removed.
+    pub(super) fn ask_removal(&mut self, id: JobId) {
+        self.jobs.get_mut(&id).unwrap().removal = Removal::Asked;
+    }
+
+    /// It was removed, or stayed.
+    pub(super) fn answered_removal(&mut self, id: JobId, is_removed: bool) {
+        self.jobs.get_mut(&id).unwrap().removal = if is_removed { Removal::Done } else { Removal::Not };
     }
 
     /// A request is about to be sent. Panics where it must not be.
@@ -143,10 +166,18 @@ impl Promises {
         }
         for (id, promised) in &self.jobs {
             let folder = job_folder(root, *id);
+            promised.judge_published(root);
+            match promised.removal {
+                Removal::Done => {
+                    assert!(!folder.exists(), "job {} is back", promised.name);
+                    continue;
+                }
+                Removal::Asked if !folder.exists() => continue,
+                Removal::Asked | Removal::Not => {}
+            }
             assert!(folder.join("state.json").exists(), "job {} is lost", promised.name);
             let input = fs::read(folder.join("input.jsonl")).unwrap_or_default();
             assert!(input == promised.input, "the input of {} has changed", promised.name);
-            promised.judge_published(root);
             let journal = fs::read(folder.join("results.log")).unwrap_or_default();
             let kept: BTreeMap<u32, Vec<u8>> = records(&journal).collect();
             for (request, line) in self.records.range(range_of(*id)) {
@@ -180,16 +211,26 @@ impl Promises {
     pub(super) fn sweep(root: &Path) {
         for folder in fs::read_dir(root.join("state/jobs")).into_iter().flatten() {
             let folder = folder.unwrap().path();
-            if !folder.join("claim.json").exists() && !folder.join("state.json").exists() {
+            let is_removed = JobFolder::is_removed(&folder);
+            if !is_removed && !folder.join("claim.json").exists() && !folder.join("state.json").exists() {
                 fs::remove_dir_all(folder).unwrap();
             }
         }
     }
 
     /// Holds what a recovery found against what was promised.
-    pub(super) fn judge_recovery(&self, states: &[JobState]) {
+    pub(super) fn judge_recovery(&mut self, root: &Path, states: &[JobState]) {
         let found: BTreeMap<JobId, &JobState> = states.iter().map(|state| (state.job.id, state)).collect();
-        for (id, promised) in &self.jobs {
+        let left = fs::read_dir(root.join("state/jobs")).unwrap().map(|entry| entry.unwrap().path());
+        let left: Vec<PathBuf> = left.filter(|path| JobFolder::is_removed(path)).collect();
+        assert!(left.is_empty(), "nobody removes what is left of removed jobs: {left:?}");
+        for (id, promised) in &mut self.jobs {
+            if promised.removal != Removal::Not && !found.contains_key(id) {
+                promised.removal = Removal::Done;
+                continue;
+            }
+            assert!(promised.removal != Removal::Done, "job {} is back", promised.name);
+            promised.removal = Removal::Not;
             let state = found.get(id).unwrap_or_else(|| panic!("job {} is lost", promised.name));
             let may = |from: &JobStatus| leads_to(from, &state.status);
             let is_kept = may(&promised.status) || promised.asked.as_ref().is_some_and(may);
@@ -221,6 +262,9 @@ impl Promises {
                     published.contains(str::from_utf8(&line).unwrap()),
                     "{request} is not in the results"
                 );
+            }
+            if promised.removal == Removal::Done {
+                continue;
             }
             let journal = fs::read(job_folder(root, *id).join("results.log")).unwrap();
             let mut seen = BTreeSet::new();

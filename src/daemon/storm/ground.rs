@@ -27,7 +27,7 @@ use crate::domain::{
     Settlement, Timestamp,
 };
 use crate::store::memory::MemoryStore;
-use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// No life of a storm asks a fifth as often.
 const VERBS_MAX: u64 = 100_000;
@@ -295,6 +295,14 @@ impl Store for Life {
 
     fn set_status(&self, job: JobId, status: JobStatus, now: Timestamp) -> BoxFuture<'_, Result<JobState>> {
         self.late(move |ground| ground.rung(ground.memory.set_status(job, status, now)).boxed())
+    }
+
+    fn remove(&self, job: JobId) -> BoxFuture<'_, Result<bool>> {
+        self.late(move |ground| ground.memory.remove(job))
+    }
+
+    fn hold(&self) -> Hold {
+        self.ground.memory.hold()
     }
 
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {

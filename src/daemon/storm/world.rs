@@ -21,6 +21,9 @@ use crate::simulate::{Entry, Payments};
 use crate::store::Store;
 use crate::upkeep::Upkeep;
 
+/// What came of a job is judged at the end.
+const KEEP_STATE: Duration = Duration::from_hours(1_000_000);
+
 /// Under a clear sky everything ends within this: all requests one after another take half of it.
 const PATIENCE: Duration = Duration::from_mins(15);
 
@@ -185,7 +188,7 @@ impl World {
         let (mut fleet, mut others) = (JoinSet::new(), JoinSet::new());
         let dispatch = Fleet::new(settings, Arc::clone(&store), board, self.clock.clone(), seed);
         fleet.spawn(dispatch.run(work.clone(), hurry.clone()));
-        others.spawn(Upkeep::new(Arc::clone(&store), self.clock.clone()).run(rest.clone()));
+        others.spawn(Upkeep::new(Arc::clone(&store), self.clock.clone(), KEEP_STATE).run(rest.clone()));
         others.spawn(publish(store, self.clock.clone(), rest.clone()));
         self.process = Some(Process { pulse, control, work, hurry, rest, fleet, others });
     }

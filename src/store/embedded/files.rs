@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -75,6 +75,12 @@ pub(super) fn line_at(input: &File, entry: LineEntry) -> io::Result<Bytes> {
     }
     let mut bytes = vec![0; entry.length as usize];
     input.read_exact_at(&mut bytes, entry.offset).map(|()| Bytes::from(bytes))
+}
+
+/// Device and inode of a folder: which one it is, whatever is mounted over it.
+pub(super) fn identity(folder: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(folder).map_err(failed("look at", folder))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Makes a job's folder whole; `state.json` comes last and makes the job count.

@@ -17,7 +17,7 @@ use super::{Content, keys, rebuild, start};
 use crate::bell::Bell;
 use crate::domain::{Job, JobStatus, PauseReason, Settlement, Timestamp};
 use crate::store::conformance::{self, NOW, lease, put, queue, until_settled};
-use crate::store::{Error, Store};
+use crate::store::{Error, Hold, Store};
 
 fn job(number: u8, total: u32) -> Job {
     conformance::job(number, 5, &["m"], total)
@@ -156,13 +156,14 @@ async fn what_can_not_be_understood_is_built_anew_for_its_job_alone() {
     }
 }
 
-fn thread(index: Index, world: &World) -> IndexThread {
+pub(super) fn thread(index: Index, world: &World) -> IndexThread {
     let shared = Shared {
         state: world.state().to_owned(),
         leases: Leases::default(),
         room: Room::new(world.state(), Some(0), Bell::default()),
         changed: Bell::default(),
         progress: Bell::default(),
+        hold: Hold::default(),
         closed: OnceLock::new(),
         is_stopping: AtomicBool::new(false),
         metrics: crate::metrics::Metrics::default(),

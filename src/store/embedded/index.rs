@@ -316,6 +316,11 @@ impl Index {
         Ok(())
     }
 
+    /// Shows a job no more. It must have no keys.
+    pub(super) fn forget(&mut self, id: JobId) {
+        self.jobs.remove(&id);
+    }
+
     /// Whether anything of a job is left, its row or, after a crash while it was dropped, something of the rest.
     pub(super) fn has_keys(&self, id: JobId) -> Result<bool> {
         let mut found = self.tree.contains_key(keys::job(id)).map_err(broken)?;

@@ -11,6 +11,18 @@
 //! opens it by a [`ladder`], syncs its file itself and keeps room for it ([`ahead`]), keeps batches small, and stops at
 //! its first error. What a disk does that is full or broken is told in [`room`].
 //!
+//! # What a start makes of what it finds
+//!
+//! | below `state/` | it becomes |
+//! |---|---|
+//! | `jobs/<JobId>.removed` | nothing: what is left of a removed job is removed ([`removal`]) |
+//! | `jobs/<JobId>` with a final status | a job that has ended; what the index has of it is dropped |
+//! | `jobs/<JobId>` with another status | a job, by its journal and its intents ([`recover`]) |
+//! | `jobs/<JobId>` that can't be read | a job that is held and left alone ([`lost`]) |
+//! | `jobs/<JobId>` without `state.json`, never accepted | not ours: intake puts the spec back |
+//! | `sled/` that can't be opened or read | what the [`ladder`] makes of it; at its end an index built from `jobs/` |
+//! | a job in the index without a folder | nothing: a person has taken the folder away |
+//!
 //! # What it does not do
 //!
 //! It does not read bodies into sled: a request is a bit there, and its line is read from the input by
@@ -19,6 +31,7 @@
 mod ahead;
 mod claim;
 mod claimed;
+mod close;
 mod content;
 mod entry;
 mod files;
@@ -29,12 +42,14 @@ mod intents;
 mod keys;
 mod ladder;
 mod leases;
+mod lines;
 mod log;
 mod lost;
 mod memo;
 mod mend;
 mod open;
 mod recover;
+mod removal;
 mod room;
 mod settle;
 mod start;
@@ -44,9 +59,8 @@ mod threads;
 mod uncertain;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -54,7 +68,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::claimed::Claimed;
@@ -64,7 +77,6 @@ pub use self::start::rebuild;
 use self::files::{JobFiles, prepare};
 use self::index::Index;
 use self::leases::Leases;
-use self::log::Log;
 use self::room::Room;
 use self::state::State;
 use self::sync::Note;
@@ -75,7 +87,7 @@ use crate::domain::{
 };
 use crate::store::folder::{JobFolder, failed};
 use crate::store::lock::Lock;
-use crate::store::{Error, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
+use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// Records that may be appended and not yet durable: more wait, and with them their slots (P5).
 const UNSYNCED_MAX: usize = 8192;
@@ -86,10 +98,6 @@ const COMMANDS_MAX: usize = 1024;
 /// Jobs whose files stay open, four each: well below the 1024 descriptors that a process has at the least.
 const OPEN_JOBS_MAX: usize = 128;
 
-/// Lines up to this size are read where they are asked for; the page cache has them or soon will. Longer
-/// ones are read by a blocking task.
-const INLINE_READ_MAX: u32 = 64 * 1024;
-
 /// See the module's words.
 #[derive(Debug)]
 pub struct EmbeddedStore {
@@ -98,6 +106,8 @@ pub struct EmbeddedStore {
     notes: mpsc::Sender<Note>,
     files: Mutex<BTreeMap<JobId, Arc<JobFiles>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Which folder the jobs' folders are in.
+    home: (u64, u64),
     /// Held until the value is dropped.
     _lock: Arc<Lock>,
 }
@@ -123,6 +133,7 @@ impl EmbeddedStore {
             room,
             changed,
             progress: Bell::default(),
+            hold: Hold::default(),
             closed: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
             metrics: claimed.metrics.clone(),
@@ -139,7 +150,8 @@ impl EmbeddedStore {
         };
         let threads = Mutex::new(vec![index_thread, sync_thread]);
         let lock = Arc::clone(&claimed.lock);
-        Ok(Self { shared, commands, notes, files: Mutex::default(), threads, _lock: lock })
+        let home = files::identity(&state.join("jobs"))?;
+        Ok(Self { home, shared, commands, notes, files: Mutex::default(), threads, _lock: lock })
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -177,7 +189,10 @@ impl EmbeddedStore {
                 !is_at_rest
             });
         }
-        let open = Arc::new(JobFiles::open(&folder)?);
+        // It may be removed in this very moment.
+        let open = JobFiles::open(&folder)
+            .map_err(|error| if folder.path().is_dir() { error } else { Error::NoSuchJob(id) });
+        let open = Arc::new(open?);
         files.insert(id, Arc::clone(&open));
         Ok(open)
     }
@@ -193,10 +208,23 @@ impl EmbeddedStore {
         JobFolder::new(&self.shared.state, id)
     }
 
+    /// Whether a job can be accepted so that it is found again: the folder may be hidden, or its file system gone.
+    fn check_home(&self) -> Result<()> {
+        let jobs = self.shared.state.join("jobs");
+        if files::identity(&jobs).is_ok_and(|home| home == self.home) {
+            return Ok(());
+        }
+        let path = jobs.display();
+        Err(Error::Full(format!(
+            "{path} is not the folder that it was at the start: is its file system mounted?"
+        )))
+    }
+
     async fn put(&self, job: Job, input: Input) -> Result<()> {
         if let Some(why) = self.shared.room.look() {
             return Err(Error::Full(why));
         }
+        self.check_home()?;
         // Before the folder is made whole: what counts as accepted must be indexed.
         self.ask(|reply| Command::MakeRoom { requests: job.total, reply }).await?;
         let folder = self.job_folder(job.id);
@@ -208,73 +236,6 @@ impl EmbeddedStore {
             }
         })?;
         self.ask(|reply| Command::Put { job: Box::new(job), reply }).await
-    }
-
-    fn read_entry(&self, files: &JobFiles, request: RequestId) -> Result<LineEntry> {
-        let mut bytes = [0; LineEntry::SIZE];
-        let offset = u64::from(request.index) * LineEntry::SIZE as u64;
-        match files.index.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(LineEntry::decode(&bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(Error::Stale(request)),
-            Err(error) => Err(failed("read", &self.job_folder(request.job).index())(error)),
-        }
-    }
-
-    async fn read_line(&self, request: RequestId) -> Result<Line> {
-        let files = self.files(request.job)?;
-        let entry = self.read_entry(&files, request)?;
-        let read = {
-            let input = Arc::clone(&files.input);
-            move || files::line_at(&input, entry)
-        };
-        let bytes = if entry.length <= INLINE_READ_MAX {
-            read()
-        } else {
-            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-        };
-        match bytes {
-            Ok(bytes) => Ok(Line { bytes, number: entry.line }),
-            Err(error) => Err(failed("read", &self.job_folder(request.job).input())(error)),
-        }
-    }
-
-    async fn shut(&self) -> Result<()> {
-        let was_open = self.check_open();
-        self.shared.is_stopping.store(true, Ordering::Release);
-        let (reply, answer) = oneshot::channel();
-        // Told of it even when an error has closed the store: both threads wait for something to do till then,
-        // and a sync thread that has failed passes nothing on.
-        let noted = self.notes.send(Note::Close { reply }).await;
-        if let Err(SendError(Note::Close { reply })) = noted {
-            drop(self.commands.send(Command::Close { reply }).await);
-        }
-        let answered = if let Ok(answered) = answer.await {
-            answered
-        } else {
-            // It failed with this in its hands.
-            let (reply, answer) = oneshot::channel();
-            drop(self.commands.send(Command::Close { reply }).await);
-            answer.await.unwrap_or_else(|_| Err(self.shared.refusal()))
-        };
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        let ended = tokio::task::spawn_blocking(move || {
-            let joined = threads.into_iter().all(|thread| thread.join().is_ok());
-            // An error that ended them may have left what is appended and not synced.
-            let logs = files.values().flat_map(|files| [&files.intents, &files.journal]);
-            let synced = logs.map(Log::sync).fold(Ok(()), Result::and);
-            for files in files.values() {
-                files.give_back();
-            }
-            if joined { synced } else { Err(Error::Closed("a thread of it panicked".to_owned())) }
-        });
-        let ended = ended.await.unwrap_or_else(|error| Err(Error::Closed(error.to_string())));
-        match self.shared.room.lost() {
-            0 => was_open.and(answered).and(ended),
-            lost => Err(Error::Full(format!(
-                "the disk did not take what came of {lost} requests before the end: it is lost, and they may be asked again"
-            ))),
-        }
     }
 }
 
@@ -288,7 +249,11 @@ impl Store for EmbeddedStore {
     }
 
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
-        self.ask(|reply| Command::Jobs { reply }).boxed()
+        self.ask(|reply| Command::Jobs { open_alone: false, reply }).boxed()
+    }
+
+    fn open_jobs(&self) -> BoxFuture<'_, Result<Vec<JobState>>> {
+        self.ask(|reply| Command::Jobs { open_alone: true, reply }).boxed()
     }
 
     fn job(&self, id: JobId) -> BoxFuture<'_, Result<JobState>> {
@@ -338,6 +303,14 @@ impl Store for EmbeddedStore {
             Ok(state)
         }
         .boxed()
+    }
+
+    fn remove(&self, job: JobId) -> BoxFuture<'_, Result<bool>> {
+        self.remove_job(job).boxed()
+    }
+
+    fn hold(&self) -> Hold {
+        self.shared.hold.clone()
     }
 
     fn retry_now(&self, job: JobId) -> BoxFuture<'_, Result<()>> {

@@ -13,7 +13,7 @@ use std::path::Path;
 use crate::domain::JobState;
 use crate::store::embedded::index::{Index, broken};
 use crate::store::embedded::ladder::{self, Opened};
-use crate::store::embedded::recover;
+use crate::store::embedded::{recover, removal};
 use crate::store::lock::Lock;
 use crate::store::{Error, Result};
 
@@ -42,6 +42,7 @@ pub fn rebuild(state: &Path) -> Result<Vec<JobState>> {
 /// The index, level with the jobs' folders and durable. The lock must be held.
 pub(super) fn index(state: &Path) -> Result<Index> {
     let (path, corrupt) = (state.join("sled"), state.join("corrupt"));
+    removal::finish_all(state)?;
     let opened = ladder::open(&path, &corrupt)?;
     if opened.fresh {
         tracing::debug!("the index is new and is built from the job folders");

@@ -28,7 +28,7 @@ use crate::store::embedded::recover;
 use crate::store::embedded::room::Room;
 use crate::store::embedded::state::State;
 use crate::store::folder::JobFolder;
-use crate::store::{Error, Leased, QueueDepth, Result};
+use crate::store::{Error, Hold, Leased, QueueDepth, Result};
 
 /// How far the index may lag the journals. What it lacks after a crash is read again from them.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) room: Room,
     pub(super) changed: Bell,
     pub(super) progress: Bell,
+    /// Held by who works with jobs that have ended.
+    pub(super) hold: Hold,
     /// Why the store is closed, once it is.
     pub(super) closed: OnceLock<String>,
     /// It is about to be closed: nothing is tried again for ever any more.
@@ -74,7 +76,7 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 pub(super) enum Command {
     MakeRoom { requests: u32, reply: Reply<()> },
     Put { job: Box<Job>, reply: Reply<()> },
-    Jobs { reply: Reply<Vec<JobState>> },
+    Jobs { open_alone: bool, reply: Reply<Vec<JobState>> },
     Job { id: JobId, reply: Reply<JobState> },
     Queues { reply: Reply<Vec<QueueDepth>> },
     Lease { queue: QueueName, max: usize, now: Timestamp, reply: Reply<Leased> },
@@ -82,6 +84,7 @@ pub(super) enum Command {
     Wait { request: RequestId, held: Held, due: Timestamp, attempts: u32, maybe_paid: bool, reply: Reply<()> },
     Release { request: RequestId, held: Held, reply: Reply<()> },
     SetStatus { id: JobId, status: JobStatus, now: Timestamp, reply: Reply<JobState> },
+    Remove { id: JobId, reply: Reply<bool> },
     RetryNow { id: JobId, files: Arc<JobFiles>, reply: Reply<()> },
     Close { reply: Reply<()> },
 }
@@ -174,7 +177,7 @@ impl IndexThread {
     }
 
     /// Whether sled may write what comes next. If not, nothing is leased until it may.
-    fn has_room(&mut self) -> Result<()> {
+    pub(super) fn has_room(&mut self) -> Result<()> {
         self.index.reserve(0).map_err(|error| {
             self.shared.room.failed(&error, self.index.reserves(0));
             Error::Full(error.to_string())
@@ -198,7 +201,11 @@ impl IndexThread {
                 let result = self.put(*job);
                 self.reply(reply, result)
             }
-            Command::Jobs { reply } => self.reply(reply, Ok(self.index.states())),
+            Command::Jobs { open_alone, reply } => {
+                let entries = self.index.entries().filter(|entry| !open_alone || !entry.status.is_final());
+                let states = entries.map(Entry::state).collect();
+                self.reply(reply, Ok(states))
+            }
             Command::Job { id, reply } => self.reply(reply, self.index.entry(id).map(Entry::state)),
             Command::Queues { reply } => self.reply(reply, Ok(self.index.queues())),
             Command::Lease { queue, max, now, reply } => {
@@ -228,6 +235,10 @@ impl IndexThread {
             Command::SetStatus { id, status, now, reply } => {
                 let result = self.set_status(id, status, now);
                 self.shared.tick();
+                self.reply(reply, result)
+            }
+            Command::Remove { id, reply } => {
+                let result = self.remove(id);
                 self.reply(reply, result)
             }
             Command::RetryNow { id, files, reply } => {

@@ -72,6 +72,8 @@ pub(super) struct Ordeal {
     pub(super) users: BTreeMap<String, String>,
     stops: Vec<Stop>,
     published: BTreeMap<PathBuf, blake3::Hash>,
+    /// What was asked in jobs that are published: their state may be removed.
+    asked: BTreeMap<String, String>,
     rebuilt: Vec<Rebuilt>,
     /// The last that the daemon said of each job.
     promised: BTreeMap<String, Value>,
@@ -108,6 +110,7 @@ impl Ordeal {
             users: BTreeMap::new(),
             stops: Vec::new(),
             published: BTreeMap::new(),
+            asked: BTreeMap::new(),
             rebuilt: Vec::new(),
             promised: BTreeMap::new(),
         }
@@ -300,6 +303,28 @@ impl Ordeal {
             let hash = blake3::hash(&fs::read(&path).unwrap());
             self.published.insert(path, hash);
         }
+        // What was sent is what was accepted: the lines that batchd rendered, or the file as it was dropped.
+        let id = results.summary()["id"].as_str().unwrap().to_owned();
+        let input = self.world.path("root/state/jobs").join(id).join("input.jsonl");
+        self.asked.insert(job.to_owned(), fs::read_to_string(input).unwrap());
+    }
+
+    /// Lets everything end.
+    pub(super) fn end_all(&mut self) {
+        let output = self.world.spawn(self.world.command(&["run", "--until-idle"])).wait_at_most(END_WITHIN);
+        assert!(matches!(output.code, Some(0 | 1)), "{output:?}");
+        self.look_at_published();
+    }
+
+    /// From the next start on the state of jobs that have ended is kept so long.
+    pub(super) fn keep_state(&self, long: &str) {
+        let config = fs::read_to_string(self.world.config()).unwrap();
+        let others = config.lines().filter(|line| !line.starts_with("keep_state"));
+        let lines = others.map(|line| {
+            let more = if line == "[storage]" { format!("\nkeep_state = \"{long}\"") } else { String::new() };
+            format!("{line}{more}\n")
+        });
+        fs::write(self.world.config(), lines.collect::<String>()).unwrap();
     }
 
     /// Compares the index as a start finds it with one that is built anew, in copies of the root.
@@ -336,9 +361,7 @@ impl Ordeal {
 
     /// Lets everything end, and judges it by all laws. Uncertain requests apart, none may have failed.
     pub(super) fn finish(mut self) -> Report {
-        let output = self.world.spawn(self.world.command(&["run", "--until-idle"])).wait_at_most(END_WITHIN);
-        assert!(matches!(output.code, Some(0 | 1)), "{output:?}");
-        self.look_at_published();
+        self.end_all();
         let evidence = Evidence {
             jobs: self.dropped.iter().map(|(_, job)| self.job_evidence(job)).collect(),
             ledger: self.questions(),
@@ -378,10 +401,7 @@ impl Ordeal {
             return JobEvidence { name: job.to_owned(), ..JobEvidence::default() };
         }
         let summary = results.summary();
-        // What was sent is what was accepted: the lines that batchd rendered, or the file as it was dropped.
-        let input =
-            self.world.path("root/state/jobs").join(summary["id"].as_str().unwrap()).join("input.jsonl");
-        let text = fs::read_to_string(input).unwrap();
+        let text = self.asked.get(job).cloned().unwrap_or_default();
         let mut evidence = batch_lines(job, &self.with_model(job, text));
         let errors = if results.has("errors.jsonl") { results.text("errors.jsonl") } else { String::new() };
         let image = |name: &str| fs::read(results.dir.join(name)).ok();

@@ -11,7 +11,7 @@ use batchd::simulate::laws::Report;
 
 use super::kills::seed;
 use super::ordeal::{Ordeal, Trial};
-use crate::world::eventually;
+use crate::world::{eventually, names};
 
 /// Points that one process passes many times, so that later passings are worth a death, too.
 const OFTEN: [&str; 12] = [
@@ -41,6 +41,9 @@ const TUNE_EVERY: usize = 8;
 
 /// Lets the daemon die at `point`, with something of every kind to do on the way.
 fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
+    if point.starts_with("store-removal-") {
+        return die_while_removing(ordeal, point, round);
+    }
     ordeal.drop_lines(&format!("lines{round}x"), 6);
     ordeal.drop_linked(&format!("linked{round}x"), 3);
     ordeal.drop_images(&format!("pictures{round}x"), 2);
@@ -84,6 +87,37 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
     }
     ordeal.await_death(daemon, point);
     ordeal.world.fail("");
+}
+
+/// Lets the daemon die while it removes what has ended: nothing of it is missed, or comes back, and nothing is left of it.
+fn die_while_removing(ordeal: &mut Ordeal, point: &str, round: usize) {
+    ordeal.drop_lines(&format!("lines{round}x"), 6);
+    ordeal.drop_toml(&format!("failing{round}x"), 3, OnUncertain::Fail);
+    ordeal.end_all();
+    let jobs = ordeal.world.path("root/state/jobs");
+    let before = names(&jobs);
+    ordeal.keep_state("0s");
+    let passing = ordeal.rng.usize(1..=2);
+    eprintln!("{point}:{passing}");
+    let daemon = ordeal.start(Some(&format!("{point}:{passing}")));
+    ordeal.await_death(daemon, point);
+    ordeal.keep_state("7d");
+    let mut daemon = ordeal.start(None);
+    daemon.wait_for_log("batchd is running");
+    let listed = ordeal.world.list();
+    assert!(listed.iter().all(|job| job["status"] != "held"), "{listed:?}");
+    let mut ids: Vec<&str> = listed.iter().map(|job| job["id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(names(&jobs), ids, "whatever is there is a job");
+    let removed = before.iter().filter(|id| !ids.contains(&id.as_str())).count();
+    let expected = match point {
+        "store-removal-begins" => passing - 1,
+        // Once for each file.
+        "store-removal-half-done" => 1,
+        _ => passing,
+    };
+    assert_eq!(removed, expected, "{point}");
+    ordeal.kill(daemon);
 }
 
 /// A daemon that was killed with requests in flight, also of a job that does not repeat them.

@@ -1,5 +1,7 @@
 //! One suite for every store: what the verbs of [`Store`] promise, whatever is underneath.
 
+mod removal;
+
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +107,8 @@ pub(crate) async fn exercise(make: impl AsyncFn() -> Arc<dyn Store>) {
     jobs_wait_for_the_fine_tunes_whose_models_they_use(&*make().await).await;
     runs_wait_for_the_one_before_them(&*make().await).await;
     memos_are_replaced_and_outlive_the_job(&*make().await).await;
+    removal::jobs_that_have_ended_can_be_removed(&*make().await).await;
+    removal::what_somebody_needs_is_not_removed(&*make().await).await;
     lines_are_read_back(&*make().await).await;
     large_jobs_keep_every_request(&*make().await).await;
     closed_stores_refuse(&*make().await).await;
