@@ -20,7 +20,7 @@ pub(crate) mod scarce;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 pub use self::file::{File, overwrite};
@@ -167,6 +167,12 @@ pub fn remove_dir_all(path: &Path) -> io::Result<()> {
     carry_out(Act::Remove { path }, || fs::remove_dir_all(path))
 }
 
+/// Whether another file system begins at a folder than the one of the folder above.
+pub fn is_mounted(folder: &Path) -> io::Result<bool> {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
+    Ok(device(folder)? != device(&folder.join(".."))?)
+}
+
 /// What a file system has left for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -202,6 +208,13 @@ pub fn is_full(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_file_system_begins_is_seen() {
+        assert!(is_mounted(Path::new("/proc")).unwrap());
+        assert!(!is_mounted(Path::new("/proc/self")).unwrap());
+        assert!(is_mounted(Path::new("/none")).is_err());
+    }
 
     #[test]
     fn a_file_system_that_does_not_say_what_it_has_is_not_full() {

@@ -117,6 +117,7 @@ impl Claim {
         let how = if shared { How::Copied } else { How::Moved };
         let note = Note { name: name.to_owned(), dropped, how };
         let mut claim = Self { job, note, jobs: Arc::clone(jobs), stamp: candidate.stamp };
+        claim.check_home()?;
         claim.job.create()?;
         let mut renamed = claim.rename()?;
         if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices) {
@@ -133,6 +134,13 @@ impl Claim {
                 Err(failed("take in", &source)(error))
             }
         }
+    }
+
+    /// Whether there is where the job's folder is to be made. It was made at the start: if it is gone, its file system may
+    /// be, and what is made in its place would be lost when that comes back.
+    fn check_home(&self) -> Result<(), Error> {
+        let home = self.job.path().parent().unwrap_or_else(|| self.job.path());
+        if home.is_dir() { Ok(()) } else { Err(failed("open", home)(io::ErrorKind::NotFound.into())) }
     }
 
     /// A claim that an earlier process left behind.
@@ -418,6 +426,15 @@ mod tests {
 
     fn report() -> Report {
         Diagnostic::error("a", 1, 1, "bad").into()
+    }
+
+    #[test]
+    fn without_a_folder_for_jobs_nothing_is_claimed_and_none_is_made() {
+        let root = Root::new();
+        let path = root.drop_file("a.jsonl", "one\n");
+        fs::remove_dir_all(&root.settings.state).unwrap();
+        assert!(matches!(take(&root, "a.jsonl", Dropped::Jsonl), Err(Error::Io { .. })));
+        assert!(path.exists() && !root.settings.state.exists());
     }
 
     #[test]

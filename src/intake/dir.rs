@@ -65,6 +65,19 @@ impl Dir {
         Ok((stat.st_dev, stat.st_ino))
     }
 
+    /// The number of the file system's kind, as `statfs` has it.
+    pub(super) fn file_system(&self) -> io::Result<u64> {
+        let kind = rustix::fs::fstatfs(&self.fd)?.f_type;
+        // Some of them have the highest bit set in a signed word.
+        Ok(u64::from(u32::try_from(kind & 0xffff_ffff).unwrap_or_default()))
+    }
+
+    /// Whether another file system begins here than the one of the folder above.
+    pub(super) fn is_mounted(&self) -> io::Result<bool> {
+        let above = rustix::fs::statat(&self.fd, "..", AtFlags::empty())?;
+        Ok(rustix::fs::fstat(&self.fd)?.st_dev != above.st_dev)
+    }
+
     /// The names in the folder, in no order.
     pub(super) fn names(&self) -> io::Result<impl Iterator<Item = io::Result<OsString>>> {
         let entries = rustix::fs::Dir::read_from(&self.fd)?;

@@ -1,5 +1,6 @@
 //! The eyes of intake: all that is done before a spec is touched.
 
+use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub(super) struct Lookout {
     pub(super) scanner: Scanner,
     pub(super) watch: Option<Watch>,
     pub(super) unmended: Unmended,
+    /// A file system of its own was mounted at the jobs folder.
+    pub(super) was_mounted: bool,
 }
 
 /// What a look found.
@@ -35,15 +38,37 @@ impl Lookout {
     /// Looks through the jobs folder; before that, if the state folder is named, undoes what was
     /// left half done there.
     pub(super) fn look(&mut self, now: Timestamp, state: Option<&Path>) -> Result<Seen, Error> {
-        let dir = Arc::new(Dir::open(&self.jobs).map_err(failed("open the jobs folder", &self.jobs))?);
+        let dir = match self.open() {
+            Ok(dir) => Arc::new(dir),
+            Err(error) => {
+                if let Some(watch) = &mut self.watch {
+                    watch.disarm();
+                }
+                return Err(error);
+            }
+        };
         if let Some(state) = state {
             recover(&dir, state, &mut self.unmended)?;
         }
         if let Some(watch) = &mut self.watch {
-            watch.arm(&dir);
+            watch.arm(&dir, now);
         }
         let scan = self.scanner.scan(&dir, now).map_err(failed("look through", &self.jobs))?;
         Ok(Seen { jobs: dir, scan, unmended: mem::take(&mut self.unmended.later) })
+    }
+
+    /// Opens the jobs folder. What lies under a file system that is not mounted any more is not it.
+    fn open(&mut self) -> Result<Dir, Error> {
+        let dir = Dir::open(&self.jobs).map_err(failed("open the jobs folder", &self.jobs))?;
+        let is_mounted = dir.is_mounted().map_err(failed("look at the jobs folder", &self.jobs))?;
+        if self.was_mounted && !is_mounted {
+            let why = io::Error::other(
+                "its file system is not mounted any more; mount it again, or start batchd anew to go on without it",
+            );
+            return Err(failed("look through the jobs folder", &self.jobs)(why));
+        }
+        self.was_mounted = is_mounted;
+        Ok(dir)
     }
 }
 

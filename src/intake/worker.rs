@@ -22,7 +22,7 @@ use super::name::safe_name;
 use super::recover::Unmended;
 use super::round::{Failures, Round, Told};
 use super::scan::{Candidate, Remark, Scan, Scanner, Why};
-use super::watch::Watch;
+use super::watch::{self, Watch};
 use super::{Error, Handle, Settings};
 use crate::bell::Listener;
 use crate::clock::{self, Clock, Seed};
@@ -71,8 +71,11 @@ impl Intake {
         let lookout = Lookout {
             jobs: settings.jobs.clone(),
             scanner: Scanner::new(settings.settle),
-            watch: settings.watch.then(|| Watch::new(settings.jobs.clone(), Arc::clone(&hints))),
+            watch: settings
+                .watch
+                .then(|| Watch::new(settings.jobs.clone(), Arc::clone(&hints), watch::begin)),
             unmended: Unmended::default(),
+            was_mounted: false,
         };
         let handle = Handle::default();
         Self {

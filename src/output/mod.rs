@@ -21,6 +21,7 @@ mod finish;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod home;
 mod images;
 mod input;
 mod journal;
@@ -56,6 +57,7 @@ pub use summary::{ImageCounts, LineCounts, Summary, Tokens, TuningSummary};
 use download::{Downloads, Follower};
 use finish::{Publication, end_of};
 use folder::ResultsFolder;
+use home::Home;
 use images::Gallery;
 use input::Input;
 use tuning::{Gathered, Gatherer};
@@ -122,6 +124,7 @@ pub struct Output {
 #[derive(Clone, Debug)]
 struct Parts {
     settings: Arc<Settings>,
+    home: Arc<Home>,
     store: Arc<dyn Store>,
     downloads: Arc<Downloads>,
     artefacts: Arc<BTreeMap<String, Arc<dyn Artefacts>>>,
@@ -141,10 +144,11 @@ impl Output {
         clock: Clock,
     ) -> Self {
         let downloads = Arc::new(Downloads::new(downloads, settings.image_bytes_max));
+        let home = Arc::new(Home::new(settings.results.clone()));
         let (settings, artefacts) = (Arc::new(settings), Arc::new(artefacts));
         let gathering = Arc::new(Semaphore::new(GATHERINGS));
         let metrics = Metrics::default();
-        Self { parts: Parts { settings, store, downloads, artefacts, gathering, clock, metrics } }
+        Self { parts: Parts { settings, home, store, downloads, artefacts, gathering, clock, metrics } }
     }
 
     /// Counts there how jobs end.
@@ -166,9 +170,15 @@ impl Parts {
         ResultsFolder::new(&self.settings.results, &state.job.name)
     }
 
+    async fn check_home(&self) -> Result<(), Error> {
+        let home = Arc::clone(&self.home);
+        blocking(move || home.check()).await
+    }
+
     /// Makes the job's results folder. Says whether the partial file is there, too, or can't be: the
     /// journal may come later.
     async fn open(&self, state: &JobState) -> Result<bool, Error> {
+        self.check_home().await?;
         let folder = self.folder(state);
         let id = state.job.id;
         let journal = self.store.folder(id).map(|at| JobFolder::at(at).journal());
@@ -181,6 +191,7 @@ impl Parts {
 
     /// Makes files of the images that were answered since `offset` of the journal. Returns how far it came.
     async fn follow(&self, state: JobState, offset: u64, stop: &CancellationToken) -> Result<u64, Error> {
+        self.check_home().await?;
         let follower = Follower {
             gallery: Gallery::new(&self.folder(&state)),
             input: Input::new(state.job, self.store.clone(), stop.clone()),
@@ -191,6 +202,7 @@ impl Parts {
 
     /// Fetches what a fine-tune that has ended left at its provider.
     async fn gather(&self, state: JobState, stop: &CancellationToken) -> Result<Gathered, Error> {
+        self.check_home().await?;
         let folder = self.folder(&state);
         let provider = state.job.queues.first().and_then(|queue| self.artefacts.get(queue.provider()));
         let gatherer = Gatherer {
@@ -213,6 +225,7 @@ impl Parts {
         gathered: Gathered,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
+        self.check_home().await?;
         let now = self.clock.now();
         let (id, end) = (state.job.id, end_of(&state.status));
         let publication = Publication {

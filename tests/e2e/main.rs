@@ -34,3 +34,4 @@ mod reload;
 mod results;
 mod secrets;
 mod soak;
+mod vanishing;
