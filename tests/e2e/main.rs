@@ -24,6 +24,7 @@ mod crash;
 mod faults;
 mod fine_tunes;
 mod full_disk;
+mod idle;
 mod lifecycle;
 mod metrics;
 mod pauses;
