@@ -26,7 +26,7 @@ pub(super) fn run(args: &JobArgs, config: Option<&Path>, printer: &mut Printer<'
 pub(super) fn print(job: &JobReport, config: &Config, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let queues = job.queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let results = config.results_dir().join(&job.name).display().to_string();
-    let due = job.due.as_ref().map_or("asked for by a person".to_owned(), |due| format!("due {due}"));
+    let due = job.due.as_ref().map_or_else(|| "asked for by a person".to_owned(), |due| format!("due {due}"));
     let facts = [
         ("name", Some(job.name.clone())),
         ("id", Some(job.id.to_string())),
