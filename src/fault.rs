@@ -17,6 +17,12 @@ pub const POINTS: [&str; 61] = [
     "intake-putting",
     "intake-put",
     "intake-original-removed",
+    // A schedule on its way to a run.
+    "schedule-decided",
+    "schedule-noted",
+    "schedule-spec-written",
+    "schedule-fired",
+    "schedule-recorded",
     // A job's files and its place in the index.
     "store-job-prepared",
     "store-state-written",

@@ -23,7 +23,7 @@ use crate::diag::{Diagnostic, Report};
 use crate::disk::File;
 use crate::domain::{JobId, Timestamp};
 use crate::fault;
-use crate::spec::{self, Checked, Copies, Form, Rest, Sinks, Source};
+use crate::spec::{self, Checked, Copies, Form, Rest, Scheduled, Sinks, Source};
 use crate::store::Store;
 use crate::store::folder::JobFolder;
 
@@ -32,6 +32,9 @@ const LOOK_EACH: u64 = 1 << 20;
 
 /// Reads a spec: [`spec::read`], or what a test puts in its place.
 pub(super) type Validate = fn(Source, &spec::Settings, Sinks<'_>) -> Result<Checked, spec::Error>;
+
+/// Looks for a schedule: [`spec::read_schedule`], or what a test puts in its place.
+pub(super) type Peek = fn(&Source, &spec::Settings) -> Result<Option<Scheduled>, spec::Error>;
 
 /// What is needed to examine a candidate.
 #[derive(Clone, Debug)]
@@ -43,7 +46,10 @@ pub(super) struct Examiner {
     pub(super) settle: Duration,
     /// When it is examined.
     pub(super) now: Timestamp,
+    /// The time for which a run is made, and which `now` means in its spec; none: the time of the reading.
+    pub(super) due: Option<Timestamp>,
     pub(super) validate: Validate,
+    pub(super) peek: Peek,
     pub(super) stop: CancellationToken,
     /// Says how far the disk may be filled.
     pub(super) store: Arc<dyn Store>,
@@ -56,7 +62,7 @@ pub(super) enum Verdict {
     Valid { claim: Box<Claim>, checked: Box<Checked> },
     /// It lies in `rejected/` under this name.
     Rejected { name: String, report: Report },
-    /// It was written to while we looked, and is back where it was.
+    /// It was written to while we looked, or has a schedule now, and is back where it was.
     Changed,
     /// This data of it is being written; it is back where it was.
     Waits { data: String },
@@ -69,6 +75,8 @@ enum Unread {
     Rejected(Report),
     /// This data of it is being written.
     Unsettled(String),
+    /// It is to be kept, not run.
+    Scheduled,
     Failed(Error),
 }
 
@@ -108,13 +116,16 @@ impl Examiner {
         })
     }
 
-    fn judge(&self, claim: Box<Claim>) -> Result<Verdict, Error> {
+    /// Reads what is claimed, and says whether it is a job.
+    pub(super) fn judge(&self, claim: Box<Claim>) -> Result<Verdict, Error> {
         let read = match self.read(&claim) {
             Ok(checked) => Ok(Ok(checked)),
             Err(Unread::Rejected(report)) => Ok(Err(report)),
             Err(Unread::Unsettled(data)) => {
                 return claim.put_back().map(|()| Verdict::Waits { data });
             }
+            // It had none when it was looked at: somebody has replaced it since.
+            Err(Unread::Scheduled) => return claim.put_back().map(|()| Verdict::Changed),
             Err(Unread::Failed(error)) => Err(error),
         };
         match read.and_then(|read| Ok((read, claim.is_changed()?))) {
@@ -141,7 +152,8 @@ impl Examiner {
         let form = claim.note.dropped.form();
         let folder = claim.source_folder();
         let rest = Some(Rest { settle: self.settle, now: self.now });
-        let source = Source { form, file, display, folder, rest, now: self.now, is_run: false };
+        let (now, is_run) = (self.due.unwrap_or(self.now), claim.is_made());
+        let source = Source { form, file, display, folder, rest, now, is_run };
         let mut index = self.sink(&claim.job.index())?;
         let checked = match form {
             Form::Jsonl => {
@@ -176,17 +188,11 @@ impl Examiner {
             Ok(Ok(checked)) => Ok(checked),
             Ok(Err(spec::Error::Rejected(report))) => Err(Unread::Rejected(report)),
             Ok(Err(spec::Error::Unsettled { data })) => Err(Unread::Unsettled(data)),
-            Ok(Err(error @ spec::Error::Scheduled)) => {
-                Err(Unread::Rejected(Diagnostic::error(&display, 0, 0, error.to_string()).into()))
-            }
+            Ok(Err(spec::Error::Scheduled)) => Err(Unread::Scheduled),
             Ok(Err(spec::Error::Sink(error))) => {
                 Err(Unread::Failed(failed("write the job's files below", &self.state)(error)))
             }
-            Err(_) => Err(Unread::Rejected(
-                Diagnostic::error(&display, 0, 0, "batchd failed while it read this file")
-                    .hint("this is a bug of batchd: please report it with the file, and with the log")
-                    .into(),
-            )),
+            Err(_) => Err(Unread::Rejected(bug(&display))),
         }
     }
 
@@ -260,17 +266,32 @@ fn finish(sink: BufWriter<Bounded>, path: &Path) -> Result<(), Error> {
     file.sync_all().map_err(failed("sync", path))
 }
 
+/// What is said of a spec that woke a bug.
+pub(super) fn bug(display: &str) -> Report {
+    Diagnostic::error(display, 0, 0, "batchd failed while it read this file")
+        .hint("this is a bug of batchd: please report it with the file, and with the log")
+        .into()
+}
+
 /// Whose fault it is that the spec file can't be opened.
 fn unreadable(display: &str, claim: &Claim, error: io::Error) -> Unread {
+    match closed(display, &error) {
+        Some(report) => Unread::Rejected(report),
+        None => Unread::Failed(failed("open", &claim.job.path().join(display))(error)),
+    }
+}
+
+/// What is said of a spec file that can't be opened, if whoever dropped it can help that.
+pub(super) fn closed(display: &str, error: &io::Error) -> Option<Report> {
     let hint = if error.kind() == io::ErrorKind::PermissionDenied {
         "let the user that runs batchd read it"
-    } else if is_swapped(&error) {
+    } else if is_swapped(error) {
         "put a regular file in its place"
     } else {
-        return Unread::Failed(failed("open", &claim.job.path().join(display))(error));
+        return None;
     };
     let message = format!("the file can't be opened: {error}");
-    Unread::Rejected(Diagnostic::error(display, 0, 0, message).hint(hint).into())
+    Some(Diagnostic::error(display, 0, 0, message).hint(hint).into())
 }
 
 #[cfg(test)]

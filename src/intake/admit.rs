@@ -12,7 +12,7 @@ use super::models::{self, Found, Makers};
 use super::worker::{Intake, blocking};
 use super::{Error, failed};
 use crate::diag::{Report, Severity, printable};
-use crate::domain::{Job, JobId, JobName};
+use crate::domain::{Job, JobId, JobName, Run};
 use crate::fault;
 use crate::spec::Checked;
 use crate::store::{self, Input};
@@ -25,12 +25,16 @@ pub(super) struct Applicant {
     pub(super) checked: Checked,
     /// A fine-tune that nobody knows may be among the specs that are still to be read.
     pub(super) may_wait: bool,
+    /// Of a run: what it is called, and whose it is.
+    pub(super) run: Option<(JobName, Run)>,
 }
 
-/// What became of something in the jobs folder. But for the first three it is back where it was.
+/// What became of something in the jobs folder. But for jobs, what was rejected and what is gone it is where it was.
 #[derive(Debug)]
 pub(super) enum Ending {
     Job,
+    /// It has a schedule, and stays where it is.
+    Kept,
     /// It lies in `rejected/` under this name.
     Rejected {
         name: String,
@@ -109,8 +113,9 @@ impl Intake {
 
     /// Names the job and gives it to the store. From the store's answer on it exists.
     async fn accept(&self, applicant: Applicant, known: &mut Known) -> Result<(), Error> {
-        let Applicant { id, claim, checked, .. } = applicant;
-        let name = match known.free_name(&checked.name, &self.settings.results).await {
+        let Applicant { id, claim, checked, run, .. } = applicant;
+        let (wanted, run) = run.map_or((checked.name, None), |(name, run)| (name, Some(run)));
+        let name = match known.free_name(&wanted, &self.settings.results).await {
             Ok(name) => name,
             Err(error) => {
                 blocking(move || claim.put_back()).await?;
@@ -130,14 +135,16 @@ impl Intake {
             queues: checked.queues,
             content_hash: checked.content_hash,
             settings: checked.settings,
-            run: None,
+            run,
         };
         fault::point("intake-putting");
         if let Err(error) = self.store.put_job(job.clone(), Input::Spooled).await {
             return Err(blocking(move || not_taken(claim, error)).await);
         }
         fault::point("intake-put");
-        if let Some(earlier) = known.same_content(&job.content_hash) {
+        if job.run.is_none()
+            && let Some(earlier) = known.same_content(&job.content_hash)
+        {
             info!(job = %id, %earlier, file = %printable(&file), "the same content was dropped before: it runs again");
         }
         // Notes may quote what the user's data say, which belongs in no log: `batchd check` shows them.

@@ -11,19 +11,23 @@
 //! to later, is renamed to a hidden name in the jobs folder instead, and copied from there. The hidden file
 //! goes when the store has the job; up to then undoing the claim is renaming it back. So nothing is ever
 //! copied back, and a source that can't be removed can't be taken for a new spec.
+//!
+//! The spec of a run is made in the job's folder ([`made`](super::made)): to put it back is to remove it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::copy::{copy_file, copy_tree, is_swapped};
 use super::dir::{Dir, Stamp};
+use super::lookout::check_home;
 use super::name::{NUMBERS_MAX, numbered};
 use super::reject::Moved;
+use super::remove::{remove_empty, remove_file, remove_tree};
 use super::scan::{Candidate, stamp_of};
 use super::{Error, FOLDER_SPEC, failed, reject};
 use crate::diag::Report;
@@ -79,6 +83,8 @@ pub(super) enum How {
     Moved,
     /// It lies under a hidden name in the jobs folder, and a copy of it in the job's.
     Copied,
+    /// It was made in the job's folder, of the schedule that the note names.
+    Made,
 }
 
 /// What came of trying to claim a candidate.
@@ -96,9 +102,13 @@ pub(super) enum Taken {
 pub(super) struct Claim {
     pub(super) job: JobFolder,
     pub(super) note: Note,
-    jobs: Arc<Dir>,
+    pub(super) jobs: Arc<Dir>,
     /// Of the dropped file, right after the claim.
-    stamp: Stamp,
+    pub(super) stamp: Stamp,
+    /// What it is called if it is rejected; none: as it was dropped.
+    pub(super) aside: Option<String>,
+    /// The folder of a schedule, of which a run was made, held open: names can be swapped.
+    pub(super) folder: Option<Dir>,
 }
 
 impl Claim {
@@ -116,8 +126,9 @@ impl Claim {
         let shared = dropped == Dropped::Jsonl && entry.links > 1;
         let how = if shared { How::Copied } else { How::Moved };
         let note = Note { name: name.to_owned(), dropped, how };
-        let mut claim = Self { job, note, jobs: Arc::clone(jobs), stamp: candidate.stamp };
-        claim.check_home()?;
+        let mut claim =
+            Self { job, note, jobs: Arc::clone(jobs), stamp: candidate.stamp, aside: None, folder: None };
+        check_home(&claim.job)?;
         claim.job.create()?;
         let mut renamed = claim.rename()?;
         if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices) {
@@ -136,17 +147,9 @@ impl Claim {
         }
     }
 
-    /// Whether there is where the job's folder is to be made. It was made at the start: if it is gone, its file system may
-    /// be, and what is made in its place would be lost when that comes back.
-    fn check_home(&self) -> Result<(), Error> {
-        let home = self.job.path().parent().unwrap_or_else(|| self.job.path());
-        if home.is_dir() { Ok(()) } else { Err(failed("open", home)(io::ErrorKind::NotFound.into())) }
-    }
-
     /// A claim that an earlier process left behind.
     pub(super) fn resume(jobs: &Arc<Dir>, job: JobFolder, note: Note) -> Self {
-        let stamp = Stamp { device: 0, inode: 0, size: 0, modified_ns: 0, changed_ns: 0 };
-        Self { job, note, jobs: Arc::clone(jobs), stamp }
+        Self { job, note, jobs: Arc::clone(jobs), stamp: Stamp::NONE, aside: None, folder: None }
     }
 
     /// Opens the spec file itself.
@@ -161,6 +164,9 @@ impl Claim {
     /// The folder that paths in the spec are relative to.
     pub(super) fn source_folder(&self) -> PathBuf {
         match self.note.dropped {
+            Dropped::Folder if self.is_made() => {
+                self.folder.as_ref().map_or_else(|| self.job.spec(), Dir::path_of_handle)
+            }
             Dropped::Folder => self.job.spec(),
             Dropped::Jsonl | Dropped::Toml => self.jobs.path().to_owned(),
         }
@@ -176,7 +182,7 @@ impl Claim {
 
     /// Makes the names of all files in the job's folder durable.
     pub(super) fn sync(&self) -> Result<(), Error> {
-        if self.note.dropped == Dropped::Toml {
+        if self.note.dropped == Dropped::Toml || self.is_made() {
             folder::sync_dir(&self.job.spec())?;
         }
         Ok(folder::sync_dir(self.job.path())?)
@@ -184,6 +190,9 @@ impl Claim {
 
     /// Whether somebody wrote to it since the claim: a writer keeps what it has open across a rename.
     pub(super) fn is_changed(&self) -> Result<bool, Error> {
+        if self.is_made() {
+            return Ok(false);
+        }
         let stamp = self.kept_stamp().map_err(failed("look at", self.job.path()))?;
         Ok(stamp != Some(self.stamp))
     }
@@ -209,14 +218,17 @@ impl Claim {
     }
 
     fn move_aside(&self, report: &Report) -> Result<String, Error> {
+        if self.is_made() {
+            self.show_spec()?;
+        }
         let (from, kept) = self.kept().map_err(failed("open", self.job.path()))?;
-        let name = OsStr::new(&self.note.name);
+        let name = self.aside.as_ref().unwrap_or(&self.note.name);
         // Nobody else knows where it is: it is the one.
-        let moved = reject::move_aside((&from, &kept), &self.jobs, name, report, |_| true)?;
+        let moved = reject::move_aside((&from, &kept), &self.jobs, OsStr::new(name), report, |_| true)?;
         self.forget()?;
         Ok(match moved {
             Moved::Aside(name) => name,
-            Moved::Gone | Moved::Swapped => self.note.name.clone(),
+            Moved::Gone | Moved::Swapped => name.clone(),
         })
     }
 
@@ -227,6 +239,9 @@ impl Claim {
     }
 
     fn move_back(&self) -> Result<(), Error> {
+        if self.is_made() {
+            return Ok(());
+        }
         let (from, kept) = match self.kept() {
             Ok(kept) => kept,
             // It never came so far, or it is back already.
@@ -250,7 +265,7 @@ impl Claim {
     /// is not, this fails rather than remove it.
     pub(super) fn forget(&self) -> Result<(), Error> {
         let (job, dropped) = (&self.job, self.note.dropped);
-        let copied = self.note.how == How::Copied;
+        let copied = matches!(self.note.how, How::Copied | How::Made);
         for path in [job.index(), job.input(), job.claim(), job.state()] {
             remove_file(&folder::temporary_name(&path))?;
         }
@@ -273,6 +288,10 @@ impl Claim {
         } else if dropped == Dropped::Toml {
             remove_empty(&job.spec())?;
         }
+        if self.is_made() {
+            let (hidden, name) = self.kept().map_err(failed("open", self.jobs.path()))?;
+            hidden.remove_file(&name).map_err(failed("remove", &hidden.path().join(&name)))?;
+        }
         let leftover = |name: io::Result<fs::DirEntry>| name.is_ok_and(|n| n.path() != job.claim());
         let mut names = fs::read_dir(job.path()).map_err(failed("read", job.path()))?;
         if names.any(leftover) {
@@ -282,14 +301,18 @@ impl Claim {
         remove_empty(job.path())
     }
 
+    pub(super) fn is_made(&self) -> bool {
+        self.note.how == How::Made
+    }
+
     /// Where the dropped file itself is while it is claimed.
-    fn kept(&self) -> io::Result<(Arc<Dir>, OsString)> {
+    pub(super) fn kept(&self) -> io::Result<(Arc<Dir>, OsString)> {
         match self.note.how {
             How::Moved => {
                 let (dir, name) = self.note.dropped.place(&self.job);
                 Ok((Arc::new(Dir::open(&dir)?), name.to_owned()))
             }
-            How::Copied => {
+            How::Copied | How::Made => {
                 let id = self.job.path().file_name().unwrap_or_default();
                 let mut hidden = OsString::from(".taken-");
                 hidden.push(id);
@@ -303,11 +326,15 @@ impl Claim {
         stamp_of(&dir, &name, self.note.dropped)
     }
 
-    /// Notes how it is claimed, and claims it. The inner error is the rename's.
-    fn rename(&self) -> Result<io::Result<()>, Error> {
+    pub(super) fn write_note(&self) -> Result<(), Error> {
         let text = serde_json::to_vec(&self.note).map_err(io::Error::from);
         let text = text.map_err(failed("write", &self.job.claim()))?;
-        folder::write_atomic(&self.job.claim(), &text)?;
+        Ok(folder::write_atomic(&self.job.claim(), &text)?)
+    }
+
+    /// Notes how it is claimed, and claims it. The inner error is the rename's.
+    fn rename(&self) -> Result<io::Result<()>, Error> {
+        self.write_note()?;
         fault::point("intake-noted");
         if self.note.dropped == Dropped::Toml {
             folder::make_private_dir(&self.job.spec())?;
@@ -371,28 +398,10 @@ impl Claim {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
-    absent_is_fine(disk::remove_file(path)).map_err(failed("remove", path))
-}
-
-fn remove_empty(path: &Path) -> Result<(), Error> {
-    absent_is_fine(disk::remove_dir(path)).map_err(failed("remove", path))
-}
-
-fn remove_tree(path: &Path) -> Result<(), Error> {
-    absent_is_fine(disk::remove_dir_all(path)).map_err(failed("remove", path))
-}
-
-fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
     use std::thread;
 
     use super::*;

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,11 @@ impl Dir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A path that leads to this folder, whatever its name stands for by now, as long as it is held open.
+    pub(super) fn path_of_handle(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// Device and inode: which folder this is, whatever it is called.
@@ -197,6 +202,9 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// Of no file.
+    pub(super) const NONE: Self = Self { device: 0, inode: 0, size: 0, modified_ns: 0, changed_ns: 0 };
+
     /// Whether it is the same file, whatever was written to it.
     pub(super) const fn is_same_file(&self, other: &Self) -> bool {
         self.device == other.device && self.inode == other.inode

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::{Examiner, Validate};
+use super::accept::{Examiner, Peek, Validate};
 use super::claim::Dropped;
 use super::dir::Dir;
 use super::scan::{Candidate, Find, Scanner, stamp_of};
@@ -27,7 +27,7 @@ use crate::domain::{
     Timestamp,
 };
 use crate::provider::Catalogue;
-use crate::spec::{self, Checked, Form, Sinks, Source};
+use crate::spec::{self, Checked, Form, Scheduled, Sinks, Source};
 use crate::store::folder::JobFolder;
 use crate::store::{self, Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
@@ -96,7 +96,9 @@ impl Root {
             spec: Arc::new(self.settings.spec.clone()),
             settle: self.settings.settle,
             now: Clock::System.now(),
+            due: None,
             validate: read,
+            peek: no_schedule,
             stop: CancellationToken::new(),
             store: FakeStore::new(self),
         }
@@ -189,6 +191,12 @@ pub(super) fn read(source: Source, _: &spec::Settings, sinks: Sinks<'_>) -> Resu
     })
 }
 
+/// No spec has a schedule.
+#[expect(clippy::unnecessary_wraps, reason = "it stands in for `spec::read_schedule`")]
+pub(super) fn no_schedule(_: &Source, _: &spec::Settings) -> Result<Option<Scheduled>, spec::Error> {
+    Ok(None)
+}
+
 /// An intake that runs.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -213,11 +221,27 @@ impl Running {
     /// With a catalogue of the providers' models.
     pub(super) fn asking(root: Root, validate: Validate, catalogue: Option<Arc<Catalogue>>) -> Self {
         let store = FakeStore::new(&root);
-        let clock = Clock::simulated(Clock::System.now());
+        let readers = (validate, no_schedule as Peek);
+        Self::start(root, store, readers, (Clock::System.now(), catalogue))
+    }
+
+    /// With specs as they are, over what another left in the store, at `now`.
+    pub(super) fn scheduling(root: Root, store: Arc<FakeStore>, now: Timestamp) -> Self {
+        Self::start(root, store, (spec::read, spec::read_schedule), (now, None))
+    }
+
+    pub(super) fn start(
+        root: Root,
+        store: Arc<FakeStore>,
+        (validate, peek): (Validate, Peek),
+        (now, catalogue): (Timestamp, Option<Arc<Catalogue>>),
+    ) -> Self {
+        let clock = Clock::simulated(now);
         // Started again over the same root, it must not draw the same ids at the same simulated time.
         let seed = Seed::fixed(STARTS.fetch_add(1, Ordering::Relaxed));
         let mut intake = Intake::new(root.settings.clone(), Arc::clone(&store) as _, clock.clone(), seed);
         intake.validate = validate;
+        intake.peek = peek;
         intake.catalogue = catalogue;
         let (handle, stop) = (intake.handle(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -229,6 +253,12 @@ impl Running {
     pub(super) async fn idle(&self) {
         self.handle.look().await;
         self.handle.until(Status::is_idle).await;
+    }
+
+    /// Dies where it stands, as of a `kill -9`.
+    pub(super) async fn die(mut self) -> (Root, Arc<FakeStore>) {
+        self.tasks.shutdown().await;
+        (self.root, self.store)
     }
 
     pub(super) async fn end(mut self) -> (Root, std::result::Result<(), super::Error>) {

@@ -1,9 +1,21 @@
-//! What others hold of a running intake: they see what it sees, and can ask it to look.
+//! What others hold of a running intake: they see what it sees, and can ask it to look, or for a schedule's run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
 use super::Settings;
+use super::schedules::ScheduleStatus;
 use crate::bell::{Bell, Listener};
+use crate::diag::Report;
+use crate::domain::JobId;
+
+/// Orders that wait to be taken up; who comes later waits to be heard.
+const ORDERS_MAX: usize = 16;
+
+/// So much of a report stands in the answer to an order; the rest is in `rejected/`.
+const REPORT_LINES_MAX: usize = 6;
 
 /// What the last look at the jobs folder left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,9 +40,48 @@ impl Status {
     }
 }
 
+/// Somebody asks for a run of a schedule, named as it or as its file.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) schedule: String,
+    pub(super) reply: oneshot::Sender<Result<JobId, Refusal>>,
+}
+
+/// Why a run that somebody asked for was not made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    #[error("no schedule is called `{0}`")]
+    Unknown(String),
+    #[error("more than one schedule is called `{name}`: name the file of one, {}", files.join(", "))]
+    Ambiguous { name: String, files: Vec<String> },
+    #[error("the spec of the schedule `{file}` is broken, and there is no good version of it")]
+    Broken { file: String },
+    /// The run's spec lies in `rejected/` under this name.
+    #[error("the run was rejected, see `rejected/{name}`:\n{}", beginning(report))]
+    Rejected { name: String, report: Report },
+    #[error("`{data}` is still being written: try again when it is whole")]
+    Unsettled { data: String },
+    /// Our own files can't be written.
+    #[error("{0}")]
+    Trouble(String),
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+fn beginning(report: &Report) -> String {
+    let text = report.to_string();
+    let mut lines: Vec<&str> = text.lines().collect();
+    if lines.len() > REPORT_LINES_MAX {
+        lines.truncate(REPORT_LINES_MAX);
+        lines.push("…");
+    }
+    lines.join("\n")
+}
+
 /// What others hold of a running intake. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Handle {
+    orders: mpsc::Sender<Order>,
     pub(super) calls: Bell,
     seen: Arc<Mutex<Seen>>,
     /// Rings whenever `seen` has changed.
@@ -40,13 +91,45 @@ pub struct Handle {
 #[derive(Debug, Default)]
 struct Seen {
     status: Status,
+    schedules: Arc<[ScheduleStatus]>,
     /// No look will follow.
     has_ended: bool,
     /// Those that hold from the next look on, if they have changed.
     settings: Option<Settings>,
 }
 
+impl Default for Handle {
+    /// That of no intake.
+    fn default() -> Self {
+        Self::new().0
+    }
+}
+
 impl Handle {
+    /// With what the intake hears of it.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Order>) {
+        let (orders, heard) = mpsc::channel(ORDERS_MAX);
+        (Self { orders, calls: Bell::default(), seen: Arc::default(), changed: Bell::default() }, heard)
+    }
+
+    /// Every schedule as the last look left it, by its file.
+    pub fn schedules(&self) -> Arc<[ScheduleStatus]> {
+        Arc::clone(&self.lock().schedules)
+    }
+
+    /// Makes a run of a schedule now, whatever its times and its other runs: durable when it returns. `schedule` is its
+    /// name or that of its file.
+    ///
+    /// # Errors
+    ///
+    /// Why no run was made.
+    pub async fn run_schedule(&self, schedule: &str) -> Result<JobId, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let order = Order { schedule: schedule.to_owned(), reply };
+        self.orders.send(order).await.map_err(|_| Refusal::Stopping)?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
     /// Asks for a look at the folder now.
     pub fn wake(&self) {
         self.calls.ring();
@@ -99,6 +182,10 @@ impl Handle {
     pub(super) fn publish(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock().status);
         self.changed.ring();
+    }
+
+    pub(super) fn show(&self, schedules: Vec<ScheduleStatus>) {
+        self.lock().schedules = schedules.into();
     }
 
     /// Nobody need wait for another look.

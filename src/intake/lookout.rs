@@ -12,7 +12,7 @@ use super::watch::Watch;
 use super::{Error, INPUTS, REJECTED, Settings, failed};
 use crate::disk;
 use crate::domain::Timestamp;
-use crate::store::folder;
+use crate::store::folder::{self, JobFolder};
 
 /// The eyes of intake. They live on a blocking thread while they look.
 #[derive(Debug)]
@@ -70,6 +70,13 @@ impl Lookout {
         self.was_mounted = is_mounted;
         Ok(dir)
     }
+}
+
+/// Whether there is where the job's folder is to be made. It was made at the start: if it is gone, its file system may
+/// be, and what is made in its place would be lost when that comes back.
+pub(super) fn check_home(job: &JobFolder) -> Result<(), Error> {
+    let home = job.path().parent().unwrap_or_else(|| job.path());
+    if home.is_dir() { Ok(()) } else { Err(failed("open", home)(io::ErrorKind::NotFound.into())) }
 }
 
 /// Made once, at start: a jobs folder that vanishes later may be a file system that is not mounted.

@@ -2,14 +2,16 @@
 //!
 //! # Operation
 //!
-//! One loop ([`worker`]): look ([`scan`]), take in what is settled ([`accept`]), sleep until something may have changed.
-//! A look comes at the latest after `rescan`; a hint of the operating system ([`watch`]), a settling file
-//! or [`Handle::wake`] brings it sooner. A spec is claimed by a rename ([`claim`]), read to its end, and
+//! One loop ([`worker`]): look ([`scan`]), take in what is settled ([`accept`]), make the runs of schedules that are
+//! due ([`schedules`]), sleep until something may have changed. A look comes at the latest after `rescan`; a hint of
+//! the operating system ([`watch`]), a settling file, a schedule or [`Handle::wake`] brings it sooner. A spec with a
+//! schedule stays where it is. Any other is claimed by a rename ([`claim`]), read to its end, and
 //! becomes a job once [`store::Store::put_job`] has answered ([`admit`]), or goes aside with a report ([`reject`]). What a
 //! crash left half done is finished or undone first ([`recover`]).
 //!
 //! # Invariants
 //!
+//! - Only this loop makes jobs, so that nobody else can make the same one.
 //! - A spec is in one place at any time: the jobs folder, a job's folder, or `rejected/`. Wherever the
 //!   process dies, the next one makes a job of it at most once.
 //! - Only what a spec says can reject it. When our own files can't be written it goes back where it was,
@@ -32,12 +34,15 @@ mod fixture;
 mod handle;
 mod known;
 mod lookout;
+mod made;
 mod models;
 mod name;
 mod recover;
 mod reject;
+mod remove;
 mod round;
 mod scan;
+mod schedules;
 mod watch;
 mod worker;
 
@@ -51,9 +56,10 @@ use crate::disk;
 use crate::spec;
 use crate::store;
 
-pub use handle::{Handle, Status};
+pub use handle::{Handle, Refusal, Status};
 pub use name::{is_numbered, numbered};
 pub use scan::{is_never_read, unfit_folder};
+pub use schedules::{Plan, ScheduleStatus};
 pub use worker::Intake;
 
 /// The folder for data that TOML specs name. Never looked into.

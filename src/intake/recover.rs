@@ -81,7 +81,12 @@ fn mend(jobs: &Arc<Dir>, job: JobFolder) -> Result<(), Error> {
     if accepted {
         return claim.settle();
     }
+    let is_made = claim.is_made();
     claim.put_back()?;
+    if is_made {
+        info!(schedule = %printable(&name), "a run that was interrupted while it was made is made again");
+        return Ok(());
+    }
     info!(file = %printable(&name), "a spec whose intake was interrupted waits in the jobs folder again");
     Ok(())
 }

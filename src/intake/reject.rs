@@ -105,7 +105,7 @@ pub(super) fn publish_reports(jobs: &Dir) -> io::Result<()> {
     rejected.sync()
 }
 
-fn write_report(rejected: &Dir, name: &OsStr, report: &Report) -> io::Result<()> {
+pub(super) fn write_report(rejected: &Dir, name: &OsStr, report: &Report) -> io::Result<()> {
     rejected.remove_file(name)?;
     let mut file = rejected.create_file(name, 0o644)?;
     file.write_all(report.to_string().as_bytes())?;

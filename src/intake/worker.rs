@@ -8,25 +8,28 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::select;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::accept::{Examiner, Validate, Verdict};
+use super::accept::{Examiner, Peek, Validate, Verdict};
 use super::admit::{Applicant, Ending};
 use super::dir::Dir;
+use super::handle::Order;
 use super::known::Known;
 use super::lookout::{Lookout, Seen, make_folders};
 use super::name::safe_name;
 use super::recover::Unmended;
 use super::round::{Failures, Round, Told};
 use super::scan::{Candidate, Remark, Scan, Scanner, Why};
+use super::schedules::Schedules;
 use super::watch::{self, Watch};
 use super::{Error, Handle, Settings};
 use crate::bell::Listener;
 use crate::clock::{self, Clock, Seed};
 use crate::diag::printable;
+use crate::domain::Timestamp;
 use crate::provider::Catalogue;
 use crate::spec;
 use crate::store::Store;
@@ -35,7 +38,7 @@ use crate::store::Store;
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// After a failure of our own: soon enough that freed disk space is noticed within 15 s.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 /// The worker.
 #[derive(Debug)]
@@ -43,8 +46,9 @@ pub struct Intake {
     pub(super) settings: Settings,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Clock,
-    rng: Rng,
+    pub(super) rng: Rng,
     pub(super) validate: Validate,
+    pub(super) peek: Peek,
     /// Knows the providers' models; none: nobody asks.
     pub(super) catalogue: Option<Arc<Catalogue>>,
     hints: Arc<Notify>,
@@ -52,17 +56,22 @@ pub struct Intake {
     lookout: Arc<Mutex<Lookout>>,
     /// Hears who asks for a look.
     calls: Listener,
+    /// Hears who asks for a run.
+    orders: mpsc::Receiver<Order>,
     handle: Handle,
+    pub(super) schedules: Schedules,
+    /// When it was built.
+    pub(super) started: Timestamp,
     failures: Failures,
     told: Told,
     /// Specs that wait for their data, and of which the log knows.
     waiting: BTreeSet<OsString>,
     /// Specs that wait for fine-tunes which nobody knows yet, and how many jobs there had been when each was judged.
-    deferred: BTreeMap<OsString, u64>,
+    pub(super) deferred: BTreeMap<OsString, u64>,
     /// Jobs accepted since the start.
     accepted: u64,
     /// Something half done may lie in the state folder.
-    recover_due: bool,
+    pub(super) recover_due: bool,
 }
 
 impl Intake {
@@ -77,16 +86,20 @@ impl Intake {
             unmended: Unmended::default(),
             was_mounted: false,
         };
-        let handle = Handle::default();
+        let (handle, orders) = Handle::new();
         Self {
+            schedules: Schedules::new(&settings.state),
+            started: clock.now(),
             settings,
             store,
             clock,
             rng: seed.derive("intake"),
             validate: spec::read,
+            peek: spec::read_schedule,
             hints,
             lookout: Arc::new(Mutex::new(lookout)),
             calls: handle.calls.listen(),
+            orders,
             handle,
             failures: Failures::default(),
             told: Told::default(),
@@ -118,13 +131,13 @@ impl Intake {
                 Err(error) if error.is_passing() => self.note_trouble(error),
                 Err(error) => return Err(error),
             };
-            if !self.rest(wait, &stop).await {
+            if !self.rest(wait, &stop).await? {
                 return Ok(());
             }
         }
         loop {
             let wait = self.step(&stop).await?;
-            if !self.rest(wait, &stop).await {
+            if !self.rest(wait, &stop).await? {
                 return Ok(());
             }
         }
@@ -140,16 +153,17 @@ impl Intake {
     }
 
     /// Sleeps until the next look; false when it is time to stop.
-    async fn rest(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
+    async fn rest(&mut self, wait: Duration, stop: &CancellationToken) -> Result<bool, Error> {
         let mut due = Instant::now() + wait;
         loop {
             // To stop goes first, then who waits for an answer. A hint comes before the timer that it moves.
             select! {
                 biased;
-                () = stop.cancelled() => return false,
-                () = self.calls.changed() => return true,
+                () = stop.cancelled() => return Ok(false),
+                () = self.calls.changed() => return Ok(true),
+                Some(order) = self.orders.recv() => self.carry_out(order, stop).await?,
                 () = self.hints.notified() => due = due.min(Instant::now() + DEBOUNCE),
-                () = sleep_until(due) => return true,
+                () = sleep_until(due) => return Ok(true),
             }
         }
     }
@@ -163,7 +177,7 @@ impl Intake {
             self.settings = Settings { rescan, settle, spec, ..self.settings.clone() };
         }
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
-        match self.look().await {
+        match self.look_after_loading().await {
             Ok(Seen { jobs, scan, unmended }) => {
                 round.blocked += unmended.len();
                 if let Some(error) = unmended.into_iter().next() {
@@ -175,6 +189,13 @@ impl Intake {
         }
         self.publish(&round, heard);
         Ok(round.wait)
+    }
+
+    async fn look_after_loading(&mut self) -> Result<Seen, Error> {
+        if !self.schedules.is_loaded() {
+            self.load_schedules().await?;
+        }
+        self.look().await
     }
 
     async fn look(&mut self) -> Result<Seen, Error> {
@@ -198,31 +219,37 @@ impl Intake {
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         self.tell(std::mem::take(&mut scan.remarks));
+        let examiner = self.examiner(jobs, stop);
+        self.look_for_schedules(&examiner, &mut scan, round).await?;
         round.begin(&scan);
         self.deferred.retain(|name, _| round.is_unjudged(name));
         let ready = self.failures.sift(scan, round, self.clock.now());
-        if ready.is_empty() {
-            return Ok(());
+        if !ready.is_empty() {
+            let mut known = Known::of(&self.store.jobs().await.map_err(Error::Store)?);
+            for candidate in ready {
+                if stop.is_cancelled() {
+                    round.pending += 1;
+                } else {
+                    self.take_in_one(&examiner, candidate, &mut known, round).await?;
+                }
+            }
         }
-        let mut known = Known::of(&self.store.jobs().await.map_err(Error::Store)?);
-        let examiner = Examiner {
+        self.fire_due(&examiner, round).await
+    }
+
+    pub(super) fn examiner(&self, jobs: Arc<Dir>, stop: &CancellationToken) -> Examiner {
+        Examiner {
             jobs,
             state: self.settings.state.clone(),
             spec: Arc::new(self.settings.spec.clone()),
             settle: self.settings.settle,
             now: self.clock.now(),
+            due: None,
             validate: self.validate,
+            peek: self.peek,
             stop: stop.clone(),
             store: Arc::clone(&self.store),
-        };
-        for candidate in ready {
-            if stop.is_cancelled() {
-                round.pending += 1;
-            } else {
-                self.take_in_one(&examiner, candidate, &mut known, round).await?;
-            }
         }
-        Ok(())
     }
 
     /// What lies there for nothing, and what can't be looked at: each name once.
@@ -243,22 +270,10 @@ impl Intake {
         known: &mut Known,
         round: &mut Round,
     ) -> Result<(), Error> {
-        let id = clock::job_id(self.clock.now(), &mut self.rng);
         let name = candidate.name.clone();
-        let job = Examiner { now: self.clock.now(), ..examiner.clone() };
-        let examined = blocking(move || job.examine(&candidate, id)).await;
-        let ending = match examined {
-            Ok(Verdict::Valid { claim, checked }) => {
-                // What it waits for may itself have waited for one that is a job now.
-                let is_news = self.deferred.get(&name).is_some_and(|before| *before < self.accepted);
-                let may_wait = is_news || round.may_bring_more(&name, &self.deferred);
-                let applicant = Applicant { id, claim: *claim, checked: *checked, may_wait };
-                self.admit(applicant, known, &examiner.stop).await
-            }
-            Ok(Verdict::Rejected { name, report }) => Ok(Ending::Rejected { name, report }),
-            Ok(Verdict::Changed) => Ok(Ending::Changed),
-            Ok(Verdict::Waits { data }) => Ok(Ending::WaitsForData { data }),
-            Ok(Verdict::Gone) => Ok(Ending::Gone),
+        let ending = match self.keep(examiner, &candidate).await {
+            Ok(None) => self.make_job(examiner, candidate, known, round).await,
+            Ok(Some(ending)) => Ok(ending),
             Err(error) => Err(error),
         };
         match ending {
@@ -275,6 +290,31 @@ impl Intake {
         Ok(())
     }
 
+    async fn make_job(
+        &mut self,
+        examiner: &Examiner,
+        candidate: Candidate,
+        known: &mut Known,
+        round: &Round,
+    ) -> Result<Ending, Error> {
+        let id = clock::job_id(self.clock.now(), &mut self.rng);
+        let name = candidate.name.clone();
+        let job = Examiner { now: self.clock.now(), ..examiner.clone() };
+        Ok(match blocking(move || job.examine(&candidate, id)).await? {
+            Verdict::Valid { claim, checked } => {
+                // What it waits for may itself have waited for one that is a job now.
+                let is_news = self.deferred.get(&name).is_some_and(|before| *before < self.accepted);
+                let may_wait = is_news || round.may_bring_more(&name, &self.deferred);
+                let applicant = Applicant { id, claim: *claim, checked: *checked, may_wait, run: None };
+                return self.admit(applicant, known, &examiner.stop).await;
+            }
+            Verdict::Rejected { name, report } => Ending::Rejected { name, report },
+            Verdict::Changed => Ending::Changed,
+            Verdict::Waits { data } => Ending::WaitsForData { data },
+            Verdict::Gone => Ending::Gone,
+        })
+    }
+
     /// What came of a spec, for the log and for the rest of the round.
     fn note(&mut self, ending: Ending, name: &OsStr, round: &mut Round) {
         let file = printable(&safe_name(name));
@@ -284,7 +324,7 @@ impl Intake {
                 self.accepted += 1;
                 return round.judged(name);
             }
-            Ending::Gone => return round.judged(name),
+            Ending::Gone | Ending::Kept => return round.judged(name),
             Ending::Rejected { name: rejected_as, report } => {
                 let (errors, first) = (report.errors(), report.first_error().map(ToString::to_string));
                 warn!(%file, %rejected_as, errors, first, "job spec rejected");
@@ -310,7 +350,7 @@ impl Intake {
 
     /// Tells everyone what the look left, and the log when trouble begins and ends. It lasts while there are
     /// specs that it blocks, also over looks at which they were not tried.
-    fn publish(&self, round: &Round, heard: u64) {
+    fn publish(&mut self, round: &Round, heard: u64) {
         let before = self.handle.status().trouble;
         let now = round.trouble.as_ref().map(|error| printable(&error.to_string()));
         let now = now.or_else(|| before.clone().filter(|_| round.blocked > 0));
@@ -320,6 +360,9 @@ impl Intake {
             }
             (Some(_), None) => info!("job specs can be taken in again"),
             (None, None) | (Some(_), Some(_)) => {}
+        }
+        if let Some(news) = self.schedules.news() {
+            self.handle.show(news);
         }
         self.handle.publish(|status| {
             status.looks += 1;
@@ -400,7 +443,7 @@ mod tests {
         root.drop_file("a.toml", spec);
         let data = root.drop_file("inputs/b.txt", "one\n");
         root.drop_file("inputs/a.txt", "another\n");
-        let write = |text: &str, at: crate::domain::Timestamp| {
+        let write = |text: &str, at: Timestamp| {
             fs::write(&data, text).unwrap();
             let millis = i64::try_from(at.as_millis()).unwrap();
             let (tv_sec, tv_nsec) = (millis / 1000, millis % 1000 * 1_000_000);
