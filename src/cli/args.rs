@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use clap::{Parser, Subcommand, value_parser};
 
 use super::Exit;
+use super::schedule::ScheduleCommand;
 use crate::simulate::{Fate, Faults, ImageForm, Latency, Mishaps, WhenFull};
 
 fn exit_codes() -> String {
@@ -55,6 +56,9 @@ pub(super) enum Command {
     Resume(JobArgs),
     /// Try a job's waiting requests again now, and go on with a job that is paused or held
     Retry(JobArgs),
+    /// Look at the schedules of the running daemon, and run one now
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Rebuild the queue from the job folders, while no daemon runs
     Rebuild(RebuildArgs),
     /// Make a training file for a fine-tune of pairs of prompts and completions, or check one

@@ -12,12 +12,14 @@ use serde::de::DeserializeOwned;
 use super::{Exit, Failure};
 use crate::config::Config;
 use crate::control::JobReport;
+use crate::http::{ScheduleReport, Upcoming};
 
 /// A command waits for a few syncs of the disk; a daemon that takes longer than this is stuck.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// For those who name a job that there is not.
 const NAMES: &str = "`batchd list` shows the jobs; of one that ended long ago (`[storage] keep_state`) only the results are kept";
+const SCHEDULES: &str = "`batchd schedule list` shows the schedules";
 
 /// A connection to the daemon that a configuration names.
 #[derive(Debug)]
@@ -51,26 +53,50 @@ impl Client {
 
     /// Every job, in the order of acceptance.
     pub(super) async fn list(&self) -> Result<Vec<JobReport>, Failure> {
-        self.call(Method::GET, &[]).await
+        self.call(Method::GET, &["jobs"], None).await
+    }
+
+    /// Every schedule, by its file.
+    pub(super) async fn schedules(&self) -> Result<Vec<ScheduleReport>, Failure> {
+        self.call(Method::GET, &["schedules"], None).await
+    }
+
+    /// The next `count` times over all schedules.
+    pub(super) async fn upcoming(&self, count: u64) -> Result<Vec<Upcoming>, Failure> {
+        self.call(Method::GET, &["schedules", "next"], Some(("n", count))).await
+    }
+
+    /// Makes a run of a schedule; the answer is its job.
+    pub(super) async fn run_schedule(&self, schedule: &str) -> Result<JobReport, Failure> {
+        let path = ["schedules", named(schedule, "schedule", SCHEDULES)?, "run"];
+        self.call(Method::POST, &path, None).await
     }
 
     pub(super) async fn show(&self, job: &str) -> Result<JobReport, Failure> {
-        self.call(Method::GET, &[named(job)?]).await
+        self.call(Method::GET, &["jobs", named(job, "job", NAMES)?], None).await
     }
 
     /// Carries out `verb` on a job; the answer is the job after it.
     pub(super) async fn steer(&self, job: &str, verb: &str) -> Result<JobReport, Failure> {
-        self.call(Method::POST, &[named(job)?, verb]).await
+        self.call(Method::POST, &["jobs", named(job, "job", NAMES)?, verb], None).await
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &[&str]) -> Result<T, Failure> {
-        let mut url = Url::parse("http://batchd/jobs").expect("our own url is one");
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: Option<(&str, u64)>,
+    ) -> Result<T, Failure> {
+        let mut url = Url::parse("http://batchd").expect("our own url is one");
         url.path_segments_mut().expect("an http url has a path").extend(path);
+        if let Some((key, value)) = query {
+            url.query_pairs_mut().append_pair(key, &value.to_string());
+        }
         let reply = self.http.request(method, url).send().await.map_err(|error| self.unreachable(&error))?;
         let status = reply.status();
         let body = reply.bytes().await.map_err(|error| self.unreachable(&error))?;
         if !status.is_success() {
-            return Err(refused(status, &body));
+            return Err(refused(status, &body, path));
         }
         serde_json::from_slice(&body).map_err(|error| {
             let message = format!("the daemon's answer is not understood: {error}");
@@ -99,25 +125,30 @@ fn remedy(root: &(dyn Error + 'static)) -> &'static str {
 }
 
 /// A name that a url can hold as one segment of its path.
-fn named(job: &str) -> Result<&str, Failure> {
-    if matches!(job, "" | "." | "..") {
-        return Err(Failure::new(Exit::Usage, format!("no job is called `{job}`")).hint(NAMES));
+fn named<'n>(name: &'n str, what: &str, hint: &str) -> Result<&'n str, Failure> {
+    if matches!(name, "" | "." | "..") {
+        return Err(Failure::new(Exit::Usage, format!("no {what} is called `{name}`")).hint(hint));
     }
-    Ok(job)
+    Ok(name)
 }
 
-fn refused(status: StatusCode, body: &[u8]) -> Failure {
+fn refused(status: StatusCode, body: &[u8], path: &[&str]) -> Failure {
     let message = serde_json::from_slice::<Refusal>(body)
         .map_or_else(|_| format!("the daemon answered {status}"), |refusal| refusal.error.message);
     let exit = match status {
         StatusCode::NOT_FOUND => Exit::Usage,
         StatusCode::FORBIDDEN => Exit::Unreachable,
         StatusCode::CONFLICT => Exit::SomeFailed,
+        StatusCode::UNPROCESSABLE_ENTITY => Exit::Rejected,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => Exit::StateIo,
         _ => Exit::Internal,
     };
     let failure = Failure::new(exit, message);
-    if status == StatusCode::NOT_FOUND { failure.hint(NAMES) } else { failure }
+    match status {
+        StatusCode::NOT_FOUND if path.starts_with(&["schedules"]) => failure.hint(SCHEDULES),
+        StatusCode::NOT_FOUND => failure.hint(NAMES),
+        _ => failure,
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +167,7 @@ pub(super) mod tests {
     use crate::domain::{JobStatus, PauseReason};
     use crate::http;
     use crate::http::vitals::tests::vitals;
+    use crate::intake;
 
     /// A root, its configuration, and something that answers commands about `jobs` as a daemon would.
     pub(in crate::cli) struct Daemon {
@@ -165,7 +197,7 @@ pub(super) mod tests {
                 runtime.block_on(async {
                     let listener = http::bind(&path, None).unwrap();
                     ready.send(()).unwrap();
-                    http::serve(listener, control(&jobs), vitals(&jobs), stop).await;
+                    http::serve(listener, control(&jobs), intake::Handle::default(), vitals(&jobs), stop).await;
                 });
             };
             daemon.thread = Some(Builder::new().name("daemon".to_owned()).spawn(serve).unwrap());

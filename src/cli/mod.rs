@@ -24,6 +24,7 @@ mod rebuild;
 mod remote;
 mod report;
 mod run;
+mod schedule;
 mod show;
 mod simulate;
 mod spec_file;
@@ -176,6 +177,7 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Pause(args) => steer::run(steer::Verb::Pause, &args, config, printer),
         Command::Resume(args) => steer::run(steer::Verb::Resume, &args, config, printer),
         Command::Retry(args) => steer::run(steer::Verb::Retry, &args, config, printer),
+        Command::Schedule(command) => schedule::run(&command, config, printer),
         Command::Rebuild(args) => rebuild::run(args, config, printer),
         Command::Prepare(args) => prepare::run(&args, config, printer),
         Command::Models(args) => models::run(args, config, printer),

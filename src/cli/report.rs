@@ -116,7 +116,8 @@ impl Printer<'_> {
                 exit
             }
             Failure::Message { exit, message, hint } => {
-                self.note(&format!("error: {message}"));
+                // What a spec was rejected for may be a report of many lines.
+                self.rejection(&format!("error: {message}"));
                 if let Some(hint) = hint {
                     self.note(&format!("  hint: {hint}"));
                 }
@@ -261,6 +262,7 @@ pub(super) mod tests {
           pause        Send nothing more for a job until it is resumed
           resume       End a job's pause, and try again now what a refused key or a used-up quota stopped
           retry        Try a job's waiting requests again now, and go on with a job that is paused or held
+          schedule     Look at the schedules of the running daemon, and run one now
           rebuild      Rebuild the queue from the job folders, while no daemon runs
           prepare      Make a training file for a fine-tune of pairs of prompts and completions, or check
                        one

@@ -92,6 +92,9 @@ pub(super) fn run(args: &SubmitArgs, config: Option<&Path>, printer: &mut Printe
         } else if !args.json {
             printer.data(&format!("{}\n", printable(&line)))?;
         }
+        if one.has_schedule && !args.wait {
+            printer.note(&wait::scheduled(&one));
+        }
         placed.push(one);
     }
     let exit = match watch {

@@ -97,7 +97,7 @@ pub(super) fn print(placed: &[Placed], config: &Config, printer: &mut Printer<'_
         if let Some(text) = &one.rejected {
             printer.rejection(text);
         } else if one.has_schedule {
-            printer.note(&format!("{} has a schedule: it runs when its time comes", one.name));
+            printer.note(&scheduled(one));
         }
     }
     let jobs: Vec<&JobReport> = placed.iter().filter_map(|one| one.job.as_ref()).collect();
@@ -114,6 +114,11 @@ pub(super) fn print(placed: &[Placed], config: &Config, printer: &mut Printer<'_
     };
     let header = ["NAME", "STATUS", "COMPLETED", "FAILED", "TOTAL", "RESULTS"];
     printer.table(header, jobs.into_iter().map(row))
+}
+
+/// What is said of a spec that stays in the jobs folder.
+pub(super) fn scheduled(placed: &Placed) -> String {
+    format!("{} has a schedule: it runs when its time comes", placed.name)
 }
 
 fn is_over(placed: &Placed) -> bool {

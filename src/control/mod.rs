@@ -165,6 +165,10 @@ impl Control {
         Self { store, board, clock, jobs, again: Arc::default() }
     }
 
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Every job, in the order of acceptance.
     pub async fn list(&self) -> Result<Vec<JobReport>, Error> {
         let (pauses, shortage) = (self.board.pauses(), self.store.shortage());

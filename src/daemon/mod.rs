@@ -233,7 +233,8 @@ impl Daemon {
             reporter.run(stop).await;
             Ok(())
         });
-        let watch = Watch::new(control.clone(), board, intake.handle(), Arc::clone(&store), before);
+        let handle = intake.handle();
+        let watch = Watch::new(control.clone(), board, handle.clone(), Arc::clone(&store), before);
         let stop = stop_work.clone();
         tasks.spawn("intake", async move { intake.run(stop).await.map_err(Failed::from) });
         let (stop, cut) = (stop_work.clone(), hurry.clone());
@@ -252,7 +253,7 @@ impl Daemon {
             });
         }
         tasks.spawn("control", async move {
-            crate::http::serve(socket, control, vitals, stop).await;
+            crate::http::serve(socket, control, handle, vitals, stop).await;
             Ok(())
         });
         health.running();

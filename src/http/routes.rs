@@ -7,13 +7,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
+use super::schedules;
 use crate::control::{self, Control, JobReport};
+use crate::intake;
 use crate::store;
 
 /// No request has a body yet; none that comes may be large.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-pub(super) fn router(control: Control) -> Router {
+pub(super) fn router(control: Control, intake: intake::Handle) -> Router {
     Router::new()
         .route("/jobs", get(list))
         .route("/jobs/{job}", get(show))
@@ -21,10 +23,11 @@ pub(super) fn router(control: Control) -> Router {
         .route("/jobs/{job}/pause", post(pause))
         .route("/jobs/{job}/resume", post(resume))
         .route("/jobs/{job}/retry", post(retry))
+        .with_state(control.clone())
+        .merge(schedules::routes(control, intake))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(control)
 }
 
 /// Why there is no answer.
@@ -66,7 +69,7 @@ impl IntoResponse for Failure {
     }
 }
 
-type Answer<T> = Result<Json<T>, Failure>;
+pub(super) type Answer<T> = Result<Json<T>, Failure>;
 
 async fn list(State(control): State<Control>) -> Answer<Vec<JobReport>> {
     Ok(Json(control.list().await?))
@@ -137,8 +140,9 @@ mod tests {
             stop.cancel();
             answers
         };
-        let ((), answers) =
-            tokio::join!(http::serve(listener, control(&jobs), vitals(&jobs), stop.clone()), talk);
+        let intake = intake::Handle::default();
+        let served = http::serve(listener, control(&jobs), intake, vitals(&jobs), stop.clone());
+        let ((), answers) = tokio::join!(served, talk);
         assert!(!path.exists(), "the socket is taken away at the end");
         answers
     }
@@ -182,13 +186,22 @@ mod tests {
     async fn errors_say_what_is_wrong_in_json() {
         let jobs = Arc::new(Jobs::default());
         jobs.add("done", JobStatus::Completed);
-        let requests = ["GET /jobs/none", "POST /jobs/done/pause", "GET /jobs/done/pause", "GET /nowhere"];
+        let requests = [
+            "GET /jobs/none",
+            "POST /jobs/done/pause",
+            "GET /jobs/done/pause",
+            "GET /nowhere",
+            "GET /schedules/a/run",
+            "POST /schedules/a/run",
+        ];
         let answers = exchange(Arc::clone(&jobs), &requests).await;
         let expected = [
             (404, "no job is called `none`", "no_such_job"),
             (409, "job `done` is completed: it can't be paused", "wrong_status"),
             (405, "this path takes another method", "wrong_method"),
             (404, "there is nothing at this path", "not_found"),
+            (405, "this path takes another method", "wrong_method"),
+            (503, "the daemon is stopping", "stopping"),
         ];
         for ((status, body), (expected, message, code)) in answers.into_iter().zip(expected) {
             assert_eq!(status, expected);
@@ -210,7 +223,7 @@ mod tests {
         let mut stuck = UnixStream::connect(&path).await.unwrap();
         stuck.write_all(b"GET /jobs HTTP/1.1\r\n").await.unwrap();
         stop.cancel();
-        http::serve(listener, control(&jobs), vitals(&jobs), stop).await;
+        http::serve(listener, control(&jobs), intake::Handle::default(), vitals(&jobs), stop).await;
         assert!(!path.exists());
     }
 }
