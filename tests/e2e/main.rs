@@ -33,6 +33,7 @@ mod pruning;
 mod rebuild;
 mod reload;
 mod results;
+mod schedules;
 mod secrets;
 mod soak;
 mod vanishing;

@@ -10,4 +10,5 @@ mod ordeal;
 mod panics;
 mod points;
 mod power_cut;
+mod schedules;
 mod uncertain;
