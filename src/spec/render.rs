@@ -43,7 +43,8 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
     };
     let (Some(spec), Some(name)) = (spec, job_name) else { return Err(rejected(report)) };
     if spec.schedule.is_some() && !source.is_run {
-        return Err(Error::Scheduled);
+        // Only one in which nothing is wrong is to be kept.
+        return Err(if report.has_errors() { rejected(report) } else { Error::Scheduled });
     }
     let mut hasher = blake3::Hasher::new();
     hasher.update(text.as_bytes());

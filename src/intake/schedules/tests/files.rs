@@ -69,7 +69,7 @@ async fn an_edit_holds_from_the_moment_it_is_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_file_keeps_its_last_good_version_and_says_so() {
-    let intake = with(&[("nightly.toml", NIGHTLY), ("other.toml", "[schedule]\ncron = 'x'\n")]);
+    let intake = with(&[("nightly.toml", NIGHTLY), ("other.toml", &format!("{NIGHTLY}colour = 1\n"))]);
     intake.idle().await;
     assert_eq!(intake.root.rejected(), ["other.toml", "other.toml.errors.txt"], "nobody knows that one");
     fs::write(intake.file("nightly.toml"), NIGHTLY.replace("'0 2", "'99 2")).unwrap();
