@@ -23,7 +23,7 @@ use super::name::safe_name;
 use super::recover::Unmended;
 use super::round::{Failures, Round, Told};
 use super::scan::{Candidate, Remark, Scan, Scanner, Why};
-use super::schedules::Schedules;
+use super::schedules::{Attended, Schedules};
 use super::watch::{self, Watch};
 use super::{Error, Handle, Settings};
 use crate::bell::Listener;
@@ -62,6 +62,7 @@ pub struct Intake {
     pub(super) schedules: Schedules,
     /// When it was built.
     pub(super) started: Timestamp,
+    pub(super) attended: Attended,
     failures: Failures,
     told: Told,
     /// Specs that wait for their data, and of which the log knows.
@@ -90,6 +91,7 @@ impl Intake {
         Self {
             schedules: Schedules::new(&settings.state),
             started: clock.now(),
+            attended: Attended::new(clock.now()),
             settings,
             store,
             clock,
@@ -175,6 +177,7 @@ impl Intake {
             self.handle.changed_settings()
         {
             self.settings = Settings { rescan, settle, spec, ..self.settings.clone() };
+            self.schedules.doubt();
         }
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
         match self.look_after_loading().await {
@@ -187,6 +190,7 @@ impl Intake {
             }
             Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
         }
+        self.attended = Attended::new(self.clock.now());
         self.publish(&round, heard);
         Ok(round.wait)
     }

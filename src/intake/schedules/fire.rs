@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::decide::{Decision, Missed, decide};
 use super::record::Record;
 use super::{Kept, Plan};
 use crate::clock;
@@ -23,7 +22,7 @@ use crate::intake::made::Making;
 use crate::intake::round::Round;
 use crate::intake::worker::{Intake, RETRY, blocking};
 use crate::intake::{Error, failed};
-use crate::schedule::Overlap;
+use crate::schedule::{Look, Missed, Overlap};
 use crate::store::folder::JobFolder;
 
 /// Schedules fired between two looks: at 10 to 20 ms each, some seconds of work.
@@ -94,8 +93,8 @@ impl Intake {
         let has_waited = kept.retry.take().is_some_and(|retry| !retry.is_blocked);
         let earlier = unfinished(jobs, file);
         if kept.record.due.is_none() {
-            let decision = decide(&plan.schedule, kept.record.last, kept.since, now);
-            kept.decided(decision, overlap(plan.schedule.overlap, &earlier));
+            let look = kept.look(&plan, self.attended.moment(kept.next, now));
+            kept.decided(look, overlap(plan.schedule.overlap, &earlier));
         }
         let record = kept.record.clone();
         self.schedules.write(record.clone(), now).await?;
@@ -129,7 +128,7 @@ impl Intake {
         // From here on it holds, written or not: what the store has is known at the next start.
         kept.record.due = None;
         kept.is_unwritten = true;
-        kept.look_ahead(&plan, now);
+        kept.look_ahead(&plan);
         let record = kept.record.clone();
         self.schedules.write(record, self.clock.now()).await?;
         fault::point("schedule-recorded");
@@ -253,19 +252,24 @@ fn overlap(overlap: Overlap, earlier: &[&JobState]) -> Before {
 
 impl Kept {
     /// Finds out when its times are to be looked at again.
-    fn look_ahead(&mut self, plan: &Plan, now: Timestamp) {
-        let Decision { run, missed, next, .. } = decide(&plan.schedule, self.record.last, self.since, now);
-        let is_over = run.is_none() && missed.is_none();
-        self.next = is_over.then(|| next.unwrap_or(NEVER));
+    fn look_ahead(&mut self, plan: &Plan) {
+        let next = plan.schedule.calendar.after(self.record.last);
+        let begin = next.map(|next| plan.schedule.begin(&self.record.file, next));
+        self.next = Some(begin.unwrap_or(NEVER));
     }
 
-    /// Takes a decision over, to be written down.
-    fn decided(&mut self, decision: Decision, before: Before) {
-        let Decision { run, missed, last, next } = decision;
+    fn look(&self, plan: &Plan, now: Timestamp) -> Look {
+        plan.schedule.look(&self.record.file, self.record.last, self.since, now)
+    }
+
+    /// Takes over what a look has found, to be written down.
+    fn decided(&mut self, look: Look, before: Before) {
+        let Look { run, missed, last, next } = look;
         let schedule = printable(&self.record.file);
-        if let Some(Missed { count, from, to }) = missed {
-            let made_up = run.map(|run| run.to_string());
-            warn!(%schedule, count, %from, %to, made_up, "times of a schedule were missed");
+        if let Some(Missed { count, more, first, last }) = missed {
+            // What is done about them: the run of the last time, or nothing.
+            let run = run.map(|run| run.to_string());
+            warn!(%schedule, count, more, %first, %last, run, "times of a schedule have passed without a run");
         }
         let due = match (run, before) {
             (Some(due), Before::Open(run)) => {

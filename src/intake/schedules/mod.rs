@@ -19,7 +19,7 @@
 //! - Only a look that saw the jobs folder can say that a schedule was taken away, and only two of them, `settle`
 //!   apart: there are editors that take the old file away before they put the new one there.
 
-mod decide;
+mod attended;
 mod fire;
 mod keep;
 mod peek;
@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use rustix::fs::FileType;
 
+pub(super) use self::attended::Attended;
 use self::record::{Record, Shelf};
 use super::accept::Peek;
 use super::dir::{Dir, Stamp};
@@ -163,6 +164,15 @@ impl Kept {
 impl Schedules {
     pub(super) fn new(state: &Path) -> Self {
         Self { shelf: Shelf::below(state), kept: BTreeMap::new(), is_loaded: false, is_news: false }
+    }
+
+    /// Lets every file be looked into again: they may be judged by other settings now.
+    pub(super) fn doubt(&mut self) {
+        for kept in self.kept.values_mut() {
+            if matches!(kept.sight, Sight::Read(_)) {
+                kept.sight = Sight::Unread;
+            }
+        }
     }
 
     pub(super) const fn is_loaded(&self) -> bool {
