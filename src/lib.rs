@@ -72,6 +72,15 @@
 //! made twice. Between two looks the request is [snoozed](domain::Settlement::Snooze) and holds no slot. [`output`]
 //! fetches the events and the metrics. A job with `model = "job:<name>"` waits until [`upkeep`] sees that the
 //! fine-tune has ended, and is sent with the name of its model.
+//!
+//! # The path of a scheduled run
+//!
+//! A spec with `[schedule]` is looked into where it lies, and stays there: [`intake`] keeps its last good text below
+//! `state/schedules/`, with the last time that was decided about. When [`schedule`] says that a time has come, that it
+//! is to get a run is written down, the kept text becomes the spec of a new job, and from there on it takes the path of
+//! any other: read, validated, put into the store, where [`Job::run`](domain::Job::run) says whose run it is and for
+//! which time. That is durable with the job itself, so that no start makes it again. A run that must wait for the one
+//! before it is accepted as paused; [`upkeep`] lets it go on when that has ended.
 
 pub mod bell;
 pub mod clock;
