@@ -79,6 +79,10 @@ fn outline_toml(spec: &SpecFile, jobs_dir: &Path) -> Result<Outline, Failure> {
         else {
             continue;
         };
+        // Which file the name of a run's time stands for is not known yet.
+        if path.contains("{{") {
+            continue;
+        }
         // The folder of a dropped folder goes along whole.
         if spec.dropped_folder.is_some() {
             continue;

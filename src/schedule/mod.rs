@@ -41,6 +41,16 @@ pub enum CatchUp {
     Skip,
 }
 
+impl CatchUp {
+    /// As specs write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Once => "once",
+            Self::Skip => "skip",
+        }
+    }
+}
+
 /// What becomes of a time that comes while the run before it has not ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overlap {
@@ -49,6 +59,16 @@ pub enum Overlap {
     Skip,
     /// Its run is accepted, and waits until the one before it has ended.
     Queue,
+}
+
+impl Overlap {
+    /// As specs write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Queue => "queue",
+        }
+    }
 }
 
 /// The times of a schedule: a cron expression and the zone whose clocks it is read on.
@@ -89,16 +109,18 @@ impl Calendar {
 
     /// `at` on the zone's clocks, as it stands in the names of runs: `20261122T020000`.
     pub fn stamp(&self, at: Timestamp) -> String {
-        self.local(at).map_or_else(String::new, |at| at.format("%Y%m%dT%H%M%S").to_string())
+        local(at, self.zone).map_or_else(String::new, |at| at.format("%Y%m%dT%H%M%S").to_string())
     }
 
     /// `at` on the zone's clocks, for a person: `2026-11-22T02:00:00+08:00`.
     pub fn shown(&self, at: Timestamp) -> String {
-        self.local(at).map_or_else(|| at.to_string(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, false))
+        local(at, self.zone)
+            .map_or_else(|| at.to_string(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, false))
     }
+}
 
-    fn local(&self, at: Timestamp) -> Option<DateTime<Tz>> {
-        let millis = i64::try_from(at.as_millis()).ok().filter(|millis| *millis <= LAST)?;
-        Some(DateTime::from_timestamp_millis(millis)?.with_timezone(&self.zone))
-    }
+/// `at` on the clocks of `zone`; none after the year 9999.
+pub fn local(at: Timestamp, zone: Tz) -> Option<DateTime<Tz>> {
+    let millis = i64::try_from(at.as_millis()).ok().filter(|millis| *millis <= LAST)?;
+    Some(DateTime::from_timestamp_millis(millis)?.with_timezone(&zone))
 }

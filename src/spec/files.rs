@@ -118,6 +118,11 @@ impl Files {
         Err(refused(format!("there is no file `{path}`"), ALLOWED))
     }
 
+    /// Whether a file could be found by `path`: what can be said without a look.
+    pub(super) fn allows(&self, path: &str) -> Result<(), Refused> {
+        self.candidates(path).map(drop)
+    }
+
     /// Opens a found file for reading.
     pub(super) fn open(&self, found: &Found) -> Result<File, Refused> {
         self.look(found.root, &found.path).map_err(|errno| describe(&found.display, errno))?;

@@ -15,11 +15,13 @@ mod index;
 mod jsonl;
 mod line;
 mod name;
+mod now;
 pub mod params;
 mod pick;
 mod render;
 mod requests;
 mod rows;
+mod scheduled;
 mod schema;
 mod template;
 #[cfg(test)]
@@ -78,7 +80,7 @@ pub struct Source {
     pub folder: PathBuf,
     /// How long data files must have rested; none reads them as they are.
     pub rest: Option<Rest>,
-    /// What `now` means in templates and names of files.
+    /// What `now` means in templates and names of files: the time of acceptance, or the one that a run is made for.
     pub now: Timestamp,
     /// It is a run of its schedule. Else a spec that has one is not read: [`Error::Scheduled`].
     pub is_run: bool,
@@ -220,7 +222,8 @@ pub fn read(source: Source, settings: &Settings, mut sinks: Sinks<'_>) -> Result
     }
 }
 
-/// Looks whether a TOML spec has a schedule. What its runs will read, its data and templates, is not read yet.
+/// Looks whether a TOML spec has a schedule, and reads its text to the end. Its data is read by its runs: it may not be
+/// there yet.
 ///
 /// # Errors
 ///
@@ -228,7 +231,7 @@ pub fn read(source: Source, settings: &Settings, mut sinks: Sinks<'_>) -> Result
 pub fn read_schedule(source: &Source, settings: &Settings) -> Result<Option<Scheduled>, Error> {
     match source.form {
         Form::Jsonl => Ok(None),
-        Form::Toml => render::read_schedule(source, settings),
+        Form::Toml => scheduled::read(source, settings),
     }
 }
 

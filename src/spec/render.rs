@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 use crate::diag::{Diagnostic, Place, Report, Severity};
-use crate::domain::QueueName;
+use crate::domain::{JobName, QueueName};
 use crate::reading::objects;
 use crate::reading::problem::{Problem, Spot, shown};
 use crate::spec::document::{Document, Placed, quoted};
@@ -22,7 +22,7 @@ use crate::spec::requests::{Rendered, Requests};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::{self, Spec};
 use crate::spec::work::Work;
-use crate::spec::{Checked, Error, Rest, Scheduled, Settings, Sinks, Source, name};
+use crate::spec::{Checked, Error, Rest, Settings, Sinks, Source, name};
 
 /// A larger spec is refused before it is parsed: TOML takes seventy times its size in memory.
 const SPEC_BYTES_MAX: u64 = 1024 * 1024;
@@ -36,12 +36,9 @@ pub(super) fn read(source: &Source, settings: &Settings, sinks: &mut Sinks<'_>) 
     let mut report = Report::default();
     let Some(text) = text(source, &mut report) else { return Err(rejected(report)) };
     let document = &Document::new(&source.display, text.strip_prefix('\u{feff}').unwrap_or(&text));
-    let spec = schema::read(document, settings, &mut report);
-    let job_name = match spec.as_ref().and_then(|spec| spec.name.clone()) {
-        Some(name) => Some(name),
-        None => name::of_file(&source.display, &mut report),
-    };
-    let (Some(spec), Some(name)) = (spec, job_name) else { return Err(rejected(report)) };
+    let spec = schema::read(document, settings, source.now, &mut report);
+    let name = named(spec.as_ref(), source, &mut report);
+    let (Some(spec), Some(name)) = (spec, name) else { return Err(rejected(report)) };
     if spec.schedule.is_some() && !source.is_run {
         // Only one in which nothing is wrong is to be kept.
         return Err(if report.has_errors() { rejected(report) } else { Error::Scheduled });
@@ -122,31 +119,20 @@ pub(super) fn is_unchanged<'f>(
     Ok(())
 }
 
-/// See [`spec::read_schedule`](crate::spec::read_schedule).
-pub(super) fn read_schedule(source: &Source, settings: &Settings) -> Result<Option<Scheduled>, Error> {
-    let mut report = Report::default();
-    let Some(text) = text(source, &mut report) else { return Err(rejected(report)) };
-    let document = &Document::new(&source.display, text.strip_prefix('\u{feff}').unwrap_or(&text));
-    let spec = schema::read(document, settings, &mut report);
-    let name = match spec.as_ref().and_then(|spec| spec.name.clone()) {
-        Some(name) => Some(name),
-        None => name::of_file(&source.display, &mut report),
-    };
-    let (Some(spec), Some(name), false) = (spec, name, report.has_errors()) else {
-        return Err(rejected(report));
-    };
-    let kind = spec.kind;
-    Ok(spec.schedule.map(|schedule| Scheduled { name, kind, schedule, text, findings: report }))
-}
-
 /// With its findings in the order of the file, whatever the order in which its keys are looked at.
 pub(super) fn rejected(mut report: Report) -> Error {
     report.sort();
     Error::Rejected(report)
 }
 
+/// The spec's `name`, else that of its file.
+pub(super) fn named(spec: Option<&Spec<'_>>, source: &Source, report: &mut Report) -> Option<JobName> {
+    let own = spec.and_then(|spec| spec.name.clone());
+    own.or_else(|| name::of_file(&source.display, report))
+}
+
 /// The spec's text, if it is small enough and UTF-8.
-fn text(source: &Source, report: &mut Report) -> Option<String> {
+pub(super) fn text(source: &Source, report: &mut Report) -> Option<String> {
     let mut bytes = Vec::new();
     let mut file: &File = &source.file;
     let read =

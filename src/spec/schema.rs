@@ -1,17 +1,22 @@
 //! What a TOML spec may say: every key, its type and its range, and which keys fit together.
 
+use std::time::Duration;
+
 use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use crate::diag::{self, Diagnostic, Report};
-use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy};
+use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy, Timestamp};
 use crate::reading::problem::shown;
-use crate::schedule::{Calendar, CatchUp, Overlap, Schedule};
+use crate::schedule::{self, Calendar, CatchUp, Overlap, Schedule};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
 use crate::spec::params;
 use crate::spec::template::Templates;
 use crate::spec::work::Work;
 use crate::spec::{ProviderFacts, Settings, tuning_table};
+
+/// A run that begins more than a day after its time is no run of that time.
+const JITTER_MAX: Duration = Duration::from_hours(24);
 
 /// A spec as its text says it.
 #[derive(Debug)]
@@ -36,6 +41,7 @@ pub(super) struct Spec<'s> {
 pub(super) fn read<'s>(
     document: &Document<'_>,
     settings: &'s Settings,
+    now: Timestamp,
     report: &mut Report,
 ) -> Option<Spec<'s>> {
     let (table, errors) = DeTable::parse_recoverable(document.text);
@@ -47,7 +53,7 @@ pub(super) fn read<'s>(
         return None;
     }
     let reader = Reader { document, report, templates: Templates::new(settings.max_line) };
-    reader.spec(table.get_ref(), settings)
+    reader.spec(table.get_ref(), settings, now)
 }
 
 /// Reads the parts of a spec and reports what is wrong with each.
@@ -58,18 +64,26 @@ pub(super) struct Reader<'d, 'r> {
 }
 
 impl<'d> Reader<'d, '_> {
-    fn spec<'s>(mut self, table: &'d DeTable<'d>, settings: &'s Settings) -> Option<Spec<'s>> {
+    fn spec<'s>(
+        mut self,
+        table: &'d DeTable<'d>,
+        settings: &'s Settings,
+        now: Timestamp,
+    ) -> Option<Spec<'s>> {
         let mut top = Section::new(self.document, "", table, 0);
         let kind = self.kind(&mut top);
         let name = top.string("name", self.report).and_then(|name| self.name(&name));
         let provider = self.provider(&mut top, settings);
         let model = top.string("model", self.report);
         let strict = top.boolean("strict", self.report).unwrap_or(false);
-        let zone = settings.zone;
+        let schedule = self.schedule(&mut top, settings.zone);
+        let zone = schedule.as_ref().map_or(settings.zone, |schedule| schedule.calendar.zone());
+        if let Some(now) = schedule::local(now, zone) {
+            self.templates.set_now(now);
+        }
         let settings = self.settings(&mut top);
         let mut parameters = self.parameters(&mut top);
         let work = self.work(&mut top, kind, model.as_ref());
-        let schedule = self.schedule(&mut top, zone);
         top.finish_with(self.report, |key| {
             if kind == Some(Kind::FineTune) && tuning_table::takes(key) {
                 return Some(format!("put `{key}` under `[fine_tune]`"));
@@ -241,11 +255,16 @@ impl<'d> Reader<'d, '_> {
         let mut section = top.section("schedule", "[schedule]", self.report)?;
         let zone = self.zone(&mut section, machine);
         let calendar = self.calendar(&mut section, zone);
-        let words = [("skip", CatchUp::Skip), ("once", CatchUp::Once)];
+        let words = [CatchUp::Skip, CatchUp::Once].map(|word| (word.as_str(), word));
         let catch_up = section.word("catch_up", &words, self.report).unwrap_or_default();
-        let words = [("skip", Overlap::Skip), ("queue", Overlap::Queue)];
+        let words = [Overlap::Skip, Overlap::Queue].map(|word| (word.as_str(), word));
         let overlap = section.word("overlap", &words, self.report).unwrap_or_default();
         let jitter = section.duration("jitter", self.report).unwrap_or_default();
+        if jitter > JITTER_MAX {
+            let [jitter, most] = [jitter, JITTER_MAX].map(humantime::format_duration);
+            let message = format!("`jitter` is `{jitter}`, expected `0s` to `{most}`");
+            self.error(section.key_offset("jitter"), message, "");
+        }
         section.finish(self.report);
         Some(Schedule { calendar: calendar?, catch_up, overlap, jitter })
     }

@@ -6,18 +6,34 @@
 use std::collections::BTreeSet;
 use std::{fmt, io};
 
+use chrono::DateTime;
+use chrono_tz::Tz;
 use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context};
 
 use crate::diag;
 use crate::reading::problem::shown;
+use crate::spec::now::{self, BadFormat, Now};
 
 /// Instructions that one rendering may use up; a plain insertion takes three.
 const FUEL: u64 = 1_000_000;
 
+/// Enough to try a template without a row.
+const TRIAL_FUEL: u64 = 10_000;
+
+/// The kernel takes no longer path.
+const FILE_NAME_BYTES_MAX: u64 = 4096;
+
+const FIELD_HINT: &str = "a field is inserted as `{{ name }}`";
+const FORMAT_HINT: &str = "formats are those of strftime, as in `{{ now | date(\"%Y-%m-%d\") }}`";
+const FILE_NAME_HINT: &str =
+    "as in `{{ now | date(\"%Y-%m-%d\") }}`; two braces themselves are `{{ \"{{\" }}`";
+
 /// The templates of one spec.
 pub(super) struct Templates {
     environment: Environment<'static>,
+    /// Takes what a row would have for empty.
+    trial: Environment<'static>,
     /// What each belongs to, for messages.
     labels: Vec<&'static str>,
     /// The fields that they name.
@@ -40,6 +56,7 @@ pub(super) struct TemplateId(usize);
 #[derive(Debug)]
 pub(super) struct Invalid {
     pub(super) message: String,
+    pub(super) hint: &'static str,
     /// Lines of the text before the one that is wrong.
     pub(super) lines_before: usize,
 }
@@ -55,49 +72,65 @@ pub(super) struct Failed {
 
 impl Templates {
     pub(super) fn new(max: u64) -> Self {
-        let mut environment = Environment::new();
+        let mut environment = plain();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_keep_trailing_newline(true);
         environment.set_fuel(Some(FUEL));
-        environment.set_formatter(|out, _, value| {
-            // As the row has them, rather than as Python would print them.
-            let as_json =
-                matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Map | ValueKind::Seq);
-            let written =
-                if let Some(text) = value.as_str() {
-                    out.write_str(text)
-                } else if as_json {
-                    let json = serde_json::to_string(value);
-                    out.write_str(&json.map_err(|error| {
-                        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
-                    })?)
-                } else {
-                    write!(out, "{value}")
-                };
-            written.map_err(minijinja::Error::from)
-        });
-        Self { environment, labels: Vec::new(), variables: BTreeSet::new(), max }
+        let mut trial = plain();
+        trial.set_undefined_behavior(UndefinedBehavior::Chainable);
+        trial.set_fuel(Some(TRIAL_FUEL));
+        Self { environment, trial, labels: Vec::new(), variables: BTreeSet::new(), max }
+    }
+
+    /// From now on templates know `now`.
+    pub(super) fn set_now(&mut self, now: DateTime<Tz>) {
+        let now = Value::from_object(Now(now));
+        self.trial.add_global("now", now.clone());
+        self.environment.add_global("now", now);
     }
 
     /// Takes a template that belongs to `label`, a key of the spec.
     pub(super) fn add(&mut self, label: &'static str, source: &str) -> Result<TemplateId, Invalid> {
         let id = TemplateId(self.labels.len());
-        let invalid = |error: &minijinja::Error| {
-            let detail = error.detail().unwrap_or("syntax error").to_owned();
-            let lines_before = error.line().unwrap_or(1).saturating_sub(1);
-            let open = source.matches("{{").count() > source.matches("}}").count();
-            let unclosed = if open { "unclosed `{{`: " } else { "" };
-            Invalid { message: format!("invalid template in `{label}`: {unclosed}{detail}"), lines_before }
-        };
         self.environment
             .add_template_owned(id.0.to_string(), source.to_owned())
-            .map_err(|error| invalid(&error))?;
+            .map_err(|error| invalid(label, source, &error))?;
         self.labels.push(label);
         if let Ok(template) = self.environment.get_template(&id.0.to_string()) {
             self.variables.extend(template.undeclared_variables(false));
         }
-        Ok(id)
+        // Data may come at night, when nobody is there to read what is wrong with the template.
+        match self.try_out(source) {
+            Err(error) if fails_always(&error) => Err(invalid(label, source, &error)),
+            Ok(()) | Err(_) => Ok(id),
+        }
+    }
+
+    /// Renders a template without a row.
+    fn try_out(&self, source: &str) -> Result<(), minijinja::Error> {
+        let mut text = Capped { bytes: Vec::new(), left: self.max };
+        self.trial.template_from_str(source)?.render_captured_to(context! {}, &mut text)?;
+        Ok(())
+    }
+
+    /// The name of a file that belongs to `label`: a template without a row.
+    pub(super) fn file_name(&self, label: &str, source: &str) -> Result<String, Invalid> {
+        let invalid = |error: &minijinja::Error| {
+            let hint = if is_bad_format(error) { FORMAT_HINT } else { FILE_NAME_HINT };
+            Invalid { hint, ..invalid(label, source, error) }
+        };
+        let template = self.environment.template_from_str(source).map_err(|error| invalid(&error))?;
+        let names: BTreeSet<String> = template.undeclared_variables(false).into_iter().collect();
+        if let Some(unknown) = names.iter().find(|name| !self.is_global(name)) {
+            let message = format!("unknown variable {} in `{label}`: there is only `now`", shown(unknown));
+            return Err(Invalid { message, hint: FILE_NAME_HINT, lines_before: 0 });
+        }
+        let mut text = Capped { bytes: Vec::new(), left: FILE_NAME_BYTES_MAX };
+        template.render_captured_to(context! {}, &mut text).map_err(|error| invalid(&error))?;
+        Ok(String::from_utf8_lossy(&text.bytes).into_owned())
+    }
+
+    fn is_global(&self, name: &str) -> bool {
+        self.environment.globals().any(|(global, _)| global == name)
     }
 
     /// The names of fields that any template uses.
@@ -125,10 +158,7 @@ impl Templates {
             if kind == ErrorKind::UndefinedError {
                 return self.undefined(id, label, row, keys);
             }
-            let always = matches!(
-                kind,
-                ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
-            );
+            let always = fails_always(&error);
             let detail = if kind == ErrorKind::WriteFailure {
                 format!("it makes more than {} bytes", self.max)
             } else if kind == ErrorKind::OutOfFuel {
@@ -146,8 +176,7 @@ impl Templates {
         let names: BTreeSet<String> = names
             .map(|template| template.undeclared_variables(true).into_iter().collect())
             .unwrap_or_default();
-        let is_global = |name: &str| self.environment.globals().any(|(global, _)| global == name);
-        let missing = names.iter().filter(|name| !is_global(name)).find(|name| {
+        let missing = names.iter().filter(|name| !self.is_global(name)).find(|name| {
             let mut value = row.clone();
             !name.split('.').all(|step| {
                 value = value.get_attr(step).unwrap_or_default();
@@ -174,6 +203,53 @@ impl Templates {
         let message = format!("unknown variable {} in `{label}`", shown(missing));
         Failed { message, hint: Some(hint), always: false }
     }
+}
+
+/// What templates of every kind have.
+fn plain() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_keep_trailing_newline(true);
+    now::add_filter(&mut environment);
+    environment.set_formatter(|out, _, value| {
+        // As the row has them, rather than as Python would print them.
+        let as_json =
+            matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Map | ValueKind::Seq);
+        let written = if let Some(text) = value.as_str() {
+            out.write_str(text)
+        } else if as_json {
+            let json = serde_json::to_string(value);
+            out.write_str(
+                &json
+                    .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?,
+            )
+        } else {
+            write!(out, "{value}")
+        };
+        written.map_err(minijinja::Error::from)
+    });
+    environment
+}
+
+fn invalid(label: &str, source: &str, error: &minijinja::Error) -> Invalid {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let open = source.matches("{{").count() > source.matches("}}").count();
+    let unclosed = if open { "unclosed `{{`: " } else { "" };
+    Invalid {
+        message: format!("invalid template in `{label}`: {unclosed}{detail}"),
+        hint: if is_bad_format(error) { FORMAT_HINT } else { FIELD_HINT },
+        lines_before: error.line().unwrap_or(1).saturating_sub(1),
+    }
+}
+
+/// Whether a template that fails so would fail for every row.
+fn fails_always(error: &minijinja::Error) -> bool {
+    let unknown = [ErrorKind::UnknownFilter, ErrorKind::UnknownTest, ErrorKind::UnknownFunction];
+    unknown.contains(&error.kind()) || is_bad_format(error)
+}
+
+fn is_bad_format(error: &minijinja::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<BadFormat>)
 }
 
 /// A text that fails to grow over its bound.
@@ -253,6 +329,6 @@ mod tests {
         );
         assert!(render(endless, &row).unwrap_err().message.contains("makes more than 1000 bytes"));
         assert!(Templates::new(1000).add("prompt", "{% include '/etc/passwd' %}").is_err());
-        assert!(render("{{ a | nothing }}", &row).unwrap_err().always);
+        assert!(render("{% if a %}{{ a | nothing }}{% endif %}", &row).unwrap_err().always);
     }
 }

@@ -79,7 +79,15 @@ impl Trial {
 
     /// Reads the spec `name`; a refusal gives the report's text.
     pub(super) fn read(&self, name: &str) -> Result<Accepted, String> {
-        let source = self.source(name);
+        self.read_from(self.source(name), name)
+    }
+
+    /// Reads the spec `name` for a run of its schedule at `now`.
+    pub(super) fn run(&self, name: &str, now: Timestamp) -> Result<Accepted, String> {
+        self.read_from(Source { is_run: true, now, ..self.source(name) }, name)
+    }
+
+    fn read_from(&self, source: Source, name: &str) -> Result<Accepted, String> {
         let (mut index, mut input, mut copies) = (Vec::new(), Vec::new(), Kept::default());
         let sinks = Sinks { index: &mut index, input: &mut input, data: &mut copies };
         let checked = read(source, &self.settings, sinks).map_err(|error| match error {

@@ -112,7 +112,7 @@ impl<'d> Reader<'d, '_> {
             self.error(file.offset, format!("`{key}` is empty"), "");
             return None;
         }
-        Some(file)
+        self.file_name(key, file)
     }
 
     fn base_model(

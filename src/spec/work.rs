@@ -10,7 +10,7 @@ use crate::domain::Kind;
 use crate::spec::document::{Placed, Section, type_of};
 use crate::spec::rows::DataForm;
 use crate::spec::schema::Reader;
-use crate::spec::template::TemplateId;
+use crate::spec::template::{Invalid, TemplateId};
 use crate::spec::tuning::Tuning;
 
 /// Where a job's requests come from.
@@ -92,7 +92,7 @@ impl<'d> Reader<'d, '_> {
     }
 
     fn input(&mut self, mut input: Section<'d, 'd>, kind: Kind) -> Option<Work> {
-        let path = input.string("file", self.report);
+        let path = input.string("file", self.report).map(|path| self.file_name("file", path));
         if input.take("file").is_none() {
             self.error(input.offset, "missing `file` in [input]", "a .jsonl, .csv or .txt, or a glob");
         }
@@ -119,7 +119,7 @@ impl<'d> Reader<'d, '_> {
                 let hint = "the lines of the file have their own";
                 self.error(custom_id.offset, format!("`custom_id` does not fit kind `{kind}`"), hint);
             }
-            return Some(Work::Lines { path: path? });
+            return Some(Work::Lines { path: path?? });
         };
         let custom_id = match custom_id {
             Some(text) => Some(self.template("custom_id", &text.value, text.offset)?),
@@ -129,7 +129,7 @@ impl<'d> Reader<'d, '_> {
             Some(value) => Some(self.pieces(key, value)?),
             None => None,
         };
-        let path = path?;
+        let path = path??;
         let rows_are_texts = DataForm::of(&path.value) == Some(DataForm::Txt);
         if pieces.is_none() && (key == "messages" || !rows_are_texts) {
             let hint = if key == "messages" {
@@ -144,24 +144,33 @@ impl<'d> Reader<'d, '_> {
     }
 
     fn template(&mut self, label: &'static str, text: &str, offset: usize) -> Option<TemplateId> {
-        match self.templates.add(label, text) {
-            Ok(id) => Some(id),
-            Err(invalid) => {
-                let (line, column) = self.document.place(offset);
-                let lines = u32::try_from(invalid.lines_before).unwrap_or(0);
-                // A line end right after three quotes is no part of the text.
-                let written = self.document.text.get(offset..).unwrap_or_default();
-                let inside = written.strip_prefix("\"\"\"").or_else(|| written.strip_prefix("'''"));
-                let skipped = inside.is_some_and(|inside| inside.starts_with(['\n', '\r']));
-                let (line, column) = match lines + u32::from(skipped) {
-                    0 => (line, column),
-                    lines => (line.saturating_add(lines), 0),
-                };
-                let found = Diagnostic::error(self.document.file, line, column, invalid.message);
-                self.report.push(found.hint("a field is inserted as `{{ name }}`"));
-                None
-            }
+        let added = self.templates.add(label, text);
+        added.map_err(|invalid| self.invalid(invalid, offset)).ok()
+    }
+
+    /// The name of a file, which is a template if it has a `{{`. None: it was refused, and the report says why.
+    pub(super) fn file_name(&mut self, key: &'static str, path: Placed<String>) -> Option<Placed<String>> {
+        if !path.value.contains("{{") {
+            return Some(path);
         }
+        let name = self.templates.file_name(key, &path.value);
+        let value = name.map_err(|invalid| self.invalid(invalid, path.offset)).ok()?;
+        Some(Placed { value, ..path })
+    }
+
+    fn invalid(&mut self, invalid: Invalid, offset: usize) {
+        let (line, column) = self.document.place(offset);
+        let lines = u32::try_from(invalid.lines_before).unwrap_or(0);
+        // A line end right after three quotes is no part of the text.
+        let written = self.document.text.get(offset..).unwrap_or_default();
+        let inside = written.strip_prefix("\"\"\"").or_else(|| written.strip_prefix("'''"));
+        let skipped = inside.is_some_and(|inside| inside.starts_with(['\n', '\r']));
+        let (line, column) = match lines + u32::from(skipped) {
+            0 => (line, column),
+            lines => (line.saturating_add(lines), 0),
+        };
+        let found = Diagnostic::error(self.document.file, line, column, invalid.message);
+        self.report.push(found.hint(invalid.hint));
     }
 
     /// A value as JSON whose strings are templates.
