@@ -138,6 +138,18 @@ impl Report {
         }
     }
 
+    /// The same findings, none of which refuses anything.
+    #[must_use]
+    pub fn into_warnings(self) -> Self {
+        let mut report = Self::default();
+        let warnings = self.errors + self.warnings;
+        report.extend(self.diagnostics.into_iter().map(|found| match found.severity {
+            Severity::Error => Diagnostic { severity: Severity::Warning, ..found },
+            Severity::Warning | Severity::Note => found,
+        }));
+        Self { warnings, notes: self.notes, ..report }
+    }
+
     /// Orders what is kept by place. Checks that end late (duplicates) then stand where they belong.
     pub fn sort(&mut self) {
         self.diagnostics.sort_by(|a, b| a.place.cmp(&b.place).then(a.severity.cmp(&b.severity)));
@@ -293,6 +305,21 @@ mod tests {
         let mut report = Report::default();
         report.absorb(many(25));
         assert_eq!(report, many(25));
+    }
+
+    #[test]
+    fn errors_that_refuse_nothing_are_warnings() {
+        let mut report = Report::default();
+        report.extend((1..=25).map(|line| Diagnostic::error("a", line, 1, "bad")));
+        report.push(Diagnostic::warning("a", 30, 0, "odd"));
+        report.push(Diagnostic::note("a", 31, 0, "so"));
+        let report = report.into_warnings();
+        assert_eq!((report.errors(), report.warnings(), report.notes()), (0, 26, 1));
+        let text = report.to_string();
+        assert!(
+            text.starts_with("a:1:1: warning: bad\n") && text.ends_with("note: so\nand 6 more warnings\n"),
+            "{text}"
+        );
     }
 
     #[test]

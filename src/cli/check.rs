@@ -13,16 +13,22 @@ use crate::clock::Clock;
 use crate::config::Keys;
 use crate::daemon;
 use crate::diag::{Diagnostic, Report, printable};
-use crate::domain::JobName;
-use crate::spec::{self, Checked, Sinks, Source, TuningFacts};
+use crate::domain::{JobName, Timestamp};
+use crate::schedule::Schedule;
+use crate::spec::{self, Checked, Scheduled, Sinks, Source, TuningFacts};
 use crate::training::Figures;
+
+/// Next times that are told of a schedule.
+const TIMES_SHOWN: usize = 3;
 
 /// What is said about one spec, as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Verdict {
     file: String,
     accepted: bool,
-    /// What it would do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Timetable>,
+    /// What it would do; of one with a schedule, what a run at this moment would.
     #[serde(flatten)]
     plan: Option<Plan>,
     errors: u64,
@@ -45,6 +51,28 @@ struct Plan {
     fine_tune: Option<TuningFacts>,
 }
 
+/// When a spec with a schedule runs.
+#[derive(Debug, Serialize)]
+struct Timetable {
+    /// What the names of its runs begin with.
+    name: String,
+    kind: String,
+    cron: String,
+    timezone: String,
+    /// Its next times, on the clocks of the zone.
+    next: Vec<String>,
+    catch_up: &'static str,
+    overlap: &'static str,
+    jitter: String,
+}
+
+/// What is known of a spec in which nothing is wrong that its data could not put right.
+struct Judged {
+    schedule: Option<Timetable>,
+    plan: Option<Plan>,
+    findings: Report,
+}
+
 #[derive(Debug, Serialize)]
 struct QueueShare {
     queue: String,
@@ -58,10 +86,8 @@ pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer
     for file in &args.files {
         let (verdict, findings) = judge(file, &settings)?;
         printer.findings(&findings);
-        if !args.json
-            && let Some(plan) = &verdict.plan
-        {
-            printer.data(&plan.to_text(&verdict.file))?;
+        if !args.json {
+            printer.data(&verdict.to_text())?;
         }
         verdicts.push(verdict);
     }
@@ -73,16 +99,18 @@ pub(super) fn run(args: &CheckArgs, config: Option<&Path>, printer: &mut Printer
 }
 
 fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Failure> {
-    let (plan, findings) = match read(file, settings) {
-        Ok((plan, findings)) => (Some(plan), findings),
-        Err(spec::Error::Rejected(findings)) => (None, findings),
+    let (accepted, judged) = match read(file, settings, Clock::System.now()) {
+        Ok(judged) => (true, judged),
+        Err(spec::Error::Rejected(findings)) => (false, Judged { schedule: None, plan: None, findings }),
         Err(error @ (spec::Error::Unsettled { .. } | spec::Error::Scheduled | spec::Error::Sink(_))) => {
             return Err(Failure::new(Exit::Internal, error.to_string()));
         }
     };
+    let Judged { schedule, plan, findings } = judged;
     let verdict = Verdict {
         file: file.display().to_string(),
-        accepted: plan.is_some(),
+        accepted,
+        schedule,
         plan,
         errors: findings.errors(),
         warnings: findings.warnings(),
@@ -92,32 +120,96 @@ fn judge(file: &Path, settings: &spec::Settings) -> Result<(Verdict, Report), Fa
     Ok((verdict, findings))
 }
 
-fn read(file: &Path, settings: &spec::Settings) -> Result<(Plan, Report), spec::Error> {
-    let rejected = |finding: Diagnostic| spec::Error::Rejected(finding.into());
-    let spec = SpecFile::open(file).map_err(rejected)?;
-    let (display, dropped_folder) = (spec.display.clone(), spec.dropped_folder);
-    let source = Source {
-        form: spec.form,
-        file: spec.file,
-        display: spec.display,
-        folder: spec.folder,
-        rest: None,
-        now: Clock::System.now(),
-        is_run: false,
+fn read(file: &Path, settings: &spec::Settings, now: Timestamp) -> Result<Judged, spec::Error> {
+    let spec = SpecFile::open(file).map_err(|finding| spec::Error::Rejected(finding.into()))?;
+    let source = |is_run| {
+        let file = spec.file.try_clone().map_err(spec::Error::Sink)?;
+        let (display, folder) = (spec.display.clone(), spec.folder.clone());
+        Ok(Source { form: spec.form, file, display, folder, rest: None, now, is_run })
     };
-    let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
-    let mut checked = spec::read(source, settings, sinks)?;
-    // As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.
-    let nameless = matches!(display.rsplit('/').nth(1), Some("" | "." | ".."));
-    if let Some(folder) = dropped_folder.filter(|_| nameless && checked.name.as_str() == "job") {
-        checked.name = folder.parse::<JobName>().map_err(|error| {
-            let message = format!("the folder can't give its name to the job: {error}");
-            let hint = "rename the folder, or write a `name` into the spec";
-            rejected(Diagnostic::error(&display, 0, 0, message).hint(hint))
-        })?;
+    let read = |source| {
+        let sinks = Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
+        let mut checked = spec::read(source, settings, sinks)?;
+        checked.name = named(&spec, checked.name)?;
+        let findings = mem::take(&mut checked.findings);
+        Ok((Plan::of(&checked), findings))
+    };
+    match read(source(false)?) {
+        Ok((plan, findings)) => return Ok(Judged { schedule: None, plan: Some(plan), findings }),
+        Err(spec::Error::Scheduled) => {}
+        Err(error) => return Err(error),
     }
-    let findings = mem::take(&mut checked.findings);
-    Ok((Plan::of(&checked), findings))
+    let Some(scheduled) = spec::read_schedule(&source(true)?, settings)? else {
+        return Err(spec::Error::Scheduled);
+    };
+    let schedule = Some(Timetable::of(&scheduled, &named(&spec, scheduled.name.clone())?, now));
+    match read(source(true)?) {
+        Ok((plan, findings)) => Ok(Judged { schedule, plan: Some(plan), findings }),
+        // Its data may come before its time does.
+        Err(spec::Error::Rejected(findings)) => {
+            Ok(Judged { schedule, plan: None, findings: findings.into_warnings() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As the daemon names the job of a dropped folder whose spec has no name of its own: `.` doesn't hold it.
+fn named(spec: &SpecFile, name: JobName) -> Result<JobName, spec::Error> {
+    let nameless = matches!(spec.display.rsplit('/').nth(1), Some("" | "." | ".."));
+    let Some(folder) = spec.dropped_folder.as_ref().filter(|_| nameless && name.as_str() == "job") else {
+        return Ok(name);
+    };
+    folder.parse().map_err(|error| {
+        let message = format!("the folder can't give its name to the job: {error}");
+        let hint = "rename the folder, or write a `name` into the spec";
+        spec::Error::Rejected(Diagnostic::error(&spec.display, 0, 0, message).hint(hint).into())
+    })
+}
+
+impl Verdict {
+    /// Nothing of one that is refused: its findings are told.
+    fn to_text(&self) -> String {
+        let file = printable(&self.file);
+        match (&self.schedule, &self.plan) {
+            (None, None) => String::new(),
+            (None, Some(plan)) => plan.to_text(&file),
+            (Some(schedule), plan) => {
+                let lead = format!("{file}, if run now");
+                let plan = plan.as_ref().map(|plan| plan.to_text(&lead));
+                let plan = plan.unwrap_or_else(|| format!("{lead}: rejected, for what is warned of\n"));
+                schedule.to_text(&file) + &plan
+            }
+        }
+    }
+}
+
+impl Timetable {
+    fn of(scheduled: &Scheduled, name: &JobName, now: Timestamp) -> Self {
+        let Schedule { calendar, catch_up, overlap, jitter } = &scheduled.schedule;
+        let times = iter::successors(calendar.after(now), |time| calendar.after(*time));
+        Self {
+            name: name.to_string(),
+            kind: scheduled.kind.to_string(),
+            cron: calendar.text().to_owned(),
+            timezone: calendar.zone().to_string(),
+            next: times.take(TIMES_SHOWN).map(|time| calendar.shown(time)).collect(),
+            catch_up: catch_up.as_str(),
+            overlap: overlap.as_str(),
+            jitter: humantime::format_duration(*jitter).to_string(),
+        }
+    }
+
+    fn to_text(&self, file: &str) -> String {
+        let (cron, name) = (printable(&self.cron), printable(&self.name));
+        let jitter = Some(&self.jitter).filter(|jitter| *jitter != "0s");
+        let jitter = jitter.map_or_else(String::new, |jitter| format!(", each up to {jitter} later"));
+        let lines = [
+            format!("{file}: schedule `{cron}` ({}), jobs `{name}-<time>` ({})", self.timezone, self.kind),
+            format!("  next at {}{jitter}", self.next.join(", ")),
+            format!("  catch_up `{}`, overlap `{}`", self.catch_up, self.overlap),
+        ];
+        lines.join("\n") + "\n"
+    }
 }
 
 impl Plan {
@@ -135,10 +227,10 @@ impl Plan {
         }
     }
 
-    fn to_text(&self, file: &str) -> String {
+    fn to_text(&self, lead: &str) -> String {
         let plural = if self.requests == 1 { "" } else { "s" };
-        let (file, name) = (printable(file), printable(&self.name));
-        let first = format!("{file}: job `{name}` ({}), {} request{plural}", self.kind, self.requests);
+        let name = printable(&self.name);
+        let first = format!("{lead}: job `{name}` ({}), {} request{plural}", self.kind, self.requests);
         let share = |share: &QueueShare| format!("  {:>9} to {}", share.requests, printable(&share.queue));
         let waits =
             |name: &String| format!("  waits for the fine-tune `{}` and uses its model", printable(name));
@@ -196,8 +288,8 @@ mod tests {
             findings: Report::default(),
         };
         assert_eq!(
-            Plan::of(&checked).to_text("in\n/news.jsonl"),
-            "in\\n/news.jsonl: job `news` (requests), 1203 requests\n       1200 to openai/gpt-4.1\n          3 to \
+            Plan::of(&checked).to_text("news.jsonl"),
+            "news.jsonl: job `news` (requests), 1203 requests\n       1200 to openai/gpt-4.1\n          3 to \
              openai/-\n"
         );
     }
@@ -236,6 +328,93 @@ mod tests {
                   1 to openai/job:sums
           waits for the fine-tune `sums` and uses its model
         ");
+    }
+
+    #[test]
+    fn spec_with_a_schedule_says_when_it_runs_and_what_a_run_would_do() {
+        let daemon = Daemon::absent();
+        let path = |name: &str| daemon.folder.path().join(name);
+        let spec = "kind = 'moderations'\n[schedule]\ncron = '0 2 29 2 *'\ntimezone = 'Asia/Shanghai'\n\
+                    catch_up = 'once'\njitter = '10m'\n";
+        let rows = "[input]\nfile = 'in/{{ now | date(\"%Y\") }}-*.txt'\n";
+        fs::write(path("rare.toml"), format!("{spec}{rows}")).unwrap();
+        let digits = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "9");
+        let check = |json: bool| {
+            let name = path("rare.toml");
+            let args = ["check", name.to_str().unwrap(), "--json"];
+            daemon.batchd(&args[..if json { 3 } else { 2 }])
+        };
+        let printed = check(false);
+        assert_eq!(printed.exit, Exit::Done);
+        insta::assert_snapshot!(digits(&printed.out), @r"
+        DIR/rare.toml: schedule `9 9 99 9 *` (Asia/Shanghai), jobs `rare-<time>` (moderations)
+          next at 9999-99-99T99:99:99+99:99, 9999-99-99T99:99:99+99:99, 9999-99-99T99:99:99+99:99, each up to 99m later
+          catch_up `once`, overlap `skip`
+        DIR/rare.toml, if run now: rejected, for what is warned of
+        ");
+        insta::assert_snapshot!(digits(&printed.err), @r"
+        DIR/rare.toml:9:9: warning: `file`: no file matches `in/9999-*.txt`
+          hint: data files lie beside the spec, below it, or below one of `[intake] input_dirs` of the config
+        ");
+        fs::create_dir(path("in")).unwrap();
+        // Whatever the year is when this is run.
+        for year in 2020..2100 {
+            fs::write(path(&format!("in/{year}-a.txt")), "x\ny\n").unwrap();
+        }
+        let printed = check(true);
+        assert_eq!((printed.exit, printed.err.as_str()), (Exit::Done, ""));
+        insta::assert_snapshot!(digits(&printed.out), @r#"
+        [
+          {
+            "file": "DIR/rare.toml",
+            "accepted": true,
+            "schedule": {
+              "name": "rare",
+              "kind": "moderations",
+              "cron": "9 9 99 9 *",
+              "timezone": "Asia/Shanghai",
+              "next": [
+                "9999-99-99T99:99:99+99:99",
+                "9999-99-99T99:99:99+99:99",
+                "9999-99-99T99:99:99+99:99"
+              ],
+              "catch_up": "once",
+              "overlap": "skip",
+              "jitter": "99m"
+            },
+            "name": "rare",
+            "kind": "moderations",
+            "requests": 9,
+            "queues": [
+              {
+                "queue": "openai/-",
+                "requests": 9
+              }
+            ],
+            "errors": 9,
+            "warnings": 9,
+            "notes": 9,
+            "findings": []
+          }
+        ]
+        "#);
+    }
+
+    #[test]
+    fn broken_schedule_is_rejected_with_all_that_is_wrong() {
+        let daemon = Daemon::absent();
+        let path = daemon.folder.path().join("bad.toml");
+        let spec =
+            "kind = 'moderations'\n[schedule]\ncron = '5/10 * * * *'\n[input]\nfile = '{{ day }}.txt'\n";
+        fs::write(&path, spec).unwrap();
+        let printed = daemon.batchd(&["check", path.to_str().unwrap()]);
+        assert_eq!((printed.exit, printed.out.as_str()), (Exit::Rejected, ""));
+        insta::assert_snapshot!(printed.err, @r#"
+        DIR/bad.toml:3:8: error: bad cron expression `5/10 * * * *`: `5/10` is no minute: a step follows `*` or a range, as in `5-59/…`
+          hint: minute hour day month weekday, like `0 2 * * 1-5`
+        DIR/bad.toml:5:8: error: unknown variable `day` in `file`: there is only `now`
+          hint: as in `{{ now | date("%Y-%m-%d") }}`; two braces themselves are `{{ "{{" }}`
+        "#);
     }
 
     #[test]
