@@ -24,6 +24,13 @@ impl File {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// A new file that others can read, as the umask has it, but not write. [`io::ErrorKind::AlreadyExists`] if it is
+    /// there.
+    pub fn create_readable(path: &Path) -> io::Result<Self> {
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
+        Ok(Self { path: path.to_owned(), file: carry_out(Act::Create { path }, open)? })
+    }
+
     /// A new file that only we can read (0600). [`io::ErrorKind::AlreadyExists`] if it is there.
     pub fn create_private(path: &Path) -> io::Result<Self> {
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);

@@ -1,6 +1,8 @@
 //! How a daemon starts, stops, is killed, and goes on.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use batchd::simulate::{Latency, Settings};
@@ -151,9 +153,14 @@ fn partial_results_can_be_read_while_the_job_runs() {
         Some(whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>())
     });
     assert!(!lines.is_empty());
+    // Whoever may read the results may read those that are not all there, although they lie in `state/`, too.
+    let rights = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let partial = rights(&results.dir.join("output.partial.jsonl"));
     world.answer_after(Duration::ZERO);
     world.wait_for_status("job", "completed");
     assert!(!results.has("output.partial.jsonl"));
+    assert_eq!(partial & 0o444, rights(&results.dir.join("output.jsonl")) & 0o444, "{partial:o}");
+    assert_eq!((partial & 0o022, rights(&world.path("root/state"))), (0, 0o700));
     assert_eq!(daemon.stop().code, Some(0));
     check_whole(&world);
 }

@@ -90,7 +90,10 @@ pub(super) fn prepare(folder: &JobFolder, state: &State, input: Input) -> Result
         write_inline(folder, &lines)?;
     }
     let logs = [folder.journal(), folder.intents()];
-    let made = logs.iter().try_for_each(|path| create_private(path).map(drop));
+    let [journal, intents] = &logs;
+    // The journal is also `output.partial.jsonl`, for whoever may read results; here the folder keeps others out.
+    let made = disk::File::create_readable(journal).map_err(failed("create", journal));
+    let made = made.and_then(|_| create_private(intents)).map(drop);
     let synced = made.and_then(|()| sync_dir(folder.path()));
     fault::point("store-job-prepared");
     synced.and_then(|()| state.write(folder)).map_err(|error| {
