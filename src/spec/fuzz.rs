@@ -15,47 +15,71 @@ use crate::schedule::Calendar;
 use crate::spec::rows::{self, DataForm};
 use crate::spec::template::Templates;
 use crate::spec::{
-    Checked, Error, Form, ProviderFacts, Settings, Sinks, Source, custom_id, parse_fine_tune, parse_line,
-    read,
+    Checked, Error, Form, ProviderFacts, Scheduled, Settings, Sinks, Source, custom_id, parse_fine_tune,
+    parse_line, read, read_schedule,
 };
 
 /// Small, so that short inputs reach it.
 const MAX_LINE: u64 = 4 * 1024;
 
-/// Reads `spec` under the name `display`. What it says of it, accepted or not.
+/// Reads `spec` under the name `display`, one with a schedule as a run of it. What it says of it, accepted or not.
 pub(crate) fn spec(display: &str, spec: &[u8], folder: &Path) -> Report {
+    let settings = settings();
+    match read_as(source(display, spec, folder), &settings, spec) {
+        Ok(report) => report,
+        Err(Error::Scheduled) => match read_schedule(&source(display, spec, folder), &settings) {
+            Ok(scheduled) => {
+                let Scheduled { schedule, findings, .. } = scheduled.expect("it was said to have a schedule");
+                assert!(!findings.has_errors(), "accepted in spite of\n{findings}");
+                assert!(schedule.calendar.after(Timestamp::default()).is_some());
+                let run = Source { is_run: true, ..source(display, spec, folder) };
+                read_as(run, &settings, spec).expect("a run is read to its end")
+            }
+            Err(Error::Rejected(report)) => report,
+            Err(error) => unreachable!("{error}"),
+        },
+        Err(error) => unreachable!("nothing need rest, and memory is no disk: {error}"),
+    }
+}
+
+fn settings() -> Settings {
     let provider = |name: &str, strict| ProviderFacts { name: name.to_owned(), strict };
-    let settings = Settings {
+    Settings {
         providers: vec![provider("openai", false), provider("local", true)],
         max_line: MAX_LINE,
         input_dirs: Vec::new(),
         zone: chrono_tz::UTC,
-    };
-    let form = Form::of(display).expect("targets name specs");
-    let source = Source {
-        form,
+    }
+}
+
+fn source(display: &str, spec: &[u8], folder: &Path) -> Source {
+    Source {
+        form: Form::of(display).expect("targets name specs"),
         file: in_memory(spec).expect("memory can be written"),
         display: display.to_owned(),
         folder: folder.to_owned(),
         rest: None,
         now: Timestamp::from_millis(0),
         is_run: false,
-    };
+    }
+}
+
+/// What is said of it, or why it was not read to its end.
+fn read_as(source: Source, settings: &Settings, spec: &[u8]) -> Result<Report, Error> {
+    let form = source.form;
     let (mut index, mut input) = (Vec::new(), Vec::new());
-    match read(source, &settings, Sinks { index: &mut index, input: &mut input, data: &mut io::sink() }) {
+    match read(source, settings, Sinks { index: &mut index, input: &mut input, data: &mut io::sink() }) {
         Ok(checked) => {
             assert!(!checked.findings.has_errors(), "accepted in spite of\n{}", checked.findings);
             assert_eq!(input.is_empty(), form == Form::Jsonl, "a JSONL spec alone is its own input");
             accepted(&checked, &index, if form == Form::Jsonl { spec } else { &input });
-            checked.findings
+            Ok(checked.findings)
         }
-        Err(Error::Scheduled) => Report::default(),
         Err(Error::Rejected(report)) => {
             assert!(report.has_errors(), "refused without a reason");
-            report
+            Ok(report)
         }
-        Err(Error::Unsettled { data }) => unreachable!("`{data}` need not rest"),
-        Err(Error::Sink(error)) => unreachable!("memory is no disk: {error}"),
+        Err(error) => Err(error),
     }
 }
 
