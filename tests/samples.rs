@@ -233,7 +233,7 @@ fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
     let toml = blocks(&readme, "toml");
-    let [openai, capitals, local, tune, service] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
+    let [openai, capitals, local, nightly, tune, service] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
     fs::write(folder.path().join("capitals.toml"), capitals).unwrap();
     fs::write(folder.path().join("countries.csv"), blocks(&readme, "csv")[0]).unwrap();
     fs::write(folder.path().join("fruit.chat.jsonl"), blocks(&readme, "json")[0]).unwrap();
@@ -241,6 +241,14 @@ fn readme_examples_do_what_it_says() {
         blocks(&readme, "console")[0].strip_prefix("$ batchd check capitals.toml\n").unwrap().to_owned();
     batchd(folder.path(), openai).args(["check", "capitals.toml"]).assert().code(0).stdout(said).stderr("");
     batchd(folder.path(), local).args(["check", "fruit.chat.jsonl"]).assert().code(0).stderr("");
+    // The keys that are shown with `#` are right, too.
+    for nightly in [nightly.to_owned(), nightly.replace("\n# ", "\n")] {
+        fs::write(folder.path().join("nightly.toml"), nightly).unwrap();
+        let checked = batchd(folder.path(), openai).args(["check", "nightly.toml"]).assert().code(0);
+        let said = String::from_utf8(checked.get_output().stdout.clone()).unwrap();
+        let expected = "nightly.toml: schedule `0 2 * * 1-5` (Asia/Shanghai), jobs `nightly-<time>` (chat)\n";
+        assert!(said.starts_with(expected), "{said}");
+    }
     fs::write(folder.path().join("support.toml"), tune).unwrap();
     fs::copy(repository("jobs/inputs/support.jsonl"), folder.path().join("support.jsonl")).unwrap();
     let checked = batchd(folder.path(), openai).args(["check", "support.toml"]).assert().code(0);

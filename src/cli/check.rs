@@ -413,7 +413,7 @@ mod tests {
         DIR/bad.toml:3:8: error: bad cron expression `5/10 * * * *`: `5/10` is no minute: a step follows `*` or a range, as in `5-59/…`
           hint: minute hour day month weekday, like `0 2 * * 1-5`
         DIR/bad.toml:5:8: error: unknown variable `day` in `file`: there is only `now`
-          hint: as in `{{ now | date("%Y-%m-%d") }}`; two braces themselves are `{{ "{{" }}`
+          hint: as in `{{ now | date('%Y-%m-%d') }}`; two braces themselves are `{{ "{{" }}`
         "#);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! # Format
 //!
-//! `{{ now }}` is RFC 3339 with the zone's offset, to the second. `{{ now | date("%Y-%m-%d") }}` has a format of
+//! `{{ now }}` is RFC 3339 with the zone's offset, to the second. `{{ now | date('%Y-%m-%d') }}` has a format of
 //! strftime; `days=-1` moves it by days of the calendar, which are longer or shorter when clocks are changed. A field
 //! of the row that is called `now` goes before it.
 
@@ -54,7 +54,7 @@ fn date(now: &Value, format: &str, options: Kwargs) -> Result<String, Error> {
     };
     let days = options.get::<Option<ViaDeserialize<i64>>>("days")?.map_or(0, |days| days.0);
     options.assert_all_used()?;
-    if days.abs() > DAYS_MAX {
+    if !(-DAYS_MAX..=DAYS_MAX).contains(&days) {
         return Err(invalid(format!("`days` is {days}, expected -{DAYS_MAX} to {DAYS_MAX}")));
     }
     let items: Vec<Item<'_>> = StrftimeItems::new(format).collect();
@@ -112,6 +112,10 @@ mod tests {
             ("{{ now | date('%Y-%') }}", "`%Y-%` is no format of a date"),
             ("{{ text | date('%Y') }}", "the filter `date` writes `now` alone, and no field of a row"),
             ("{{ now | date('%Y', days=40000) }}", "`days` is 40000, expected -36525 to 36525"),
+            (
+                "{{ now | date('%Y', days=-9223372036854775808) }}",
+                "`days` is -9223372036854775808, expected -36525 to 36525",
+            ),
             ("{{ now | date('%Y', hours=1) }}", "unknown keyword argument 'hours'"),
         ] {
             assert_eq!(render(source).unwrap_err(), expected, "{source}");

@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_template_is_told_at_its_place() {
-        let unknown = "as in `{{ now | date(\"%Y-%m-%d\") }}`; two braces themselves are `{{ \"{{\" }}`";
-        let format = "formats are those of strftime, as in `{{ now | date(\"%Y-%m-%d\") }}`";
+        let unknown = "as in `{{ now | date('%Y-%m-%d') }}`; two braces themselves are `{{ \"{{\" }}`";
+        let format = "formats are those of strftime, as in `{{ now | date('%Y-%m-%d') }}`";
         let field = "a field is inserted as `{{ name }}`";
         let unclosed = "unclosed `{{`: unexpected end of input, expected end of variable block";
         for (file, prompt, expected, hint) in [

@@ -25,9 +25,8 @@ const TRIAL_FUEL: u64 = 10_000;
 const FILE_NAME_BYTES_MAX: u64 = 4096;
 
 const FIELD_HINT: &str = "a field is inserted as `{{ name }}`";
-const FORMAT_HINT: &str = "formats are those of strftime, as in `{{ now | date(\"%Y-%m-%d\") }}`";
-const FILE_NAME_HINT: &str =
-    "as in `{{ now | date(\"%Y-%m-%d\") }}`; two braces themselves are `{{ \"{{\" }}`";
+const FORMAT_HINT: &str = "formats are those of strftime, as in `{{ now | date('%Y-%m-%d') }}`";
+const FILE_NAME_HINT: &str = "as in `{{ now | date('%Y-%m-%d') }}`; two braces themselves are `{{ \"{{\" }}`";
 
 /// The templates of one spec.
 pub(super) struct Templates {
