@@ -65,11 +65,21 @@ pub(super) fn workers(
     };
     let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
     control.remove_leftovers();
+    let fleet = Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
+        .with_metrics(metrics.clone());
+    let vitals = Vitals {
+        control: control.clone(),
+        store: Arc::clone(&store),
+        board: board.clone(),
+        fleet: fleet.handle(),
+        metrics: metrics.clone(),
+        health: Health::default(),
+        state: config.state_dir(),
+    };
     Ok(Workers {
         intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed)
             .with_catalogue(catalogue),
-        fleet: Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
-            .with_metrics(metrics.clone()),
+        fleet,
         output: Output::new(
             output::Settings::new(config.results_dir()),
             Arc::clone(&store),
@@ -78,15 +88,8 @@ pub(super) fn workers(
             clock.clone(),
         )
         .with_metrics(metrics.clone()),
-        upkeep: Upkeep::new(Arc::clone(&store), clock, config.storage.keep_state),
-        vitals: Vitals {
-            control: control.clone(),
-            store,
-            board: board.clone(),
-            metrics: metrics.clone(),
-            health: Health::default(),
-            state: config.state_dir(),
-        },
+        upkeep: Upkeep::new(store, clock, config.storage.keep_state),
+        vitals,
         control,
         socket,
         port,

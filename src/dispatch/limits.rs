@@ -13,7 +13,6 @@ use crate::dispatch::bucket::Bucket;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::live::QueueReport;
 use crate::domain::QueueName;
-use crate::metrics::InForce;
 
 /// Slots of a queue whose concurrency is to be found.
 const AUTO_SLOTS: u32 = 64;
@@ -81,16 +80,6 @@ impl Limits {
         let config::Limits { requests_per_minute, tokens_per_minute, .. } = self.given;
         let (slots, allowed) = (self.slots, self.allowed);
         QueueReport { slots, allowed, requests_per_minute, tokens_per_minute, in_flight: 0 }
-    }
-
-    /// What holds now, for people to see.
-    pub(super) fn in_force(&self) -> InForce {
-        let config::Limits { requests_per_minute, tokens_per_minute, .. } = self.given;
-        InForce {
-            concurrency: self.allowed,
-            requests_per_minute: requests_per_minute.map(u64::from),
-            tokens_per_minute,
-        }
     }
 
     /// Whether a request may have to wait for more than a slot.

@@ -131,7 +131,6 @@ impl Dispatcher {
             stop.work.cancel(); // it is the store's error, or a bug: no queue may send any more
         }
         self.board.clear(&self.queue);
-        self.parts.meter.show_limits(None);
         // Each whatever became of the one before: what is in flight may be paid for already.
         let given_back = self.give_back().await;
         let drained = self.drain(cut).await;
@@ -157,7 +156,6 @@ impl Dispatcher {
             }
             self.show_pause();
             self.show();
-            self.parts.meter.show_limits(Some(self.limits.in_force()));
             let is_idle = blocked == Blocked::Nothing && self.running.is_empty() && self.next_due.is_none();
             if !(is_idle && self.dry) {
                 idle_since = Instant::now();

@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use super::routes::wrong_method;
 use crate::control::{Board, Control, JobReport};
 use crate::disk;
-use crate::metrics::{self, Disk, Format, Metrics, Process, Snapshot, Waiting};
+use crate::dispatch;
+use crate::metrics::{self, Disk, Format, InForce, Metrics, Process, Snapshot, Waiting};
 use crate::store::Store;
 
 /// A store that has not answered by then does not count as one that works.
@@ -80,6 +81,7 @@ pub struct Vitals {
     pub control: Control,
     pub store: Arc<dyn Store>,
     pub board: Board,
+    pub fleet: dispatch::Handle,
     pub metrics: Metrics,
     pub health: Health,
     /// The folder of which the disk is looked at.
@@ -185,10 +187,24 @@ impl Vitals {
             maybe_paid_twice: jobs.iter().map(|job| u64::from(job.counts.maybe_paid_twice)).sum(),
             jobs: by_status(&jobs),
             depths: depths.into_iter().map(|depth| (depth.queue, depth.ready)).collect(),
+            limits: self
+                .fleet
+                .queues()
+                .into_iter()
+                .map(|(queue, report)| (queue, in_force(&report)))
+                .collect(),
             paused,
             disk: space.map(|space| Disk { free: (space.free != u64::MAX).then_some(space.free), has_room }),
             process,
         }
+    }
+}
+
+fn in_force(report: &dispatch::QueueReport) -> InForce {
+    InForce {
+        concurrency: report.allowed,
+        requests_per_minute: report.requests_per_minute.map(u64::from),
+        tokens_per_minute: report.tokens_per_minute,
     }
 }
 
@@ -226,19 +242,29 @@ pub(crate) mod tests {
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
-    use crate::clock::Clock;
+    use crate::clock::{Clock, Seed};
     use crate::control::tests::Jobs;
     use crate::control::{QueuePause, tests};
-    use crate::domain::{JobStatus, PauseReason, QueueName, Timestamp};
+    use crate::dispatch::Fleet;
+    use crate::domain::{JobStatus, PauseReason, QueueName, RetryPolicy, Timestamp};
 
     /// The vitals of a daemon that runs, over `jobs`.
     pub(crate) fn vitals(jobs: &Arc<Jobs>) -> Vitals {
         let health = Health::default();
         health.running();
+        let (store, board) = (Arc::clone(jobs) as Arc<dyn Store>, Board::default());
+        let settings = dispatch::Settings {
+            providers: Vec::new(),
+            retry: RetryPolicy::default(),
+            grace: Duration::ZERO,
+        };
+        let fleet =
+            Fleet::new(settings, Arc::clone(&store), board.clone(), Clock::System, Seed::fixed(1)).handle();
         Vitals {
             control: tests::control(jobs),
-            store: Arc::clone(jobs) as Arc<dyn Store>,
-            board: Board::default(),
+            store,
+            board,
+            fleet,
             metrics: Metrics::new(Clock::System.now()),
             health,
             state: PathBuf::from("/"),

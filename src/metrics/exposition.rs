@@ -20,8 +20,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::domain::{PauseReason, QueueName, Timestamp};
-use crate::metrics::queue::{InForce, Queue};
-use crate::metrics::{Metrics, Process};
+use crate::metrics::queue::Queue;
+use crate::metrics::{Metrics, OTHER, Process};
 
 /// How the text is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub waiting: Waiting,
     /// Requests ready in each queue: neither settled nor handed to its dispatcher.
     pub depths: Vec<(QueueName, u64)>,
+    /// Of the queues that have something to do, or had a while ago.
+    pub limits: Vec<(QueueName, InForce)>,
     /// Queues that their provider has stopped.
     pub paused: Vec<(QueueName, PauseReason)>,
     /// Over all jobs there are.
@@ -69,6 +71,17 @@ pub struct Waiting {
     pub retry: u64,
     /// A person, the provider, the disk, or a fine-tune.
     pub paused: u64,
+}
+
+/// The limits that hold for a queue now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// Requests in flight: fewer than configured while the queue is throttled.
+    pub concurrency: usize,
+    /// None = unlimited.
+    pub requests_per_minute: Option<u64>,
+    /// None = unlimited.
+    pub tokens_per_minute: Option<u64>,
 }
 
 /// The file system that the state is on.
@@ -134,12 +147,17 @@ impl Collector for Scrape {
         let label = |queue: &QueueName| self.metrics.queue(queue).label().to_owned();
         let depths = self.snapshot.depths.iter().map(|(queue, depth)| (label(queue), *depth)).collect();
         let paused = self.snapshot.paused.iter().map(|(queue, why)| (label(queue), *why)).collect();
+        // Queues that share a label have no limit in common.
+        let limits: Vec<(String, InForce)> =
+            self.snapshot.limits.iter().map(|(queue, limits)| (label(queue), *limits)).collect();
+        let limits: BTreeMap<String, InForce> =
+            limits.into_iter().filter(|(label, _)| label != OTHER).collect();
         let queues: Vec<(String, Arc<Queue>)> =
             self.metrics.queues().iter().map(|(label, queue)| (label.clone(), Arc::clone(queue))).collect();
         let mut page = Page(encoder);
         self.requests(&mut page)?;
         page.queues(&queues)?;
-        page.limits(&queues)?;
+        page.limits(&limits)?;
         page.looked_at(depths, &paused)?;
         self.jobs(&mut page)?;
         self.store(&mut page)?;
@@ -292,12 +310,10 @@ impl Page<'_> {
     }
 
     /// The limits in force; a limit that there is not has no sample.
-    fn limits(&mut self, queues: &[(String, Arc<Queue>)]) -> fmt::Result {
-        let in_force: Vec<(&str, InForce)> =
-            queues.iter().filter_map(|(label, queue)| Some((&**label, queue.limits()?))).collect();
+    fn limits(&mut self, in_force: &BTreeMap<String, InForce>) -> fmt::Result {
         let limits = |of: fn(&InForce) -> Option<u64>| {
-            let limited = in_force.iter().filter_map(move |(label, limits)| Some((*label, of(limits)?)));
-            limited.map(|(label, limit)| ([("queue", label)], ConstGauge::new(limit))).collect::<Vec<_>>()
+            let limited = in_force.iter().filter_map(move |(label, limits)| Some((label, of(limits)?)));
+            limited.map(|(label, limit)| ([("queue", &**label)], ConstGauge::new(limit))).collect::<Vec<_>>()
         };
         let help = "How many requests may be in flight now; fewer than configured while throttled";
         self.put("batchd_limit_concurrency", help, None, limits(|l| Some(l.concurrency as u64)))?;
@@ -360,17 +376,11 @@ mod tests {
         meter.answered_in(Duration::from_millis(200));
         meter.used(7, 3);
         meter.settled(Settled::Completed);
-        meter.show_limits(Some(InForce {
-            concurrency: 4,
-            requests_per_minute: Some(60),
-            tokens_per_minute: None,
-        }));
-        let paced = metrics.queue(&QueueName::new("p", None));
-        paced.show_limits(Some(InForce {
-            concurrency: 1,
-            requests_per_minute: None,
-            tokens_per_minute: Some(9),
-        }));
+        let limits = [
+            InForce { concurrency: 4, requests_per_minute: Some(60), tokens_per_minute: None },
+            InForce { concurrency: 1, requests_per_minute: None, tokens_per_minute: Some(9) },
+        ];
+        let limits = [queue.clone(), QueueName::new("p", None)].into_iter().zip(limits);
         let failure = Failure {
             code: "timeout",
             message: String::new(),
@@ -384,6 +394,7 @@ mod tests {
             jobs: BTreeMap::from([("paused".to_owned(), 1)]),
             waiting: Waiting { limit: 1, retry: 2, paused: 3 },
             depths: vec![(queue.clone(), 4)],
+            limits: limits.collect(),
             paused: vec![(queue, PauseReason::Quota)],
             maybe_paid_twice: 5,
             disk: Some(Disk { free: Some(1 << 30), has_room: true }),
@@ -486,16 +497,10 @@ mod tests {
     fn the_answer_stays_within_its_bound() {
         let metrics = Metrics::default();
         let queues = || (0..10_000).map(|number| QueueName::new("p", Some(&format!("model-{number}"))));
-        for queue in queues().take(QUEUES_MAX * 3) {
-            let meter = metrics.queue(&queue);
-            meter.show_limits(Some(InForce {
-                concurrency: 1,
-                requests_per_minute: Some(1),
-                tokens_per_minute: Some(1),
-            }));
-        }
+        let limits = InForce { concurrency: 1, requests_per_minute: Some(1), tokens_per_minute: Some(1) };
         let snapshot = Snapshot {
             depths: queues().map(|queue| (queue, 1)).collect(),
+            limits: queues().map(|queue| (queue, limits)).collect(),
             paused: queues().map(|queue| (queue, PauseReason::Auth)).collect(),
             ..Snapshot::default()
         };

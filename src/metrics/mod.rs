@@ -26,9 +26,9 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::domain::{JobStatus, QueueName, Timestamp};
 
-pub use self::exposition::{Disk, Format, Snapshot, Waiting, encode};
+pub use self::exposition::{Disk, Format, InForce, Snapshot, Waiting, encode};
 pub use self::process::Process;
-pub use self::queue::{AttemptEnd, InFlight, InForce, QueueMeter};
+pub use self::queue::{AttemptEnd, InFlight, QueueMeter};
 
 use self::queue::Queue;
 

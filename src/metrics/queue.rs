@@ -1,14 +1,14 @@
 //! What is counted of one queue.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::diag::printable;
 use crate::domain::{Outcome, Timestamp};
-use crate::metrics::{Counters, LastError, Metrics, OTHER, Settled};
+use crate::metrics::{Counters, LastError, Metrics, Settled};
 
 /// From an embedding to an answer that thinks for minutes.
 const ANSWER_SECONDS: [f64; 14] =
@@ -70,17 +70,6 @@ impl AttemptEnd {
     }
 }
 
-/// The limits that hold for a queue now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InForce {
-    /// Requests in flight: fewer than configured while the queue is throttled.
-    pub concurrency: usize,
-    /// None = unlimited.
-    pub requests_per_minute: Option<u64>,
-    /// None = unlimited.
-    pub tokens_per_minute: Option<u64>,
-}
-
 /// The cells of one label.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -89,7 +78,6 @@ pub(super) struct Queue {
     pub(super) input_tokens: AtomicU64,
     pub(super) output_tokens: AtomicU64,
     pub(super) in_flight: AtomicU64,
-    limits: Mutex<Option<InForce>>,
 }
 
 impl Default for Queue {
@@ -100,14 +88,7 @@ impl Default for Queue {
             input_tokens: AtomicU64::default(),
             output_tokens: AtomicU64::default(),
             in_flight: AtomicU64::default(),
-            limits: Mutex::default(),
         }
-    }
-}
-
-impl Queue {
-    pub(super) fn limits(&self) -> Option<InForce> {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,13 +150,6 @@ impl QueueMeter {
     /// Counts a request that has got its one line.
     pub fn settled(&self, how: Settled) {
         self.metrics.settled(how, 1);
-    }
-
-    /// Shows the limits in force; none when nobody obeys them any more. Queues that share a label have none in common.
-    pub fn show_limits(&self, limits: Option<InForce>) {
-        if &*self.label != OTHER {
-            *self.queue.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
-        }
     }
 }
 
