@@ -47,6 +47,12 @@ fn system_now() -> Timestamp {
     Timestamp::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
+/// How long the machine runs, without its sleep: what a service manager orders events by.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).unwrap_or_default()
+}
+
 /// Where randomness comes from: one seed for the process, a stream derived for each worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Seed(u64);

@@ -233,7 +233,9 @@ fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
     let toml = blocks(&readme, "toml");
-    let [openai, capitals, local, nightly, tune, service] = toml[..] else { panic!("{} blocks of TOML", toml.len()) };
+    let [openai, capitals, local, nightly, tune, service] = toml[..] else {
+        panic!("{} blocks of TOML", toml.len())
+    };
     fs::write(folder.path().join("capitals.toml"), capitals).unwrap();
     fs::write(folder.path().join("countries.csv"), blocks(&readme, "csv")[0]).unwrap();
     fs::write(folder.path().join("fruit.chat.jsonl"), blocks(&readme, "json")[0]).unwrap();

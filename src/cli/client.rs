@@ -197,7 +197,8 @@ pub(super) mod tests {
                 runtime.block_on(async {
                     let listener = http::bind(&path, None).unwrap();
                     ready.send(()).unwrap();
-                    http::serve(listener, control(&jobs), intake::Handle::default(), vitals(&jobs), stop).await;
+                    http::serve(listener, control(&jobs), intake::Handle::default(), vitals(&jobs), stop)
+                        .await;
                 });
             };
             daemon.thread = Some(Builder::new().name("daemon".to_owned()).spawn(serve).unwrap());

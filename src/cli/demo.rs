@@ -134,9 +134,10 @@ async fn rehearse(
     let (loaded, _socket_folder) = configure(folder, server.address())?;
     let client = Client::new(&loaded.config)?;
     let mut progress = Progress::new(printer);
+    let options = RunOptions { until_idle: true, ..RunOptions::default() };
     let ended = tokio::select! {
         biased; // The end first: what is shown after it comes from the results.
-        ended = Box::pin(daemon::run(loaded, RunOptions { until_idle: true })) => ended,
+        ended = Box::pin(daemon::run(loaded, options)) => ended,
         served = server.run(CancellationToken::new()) => return Err(cant_serve(gone(served))),
         never = show_progress(&client, &mut progress, printer) => match never {},
     };

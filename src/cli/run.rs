@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::args::RunArgs;
 use super::{Done, Exit, Failure, block_on, load_config, start_logging};
-use crate::config::{self, Keys};
+use crate::config::{self, Keys, Supervisor};
 use crate::control::JobReport;
 use crate::daemon::{self, Ending, RunOptions, Stuck};
 use crate::telemetry;
@@ -14,7 +14,7 @@ pub(super) fn run(args: &RunArgs, path: Option<&Path>) -> Done {
     let is_journal = config::journal_stream().is_some_and(|named| telemetry::is_journal(&named));
     let sink = if is_journal { telemetry::Sink::Journal } else { telemetry::Sink::Stderr };
     start_logging(&loaded.config.log, sink)?;
-    let options = RunOptions { until_idle: args.until_idle };
+    let options = RunOptions { until_idle: args.until_idle, supervisor: Supervisor::of_this_process() };
     block_on(async { Ok(exit_of(Box::pin(daemon::run(loaded, options)).await)) })?
 }
 

@@ -45,8 +45,6 @@ pub enum Keys {
 ///
 /// Every problem of the file at once, each with its place.
 pub fn load(explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
-    #[expect(clippy::disallowed_methods, reason = "this is the door for the environment")]
-    let variable = |name: &str| std::env::var_os(name);
     #[cfg(debug_assertions)]
     if let Some(point) = variable("BATCHD_FAULT_POINT") {
         let wrong =
@@ -61,9 +59,12 @@ pub fn load(explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
 
 /// What systemd says of the stream that it reads this process's log from, if it reads one.
 pub fn journal_stream() -> Option<String> {
-    #[expect(clippy::disallowed_methods, reason = "this is the door for the environment")]
-    let named = std::env::var_os("JOURNAL_STREAM");
-    named.and_then(|named| named.into_string().ok())
+    variable("JOURNAL_STREAM").and_then(|named| named.into_string().ok())
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the door for the environment")]
+pub(super) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
 }
 
 /// The commented sample, `config/batchd.toml`.

@@ -11,6 +11,7 @@ mod schema;
 mod section;
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
 mod shown;
+mod supervisor;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::domain::{QueueName, RetryPolicy};
 
 pub use crate::telemetry::Format as LogFormat;
 pub use load::{Keys, Loaded, journal_stream, load, sample};
+pub use supervisor::Supervisor;
 
 /// Everything that can be set, with relative paths made absolute and secrets read.
 ///

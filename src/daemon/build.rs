@@ -12,6 +12,7 @@ use crate::intake::{self, Intake};
 use crate::metrics::Metrics;
 use crate::output::{self, Artefacts, Download, Output};
 use crate::provider::{self, Catalogue, HttpTransport, Provider, Transport};
+use crate::pulse::Roll;
 use crate::spec;
 use crate::store::Store;
 use crate::upkeep::Upkeep;
@@ -30,13 +31,13 @@ pub(super) struct Workers {
     pub(super) board: Board,
 }
 
-/// Builds all workers. An error is a sentence for a person.
+/// Builds all workers; those on which every request depends join the `roll`. An error is a sentence for a person.
 pub(super) fn workers(
     config: &Config,
     store: Arc<dyn Store>,
     clock: Clock,
     seed: Seed,
-    metrics: &Metrics,
+    (metrics, roll): (&Metrics, &Roll),
 ) -> Result<Workers, String> {
     let transport: Arc<dyn Transport> = Arc::new(HttpTransport::new().map_err(|error| error.to_string())?);
     let providers: Vec<(Provider, &config::Provider)> =
@@ -66,7 +67,8 @@ pub(super) fn workers(
     let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
     control.remove_leftovers();
     let fleet = Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
-        .with_metrics(metrics.clone());
+        .with_metrics(metrics.clone())
+        .with_roll(roll.clone());
     let vitals = Vitals {
         control: control.clone(),
         store: Arc::clone(&store),
@@ -87,7 +89,8 @@ pub(super) fn workers(
             artefacts,
             clock.clone(),
         )
-        .with_metrics(metrics.clone()),
+        .with_metrics(metrics.clone())
+        .with_roll(roll.clone()),
         upkeep: Upkeep::new(store, clock, config.storage.keep_state),
         vitals,
         control,

@@ -19,6 +19,7 @@ mod report;
 mod signals;
 #[cfg(test)]
 mod storm;
+mod systemd;
 mod tasks;
 
 use std::path::PathBuf;
@@ -36,13 +37,16 @@ use self::idle::Watch;
 use self::reload::Reloader;
 use self::report::Reporter;
 use self::signals::{Signal, Signals};
+use self::systemd::{News, Systemd};
 use self::tasks::{Failed, Tasks};
 use crate::clock::{Clock, Seed};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Supervisor};
 use crate::control::JobReport;
+use crate::dispatch;
 use crate::domain::JobState;
 use crate::http::Health;
 use crate::metrics::Metrics;
+use crate::pulse::Roll;
 use crate::store::embedded::Claimed;
 use crate::store::{self, Store};
 
@@ -50,10 +54,12 @@ use crate::store::{self, Store};
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// How a daemon is to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunOptions {
     /// End when nothing can progress without a person.
     pub until_idle: bool,
+    /// Who is told how it is.
+    pub supervisor: Supervisor,
 }
 
 /// How a daemon's run ended.
@@ -93,26 +99,42 @@ pub enum Error {
 
 /// Runs the daemon in the foreground until it is done, told to stop, or can't go on.
 pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, Error> {
+    let roll = Roll::default();
+    let systemd = Systemd::new(&options.supervisor, roll.clone());
+    // The end first: there is nothing to tell after it.
+    tokio::select! { biased;
+        ended = Box::pin(serve(loaded, options.until_idle, &roll, systemd.clone())) => ended,
+        never = systemd.attend() => match never {},
+    }
+}
+
+async fn serve(
+    loaded: config::Loaded,
+    until_idle: bool,
+    roll: &Roll,
+    systemd: Systemd,
+) -> Result<Ending, Error> {
     let mut signals =
         Signals::listen().map_err(|error| Error::Internal(format!("listen to signals: {error}")))?;
     reload::warn_of(&loaded.warnings);
-    let asked = Asked::default();
+    let outside = Outside { asked: Asked::default(), systemd };
     let config = &loaded.config;
     let clock = Clock::System;
     let metrics = Metrics::new(clock.now());
-    let Some(store) = open_store(config, &metrics, &mut signals, &asked).await? else {
+    let Some(store) = open_store(config, (&metrics, roll), &mut signals, &outside).await? else {
         return Ok(Ending::StoppedBySignal);
     };
     let before = store.jobs().await.map_err(Error::State)?;
-    let mut workers = build::workers(config, Arc::clone(&store), clock, Seed::from_entropy(), &metrics)
-        .map_err(Error::Internal)?;
-    if options.until_idle {
+    let mut workers =
+        build::workers(config, Arc::clone(&store), clock, Seed::from_entropy(), (&metrics, roll))
+            .map_err(Error::Internal)?;
+    if until_idle {
         // What became of them is the exit code.
         workers.upkeep = workers.upkeep.sparing_what_ends_now();
     }
     tracing::info!(root = %config.root.display(), jobs = before.iter().filter(|job| !job.status.is_final()).count(), "batchd is running");
-    let mut daemon = Daemon::start(workers, store, before, loaded, asked);
-    let ending = daemon.serve(&mut signals, options).await;
+    let mut daemon = Daemon::start(workers, store, before, loaded, outside);
+    let ending = daemon.serve(&mut signals, until_idle).await;
     let drained = daemon.stop(&mut signals).await;
     match (ending, drained) {
         (Err(error), _) | (Ok(_), Err(error)) => Err(error),
@@ -124,22 +146,24 @@ pub async fn run(loaded: config::Loaded, options: RunOptions) -> Result<Ending, 
 /// Opens the store, as soon as its disk has room for that. None if a signal came first.
 async fn open_store(
     config: &Config,
-    metrics: &Metrics,
+    (metrics, roll): (&Metrics, &Roll),
     signals: &mut Signals,
-    asked: &Asked,
+    outside: &Outside,
 ) -> Result<Option<Arc<dyn Store>>, Error> {
     let (state, min_free) = (config.state_dir(), config.storage.min_free);
     store::folder::make_private_dir(&state).map_err(Error::State)?;
     let claimed = Claimed::take(&state).map_err(|error| not_opened(error, config))?;
     let claimed = Arc::new(claimed.with_metrics(metrics.clone()));
     let mut is_told = false;
+    outside.systemd.starting("recovering");
     loop {
-        let claimed = Arc::clone(&claimed);
-        let opened = tokio::task::spawn_blocking(move || claimed.open(min_free)).await;
+        let (claimed, roll) = (Arc::clone(&claimed), roll.clone());
+        let opened = tokio::task::spawn_blocking(move || claimed.open(min_free, &roll)).await;
         match opened.map_err(|error| Error::Internal(format!("opening the store failed: {error}")))? {
             Ok(store) => return Ok(Some(Arc::new(store))),
             Err(error) if error.is_full() && !is_told => {
                 tracing::warn!(%error, "the disk is full: batchd starts when there is room");
+                outside.systemd.starting(&format!("waiting for room on the disk: {error}"));
                 is_told = true;
             }
             Err(error) if error.is_full() => {}
@@ -149,7 +173,7 @@ async fn open_store(
             signal = signals.next() => match signal {
                 Signal::Stop => return Ok(None),
                 // As soon as there is something that can change.
-                Signal::Reload => asked.reload.notify_one(),
+                Signal::Reload => outside.asked.reload.notify_one(),
                 Signal::Report => tracing::info!("status: batchd starts when the disk has room"),
             },
             () = tokio::time::sleep(LOOK_FOR_ROOM) => {}
@@ -184,10 +208,18 @@ struct Asked {
     report: Arc<Notify>,
 }
 
+/// What comes in by signals, and what goes out to a service manager.
+#[derive(Debug)]
+struct Outside {
+    asked: Asked,
+    systemd: Systemd,
+}
+
 /// The running workers, in the order in which they are stopped.
 struct Daemon {
     tasks: Tasks,
-    asked: Asked,
+    outside: Outside,
+    fleet: dispatch::Handle,
     watch: Watch,
     store: Arc<dyn Store>,
     health: Health,
@@ -206,7 +238,7 @@ impl Daemon {
         store: Arc<dyn Store>,
         before: Vec<JobState>,
         loaded: config::Loaded,
-        asked: Asked,
+        outside: Outside,
     ) -> Self {
         let Workers { intake, fleet, output, upkeep, control, socket, port, vitals, board } = workers;
         let (stop_work, hurry, stop_rest) =
@@ -218,16 +250,19 @@ impl Daemon {
             board: board.clone(),
             clock: Clock::System,
             metrics: vitals.metrics.clone(),
+            systemd: outside.systemd.clone(),
         };
-        let reloader = Reloader::new(loaded, parts, Arc::clone(&asked.reload));
+        let reloader = Reloader::new(loaded, parts, Arc::clone(&outside.asked.reload));
         let stop = stop_work.clone();
         tasks.spawn("reload", async move {
             reloader.run(stop).await;
             Ok(())
         });
         let shown = (control.clone(), board.clone());
-        let reporter =
-            Reporter::new(Arc::clone(&store), shown, fleet.handle(), &before, Arc::clone(&asked.report));
+        let news = News { control: control.clone(), store: Arc::clone(&store), board: board.clone() };
+        let live = fleet.handle();
+        let asked = Arc::clone(&outside.asked.report);
+        let reporter = Reporter::new(Arc::clone(&store), shown, live.clone(), &before, asked);
         let stop = stop_rest.clone();
         tasks.spawn("report", async move {
             reporter.run(stop).await;
@@ -257,11 +292,12 @@ impl Daemon {
             Ok(())
         });
         health.running();
-        Self { tasks, asked, watch, store, health, stop_work, hurry, stop_rest }
+        outside.systemd.ready(news);
+        Self { tasks, outside, fleet: live, watch, store, health, stop_work, hurry, stop_rest }
     }
 
     /// Runs until a signal, idleness, or a worker's end.
-    async fn serve(&mut self, signals: &mut Signals, options: RunOptions) -> Result<Ending, Error> {
+    async fn serve(&mut self, signals: &mut Signals, until_idle: bool) -> Result<Ending, Error> {
         loop {
             // A failed worker first: nothing else matters then. A signal before idleness, so that the
             // exit code tells of it.
@@ -275,10 +311,10 @@ impl Daemon {
                         tracing::info!("stopping: what is in flight may finish");
                         return Ok(Ending::StoppedBySignal);
                     }
-                    Signal::Reload => self.asked.reload.notify_one(),
-                    Signal::Report => self.asked.report.notify_one(),
+                    Signal::Reload => self.outside.asked.reload.notify_one(),
+                    Signal::Report => self.outside.asked.report.notify_one(),
                 },
-                ending = self.watch.idle(), if options.until_idle => return ending.map_err(Error::State),
+                ending = self.watch.idle(), if until_idle => return ending.map_err(Error::State),
             }
         }
     }
@@ -287,6 +323,7 @@ impl Daemon {
     async fn stop(mut self, signals: &mut Signals) -> Result<Drain, Error> {
         self.health.stopping();
         self.stop_work.cancel();
+        self.outside.systemd.stopping(self.fleet.settings().grace).await;
         let mut drain = Drain::Whole;
         let mut result = Ok(());
         while self.tasks.is_running(&["intake", "dispatch", "upkeep", "reload"]) {
@@ -299,7 +336,7 @@ impl Daemon {
                         self.hurry.cancel();
                     }
                     Signal::Reload => tracing::info!("stopping: the configuration is read at the next start"),
-                    Signal::Report => self.asked.report.notify_one(),
+                    Signal::Report => self.outside.asked.report.notify_one(),
                 },
             }
         }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::build;
 use super::difference::{Difference, take_over};
+use super::systemd::Systemd;
 use crate::clock::Clock;
 use crate::config::{self, Config, Keys, Loaded};
 use crate::control::Board;
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     pub(super) board: Board,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    pub(super) systemd: Systemd,
 }
 
 impl Reloader {
@@ -60,6 +62,7 @@ impl Reloader {
             () = async {
                 loop {
                     asked.notified().await;
+                    let _told = self.parts.systemd.reload();
                     self.reload().await;
                 }
             } => {}
@@ -194,8 +197,9 @@ mod tests {
             let (board, clock) = (Board::default(), Clock::simulated(NOW));
             let store = Arc::new(MemoryStore::default());
             let fleet = Fleet::new(settings, store, board.clone(), clock.clone(), Seed::fixed(1)).handle();
-            let (intake, metrics) = (intake::Handle::default(), Metrics::default());
-            let parts = Parts { fleet: fleet.clone(), intake, board, clock, metrics };
+            let (intake, metrics, systemd) =
+                (intake::Handle::default(), Metrics::default(), Systemd::default());
+            let parts = Parts { fleet: fleet.clone(), intake, board, clock, metrics, systemd };
             Self { folder, reloader: Reloader::new(loaded, parts, Arc::default()), fleet }
         }
 

@@ -30,7 +30,7 @@ use self::attempt::Parts;
 use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
-use self::queue::Dispatcher;
+use self::queue::{Dispatcher, Extras};
 use self::tuning::Watches;
 use crate::clock::{Clock, Seed};
 use crate::config;
@@ -38,6 +38,7 @@ use crate::control::{Board, QueuePause};
 use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName, RetryPolicy};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
+use crate::pulse::Roll;
 use crate::store::Store;
 
 pub use self::failure::{Error, Result};
@@ -101,6 +102,7 @@ pub struct Fleet {
     orphans: BTreeMap<QueueName, QueuePause>,
     /// Fine-tunes on their way to an end that were made due for it.
     hurried: BTreeSet<JobId>,
+    roll: Roll,
 }
 
 impl Fleet {
@@ -117,6 +119,7 @@ impl Fleet {
             queues: BTreeSet::new(),
             orphans: BTreeMap::new(),
             hurried: BTreeSet::new(),
+            roll: Roll::default(),
         }
     }
 
@@ -130,6 +133,12 @@ impl Fleet {
         Self { metrics, ..self }
     }
 
+    /// With a roll whose calls the fleet and its dispatchers answer.
+    #[must_use]
+    pub fn with_roll(self, roll: Roll) -> Self {
+        Self { roll, ..self }
+    }
+
     /// Runs until `stop` and then until what is in flight has ended, also after an error.
     /// `hurry` then abandons it at once.
     pub async fn run(mut self, work: CancellationToken, hurry: CancellationToken) -> Result<()> {
@@ -139,7 +148,9 @@ impl Fleet {
         let mut resumed = self.board.resumed();
         let mut settings = self.live.changes();
         let mut result = Ok(());
+        let member = self.roll.join("the fleet");
         while result.is_ok() && !stop.work.is_cancelled() {
+            member.answer();
             news.mark_seen();
             let wake = match guarded("the fleet", self.look(&stop)).await {
                 Ok(wake) => wake,
@@ -156,11 +167,13 @@ impl Fleet {
                 () = news.changed() => {}
                 () = resumed.changed() => {}
                 () = settings.changed() => {}
+                () = member.called() => {}
             }
         }
         // One queue's failure is the store's or a bug, and stops all.
         stop.work.cancel();
-        while let Some(ended) = self.running.join_next().await {
+        // What is in flight may take its time.
+        while let Some(ended) = member.excused(self.running.join_next(), || true).await {
             let ended = self.on_ended(ended);
             result = result.and(ended);
         }
@@ -242,8 +255,12 @@ impl Fleet {
             stopping: stop.work.clone(),
         };
         let limits_name = tuned::limits_name(&*self.store, queue).await?;
-        let rng = self.seed.derive(&format!("dispatch/{queue}"));
-        Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), limits_name, self.board.clone(), rng)))
+        let extras = Extras {
+            board: self.board.clone(),
+            rng: self.seed.derive(&format!("dispatch/{queue}")),
+            member: self.roll.join(format!("the dispatcher of {queue}")),
+        };
+        Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), limits_name, extras)))
     }
 
     /// Its job was accepted under another configuration: it waits until the provider is back.

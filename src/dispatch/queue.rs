@@ -30,6 +30,7 @@ use crate::dispatch::tuned::TunedModels;
 use crate::dispatch::tuning;
 use crate::domain::{JobId, JobState, QueueName, RetryPolicy, Settlement, Timestamp};
 use crate::fault;
+use crate::pulse::Member;
 use crate::store::Lease;
 
 /// Leases kept ready beyond the free slots, so that a slot never waits for the store. As many as there are
@@ -66,6 +67,16 @@ pub(super) struct Dispatcher {
     pub(super) dry: bool,
     /// Its model had no name yet when its limits were looked up: another dispatcher takes its place.
     pub(super) is_early: bool,
+    /// Its place on the roll, for its own loop and nothing else.
+    member: Arc<Member>,
+}
+
+/// What a dispatcher needs beside what its attempts do.
+#[derive(Debug)]
+pub(super) struct Extras {
+    pub(super) board: Board,
+    pub(super) rng: Rng,
+    pub(super) member: Member,
 }
 
 /// What the loop waits for besides attempts and news.
@@ -89,13 +100,8 @@ impl From<Refused> for Blocked {
 }
 
 impl Dispatcher {
-    pub(super) fn new(
-        queue: QueueName,
-        parts: Arc<Parts>,
-        limits_name: QueueName,
-        board: Board,
-        rng: Rng,
-    ) -> Self {
+    pub(super) fn new(queue: QueueName, parts: Arc<Parts>, limits_name: QueueName, extras: Extras) -> Self {
+        let Extras { board, rng, member } = extras;
         Self {
             // Those that hold are taken over where it begins to serve.
             limits: Limits::new(queue.clone(), &config::Limits::default(), Instant::now()),
@@ -114,6 +120,7 @@ impl Dispatcher {
             next_due: None,
             dry: false,
             is_early: false,
+            member: Arc::new(member),
         }
     }
 
@@ -145,12 +152,15 @@ impl Dispatcher {
         let mut settings = self.parts.live.changes();
         self.on_settings().await?;
         let mut idle_since = Instant::now();
+        let (member, store) = (Arc::clone(&self.member), Arc::clone(&self.parts.store));
         loop {
+            member.answer();
             // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
             for seen in [&mut provider_gate, &mut model_gate] {
                 seen.mark_seen();
             }
-            let blocked = self.advance().await?;
+            // What can't be sent is settled here, and that waits, perhaps for hours, until the disk takes it.
+            let blocked = member.excused(self.advance(), || store.shortage().is_some()).await?;
             if self.is_early && self.running.is_empty() {
                 return Ok(());
             }
@@ -173,6 +183,7 @@ impl Dispatcher {
                 () = resumed.changed() => self.on_resume(),
                 () = provider_gate.changed() => {}
                 () = model_gate.changed() => {}
+                () = member.called() => {}
                 () = sleep_until(wake) => self.dry = false,
             }
             while let Some(ended) = self.running.try_join_next() {
@@ -364,6 +375,7 @@ impl Dispatcher {
         let mut failed = None;
         loop {
             // What has ended is counted before anything is abandoned.
+            self.member.answer();
             tokio::select! { biased;
                 ended = self.running.join_next() => {
                     let Some(ended) = ended else { break };
@@ -371,6 +383,7 @@ impl Dispatcher {
                     failed = failed.or(error);
                 }
                 () = &mut cut => break,
+                () = self.member.called() => {}
             }
         }
         if !self.running.is_empty() {
@@ -398,7 +411,8 @@ mod tests {
     use crate::dispatch::{Fleet, ProviderSettings, Settings};
     use crate::domain::{Job, JobStatus, PauseReason};
     use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
-    use crate::store::embedded::EmbeddedStore;
+    use crate::pulse::Roll;
+    use crate::store::embedded::{Claimed, EmbeddedStore};
     use crate::store::memory::MemoryStore;
     use crate::store::{self, Input, Store, conformance};
 
@@ -443,13 +457,15 @@ mod tests {
         board: Board,
         work: CancellationToken,
         hurry: CancellationToken,
+        roll: Roll,
     }
 
     impl World {
         fn new() -> Self {
             let store = Arc::new(MemoryStore::default()) as Arc<dyn Store>;
             let (work, hurry) = (CancellationToken::new(), CancellationToken::new());
-            Self { store, server: Arc::default(), board: Board::default(), work, hurry }
+            let (board, roll) = (Board::default(), Roll::default());
+            Self { store, server: Arc::default(), board, work, hurry, roll }
         }
 
         /// Queues `p/<model>` of at most `slots` requests in flight each.
@@ -488,6 +504,7 @@ mod tests {
             let (store, board) = (Arc::clone(&self.store), self.board.clone());
             let clock = Clock::simulated(conformance::NOW);
             Fleet::new(settings, store, board, clock, Seed::fixed(1))
+                .with_roll(self.roll.clone())
                 .run(self.work.clone(), self.hurry.clone())
         }
 
@@ -579,6 +596,66 @@ mod tests {
         assert!(matches!(ended, Err(Error::Store(store::Error::Closed(_)))));
         assert_eq!(started.elapsed(), Duration::from_secs(9), "the second was waited for");
         assert!(!world.work.is_cancelled(), "the other workers were not told to end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fleet_and_dispatchers_answer_whatever_they_wait_for() {
+        let world = World::new();
+        let answers = async || {
+            let (called, call) = (Instant::now(), world.roll.call());
+            let missing = world.roll.missing(call);
+            let answered = timeout(Duration::from_hours(1), world.roll.answered(call)).await;
+            answered.unwrap_or_else(|_| panic!("no answer from {:?}", world.roll.missing(call)));
+            assert_eq!(called.elapsed(), Duration::ZERO);
+            missing
+        };
+        world.put(1, &["200 100", "200 101"]).await;
+        world
+            .run(1, async {
+                sleep(Duration::from_secs(1)).await;
+                assert_eq!(answers().await, ["the fleet", "the dispatcher of p/m"], "all slots are taken");
+                sleep(Duration::from_mins(5)).await;
+                assert_eq!(answers().await.len(), 2, "nothing is to do");
+                world.put(2, &["401 1"]).await;
+                sleep(Duration::from_secs(5)).await;
+                assert_eq!(answers().await.len(), 2, "the key is refused");
+                sleep(LINGER).await;
+                world.put(3, &["200 50"]).await;
+                world.board.resume();
+                sleep(Duration::from_secs(1)).await;
+                world.work.cancel();
+                sleep(Duration::from_secs(1)).await;
+                assert_eq!(answers().await.len(), 2, "what is in flight may finish");
+            })
+            .await;
+        let call = world.roll.call();
+        assert_eq!(world.roll.missing(call), [""; 0], "they have left");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn dispatcher_that_waits_for_a_full_disk_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _installed) = Scarce::under(dir.path());
+        let mut world = World::new();
+        world.store = Claimed::take(dir.path()).unwrap().open(Some(0), &world.roll).map(Arc::new).unwrap();
+        // Unsent, and to be written down by the dispatcher itself.
+        let job = world.put(1, &["\""]).await;
+        disk.fill("results.log");
+        let script = async {
+            while world.store.shortage().is_none() {
+                yield_now().await;
+            }
+            for _ in 0..3 {
+                let call = world.roll.call();
+                let answered = timeout(Duration::from_mins(1), world.roll.answered(call)).await;
+                assert!(answered.is_ok(), "no answer from {:?}", world.roll.missing(call));
+                assert!(world.store.shortage().is_some());
+            }
+            disk.mend();
+            conformance::until_settled(&*world.store, job.id, 1).await;
+        };
+        world.run(1, script).await;
+        world.store.close().await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -47,6 +47,7 @@ use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus};
 use crate::fault;
 use crate::metrics::{Metrics, Settled};
+use crate::pulse::Roll;
 use crate::store::folder::JobFolder;
 use crate::store::{self, Store};
 
@@ -131,6 +132,7 @@ struct Parts {
     gathering: Arc<Semaphore>,
     clock: Clock,
     metrics: Metrics,
+    roll: Roll,
 }
 
 impl Output {
@@ -147,8 +149,8 @@ impl Output {
         let home = Arc::new(Home::new(settings.results.clone()));
         let (settings, artefacts) = (Arc::new(settings), Arc::new(artefacts));
         let gathering = Arc::new(Semaphore::new(GATHERINGS));
-        let metrics = Metrics::default();
-        Self { parts: Parts { settings, home, store, downloads, artefacts, gathering, clock, metrics } }
+        let (metrics, roll) = (Metrics::default(), Roll::default());
+        Self { parts: Parts { settings, home, store, downloads, artefacts, gathering, clock, metrics, roll } }
     }
 
     /// Counts there how jobs end.
@@ -156,6 +158,12 @@ impl Output {
     pub fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.parts.metrics = metrics;
         self
+    }
+
+    /// With a roll whose calls the worker answers.
+    #[must_use]
+    pub fn with_roll(self, roll: Roll) -> Self {
+        Self { parts: Parts { roll, ..self.parts } }
     }
 
     /// Works until `stop`; what is then half done is done at the next start. Ends early only if the store fails.

@@ -14,6 +14,7 @@ use super::tuning::Gathered;
 use super::{Error, Parts};
 use crate::bell::Listener;
 use crate::domain::{JobId, JobState, JobStatus, Kind};
+use crate::pulse::Member;
 use crate::store;
 
 /// Results that found no room are tried again so often: whether there is some is looked up before they are written.
@@ -22,8 +23,8 @@ const LOOK_FOR_ROOM: Duration = Duration::from_secs(2);
 /// Works until `stop`, or until the store fails.
 pub(super) async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
     let ticks = Ticks { changes: parts.store.changes(), progress: parts.store.progress() };
-    let (jobs, steps) = (BTreeMap::new(), JoinSet::new());
-    Worker { parts, stop, jobs, steps, is_publishing: false }.run(ticks).await
+    let (jobs, steps, member) = (BTreeMap::new(), JoinSet::new(), parts.roll.join("the results writer"));
+    Worker { parts, stop, jobs, steps, member, is_publishing: false }.run(ticks).await
 }
 
 /// Where the worker stands with a job that is not final.
@@ -75,6 +76,7 @@ struct Worker {
     jobs: BTreeMap<JobId, Progress>,
     /// At most one of each job, and at most one that publishes.
     steps: JoinSet<Ended>,
+    member: Member,
     is_publishing: bool,
 }
 
@@ -82,6 +84,7 @@ impl Worker {
     async fn run(mut self, mut ticks: Ticks) -> Result<(), Error> {
         let stop = self.stop.clone();
         loop {
+            self.member.answer();
             // Before the look, so that what changes during it makes another.
             ticks.changes.mark_seen();
             ticks.progress.mark_seen();
@@ -93,11 +96,12 @@ impl Worker {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.steps.join_next() => self.on_ended(ended).await?,
+                () = self.member.called() => {}
                 () = ticks.wake(next_look, retry_at) => {}
             }
         }
         // They see the stop, too, and end at their next record or await.
-        while self.steps.join_next().await.is_some() {}
+        while self.member.excused(self.steps.join_next(), || true).await.is_some() {}
         Ok(())
     }
 
@@ -109,6 +113,7 @@ impl Worker {
             self.jobs.insert(state.job.id, before.remove(&state.job.id).unwrap_or_default());
         }
         for state in states {
+            self.member.answer();
             let id = state.job.id;
             if let Err(error) = self.advance(state).await {
                 self.on_error(id, error).await?;
@@ -302,6 +307,7 @@ mod tests {
     };
     use crate::output::fake::{ACCEPTED, FakeStore, Shelf, answer, job, record};
     use crate::output::{Artefacts, Download, DownloadFailed, Output, Settings, Summary};
+    use crate::pulse::Roll;
     use crate::store::Store;
 
     /// Has an image at every url.
@@ -361,6 +367,31 @@ mod tests {
         .await;
         let finished = store.state().finished_at.unwrap();
         assert!(finished >= ACCEPTED + Duration::from_mins(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn worker_answers_whether_there_is_something_to_write_or_not() {
+        let store = Arc::new(FakeStore::new(job(1)));
+        let (root, roll, stop) = (tempfile::tempdir().unwrap(), Roll::default(), CancellationToken::new());
+        let settings = Settings::new(root.path().to_owned());
+        let (none, clock) = (BTreeMap::new(), Clock::simulated(ACCEPTED));
+        let output = Output::new(settings, Arc::clone(&store) as _, none, BTreeMap::new(), clock);
+        let script = async {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_mins(5)).await;
+                let call = roll.call();
+                assert_eq!(roll.missing(call), ["the results writer"]);
+                tokio::time::timeout(Duration::from_hours(1), roll.answered(call)).await.unwrap();
+            }
+            store.append(&answer(0, "a"));
+            let call = roll.call();
+            store.becomes(JobStatus::Completed).await;
+            roll.answered(call).await;
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(output.with_roll(roll.clone()).run(stop.clone()), script);
+        ended.unwrap();
+        assert!(roll.missing(roll.call()).is_empty(), "it has left");
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,4 +36,5 @@ mod results;
 mod schedules;
 mod secrets;
 mod soak;
+mod systemd;
 mod vanishing;

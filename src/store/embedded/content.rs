@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::domain::{Counts, JobId, JobStatus, Timestamp};
+use crate::pulse::Member;
 use crate::store::Result;
 use crate::store::embedded::entry::Entry;
 use crate::store::embedded::index::Index;
@@ -30,7 +31,7 @@ impl Content {
     /// daemon runs.
     pub fn read(state: &Path) -> Result<Self> {
         let _lock = Lock::take(state)?;
-        Self::of(&start::index(state)?)
+        Self::of(&start::index(state, &Member::default())?)
     }
 
     pub(super) fn of(index: &Index) -> Result<Self> {

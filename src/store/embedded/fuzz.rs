@@ -17,6 +17,7 @@ use rustix::fs::MemfdFlags;
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobId, LineEntry, Record, RecordError, RequestId};
+use crate::pulse::Member;
 use crate::store::embedded::files::line_at;
 use crate::store::embedded::intents::{Intent, Said};
 use crate::store::embedded::keys::{self, Row};
@@ -54,14 +55,14 @@ pub(crate) fn journal(script: &[u8]) -> (Vec<u8>, BTreeMap<u32, bool>) {
     let path = folder.path().join("results.log");
     fs::write(&path, &log).expect("a temporary folder can be written");
     let expected = records_in(&log);
-    let (found, scan) = scan_journal(&path, None, TOTAL).expect("a file can be read");
+    let (found, scan) = scan_journal(&path, None, TOTAL, &Member::default()).expect("a file can be read");
     assert_eq!((&found, scan.damaged_at.is_some()), (&expected.records, expected.is_damaged));
     scan.mend(&path).expect("a file can be mended");
     let kept = fs::read(&path).expect("it is there");
     assert_eq!(kept, expected.kept, "what is sound stays as it was");
     let aside = fs::read(folder.path().join("results.torn.1")).unwrap_or_default();
     assert_eq!(kept.len() + aside.len(), log.len(), "what is not is kept aside");
-    let (again, scan) = scan_journal(&path, None, TOTAL).expect("a file can be read");
+    let (again, scan) = scan_journal(&path, None, TOTAL, &Member::default()).expect("a file can be read");
     scan.mend(&path).expect("a file can be mended");
     assert_eq!(again, found);
     assert_eq!(fs::read(&path).expect("it is there"), kept, "once more changes nothing");
@@ -72,7 +73,7 @@ pub(crate) fn journal(script: &[u8]) -> (Vec<u8>, BTreeMap<u32, bool>) {
 }
 
 fn records_of(path: &Path) -> BTreeMap<u32, bool> {
-    scan_journal(path, None, TOTAL).expect("a file can be read").0
+    scan_journal(path, None, TOTAL, &Member::default()).expect("a file can be read").0
 }
 
 /// Temporary files that are synced cost nothing where there is a file system in memory.
@@ -127,7 +128,8 @@ fn append_behind(path: &Path, before: BTreeMap<u32, bool>) {
     let begin = fs::metadata(path).expect("it is there").len();
     let log = Log::open(path.to_owned()).expect("a file can be opened");
     log.append(&record.to_journal_line(2), |_| ()).expect("a file can be written");
-    let (alone, scan) = scan_journal(path, Some(begin), TOTAL).expect("a file can be read");
+    let (alone, scan) =
+        scan_journal(path, Some(begin), TOTAL, &Member::default()).expect("a file can be read");
     assert_eq!((alone, scan.is_whole()), (BTreeMap::from([(TOTAL - 1, false)]), true));
     let mut both = before;
     both.entry(TOTAL - 1).or_insert(false);

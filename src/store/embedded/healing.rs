@@ -13,9 +13,10 @@ use super::leases::Leases;
 use super::room::Room;
 use super::tests::{World, answer_some, files_alone};
 use super::threads::{Command, IndexThread, Shared};
-use super::{Content, keys, rebuild, start};
+use super::{Content, keys, rebuild, recover, start};
 use crate::bell::Bell;
 use crate::domain::{Job, JobStatus, PauseReason, Settlement, Timestamp};
+use crate::pulse::{Member, Roll};
 use crate::store::conformance::{self, NOW, lease, put, queue, until_settled};
 use crate::store::{Error, Hold, Store};
 
@@ -144,7 +145,7 @@ async fn what_can_not_be_understood_is_built_anew_for_its_job_alone() {
             tree.insert(keys::job(second.id), row.encode()).unwrap();
             db.flush().unwrap();
         }
-        let index = start::index(world.state()).unwrap();
+        let index = start::index(world.state(), &Member::default()).unwrap();
         assert_eq!(
             index.entry(second.id).unwrap().counts().maybe_paid_twice,
             77,
@@ -168,14 +169,14 @@ pub(super) fn thread(index: Index, world: &World) -> IndexThread {
         is_stopping: AtomicBool::new(false),
         metrics: crate::metrics::Metrics::default(),
     };
-    IndexThread::new(Arc::new(shared), index)
+    IndexThread::new(Arc::new(shared), index, Member::default())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn damage_found_while_running_closes_the_store_and_the_next_start_heals() {
     let (world, [_, second, _]) = eventful().await;
     let expected = world.content();
-    let index = start::index(world.state()).unwrap();
+    let index = start::index(world.state(), &Member::default()).unwrap();
     index.tree().insert(keys::range(second.id, 0, 0), b"???").unwrap();
     let thread = thread(index, &world);
     let shared = Arc::clone(&thread.shared);
@@ -195,11 +196,32 @@ async fn damage_found_while_running_closes_the_store_and_the_next_start_heals() 
 async fn what_a_crash_left_of_an_ended_job_goes_at_the_next_start() {
     let (world, [.., ended]) = eventful().await;
     let expected = world.content();
-    let index = start::index(world.state()).unwrap();
+    let index = start::index(world.state(), &Member::default()).unwrap();
     index.tree().insert(keys::range(ended.id, 0, 0), &[0, 1, 0]).unwrap();
     index.tree().flush().unwrap();
     drop(index);
     assert_eq!(world.content(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn recovery_that_comes_on_answers_the_roll_call() {
+    let (world, [job, ..]) = eventful().await;
+    let (roll, folder) = (Roll::default(), world.folder(&job));
+    let member = roll.join("the recovery");
+    let answers = |what: &str, step: &mut dyn FnMut()| {
+        let call = roll.call();
+        step();
+        assert_eq!(roll.missing(call), [""; 0], "{what}");
+    };
+    let mut index = None;
+    answers("all jobs", &mut || index = Some(start::index(world.state(), &member).unwrap()));
+    let mut index = index.unwrap();
+    answers("a journal", &mut || {
+        drop(recover::scan_journal(&folder.journal(), None, 2500, &member).unwrap());
+    });
+    answers("a line index", &mut || {
+        recover::put(&mut index, &folder, &job, &member).unwrap();
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -209,7 +231,7 @@ async fn a_job_whose_folder_is_gone_is_forgotten() {
     let elsewhere = world.state().join("elsewhere");
     fs::rename(folder.path(), &elsewhere).unwrap();
     let without = world.content();
-    assert_eq!(start::index(world.state()).unwrap().rows().unwrap().len(), 1);
+    assert_eq!(start::index(world.state(), &Member::default()).unwrap().rows().unwrap().len(), 1);
     fs::rename(&elsewhere, folder.path()).unwrap();
     let with = world.content();
     assert_ne!(with, without);
@@ -220,7 +242,7 @@ async fn a_job_whose_folder_is_gone_is_forgotten() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_end_that_can_not_be_written_down_leaves_the_index_as_it_is() {
     let (world, [_, second, _]) = eventful().await;
-    let mut thread = thread(start::index(world.state()).unwrap(), &world);
+    let mut thread = thread(start::index(world.state(), &Member::default()).unwrap(), &world);
     let before = Content::of(&thread.index).unwrap();
     let temporary = crate::store::folder::temporary_name(&world.folder(&second).state());
     fs::create_dir(&temporary).unwrap();

@@ -60,14 +60,12 @@ mod uncertain;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::claimed::Claimed;
@@ -75,17 +73,15 @@ pub use self::content::Content;
 pub use self::start::rebuild;
 
 use self::files::{JobFiles, prepare};
-use self::index::Index;
-use self::leases::Leases;
-use self::room::Room;
 use self::state::State;
 use self::sync::Note;
-use self::threads::{Command, IndexThread, Shared};
-use crate::bell::{Bell, Listener};
+use self::threads::{Command, Shared};
+use crate::bell::Listener;
 use crate::domain::{
     Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
-use crate::store::folder::{JobFolder, failed};
+use crate::pulse::Roll;
+use crate::store::folder::JobFolder;
 use crate::store::lock::Lock;
 use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
@@ -119,39 +115,7 @@ impl EmbeddedStore {
     ///
     /// [`Error::Locked`] if another process has it open.
     pub fn open(state: &Path) -> Result<Self> {
-        Claimed::take(state)?.open(Some(0))
-    }
-
-    fn start(claimed: &Claimed, index: Index, min_free: Option<u64>) -> Result<Self> {
-        let state = &claimed.state;
-        let changed = Bell::default();
-        let room = Room::new(state, min_free, changed.clone());
-        room.settle_in();
-        let shared = Arc::new(Shared {
-            state: state.clone(),
-            leases: Leases::default(),
-            room,
-            changed,
-            progress: Bell::default(),
-            hold: Hold::default(),
-            closed: OnceLock::new(),
-            is_stopping: AtomicBool::new(false),
-            metrics: claimed.metrics.clone(),
-        });
-        let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
-        let (notes, mut note_queue) = mpsc::channel(UNSYNCED_MAX);
-        let index_thread = {
-            let (thread, runtime) = (IndexThread::new(Arc::clone(&shared), index), Handle::current());
-            spawn("batchd-index", state, move || thread.run(command_queue, &runtime))?
-        };
-        let sync_thread = {
-            let (shared, commands) = (Arc::clone(&shared), commands.clone());
-            spawn("batchd-sync", state, move || sync::run(&shared, &mut note_queue, &commands))?
-        };
-        let threads = Mutex::new(vec![index_thread, sync_thread]);
-        let lock = Arc::clone(&claimed.lock);
-        let home = files::identity(&state.join("jobs"))?;
-        Ok(Self { home, shared, commands, notes, files: Mutex::default(), threads, _lock: lock })
+        Claimed::take(state)?.open(Some(0), &Roll::default())
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -237,10 +201,6 @@ impl EmbeddedStore {
         })?;
         self.ask(|reply| Command::Put { job: Box::new(job), reply }).await
     }
-}
-
-fn spawn(name: &str, state: &Path, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    Builder::new().name(name.to_owned()).spawn(run).map_err(failed("start a thread for", state))
 }
 
 impl Store for EmbeddedStore {

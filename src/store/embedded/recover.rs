@@ -24,6 +24,7 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{Counts, Job, JobId, JobStatus, LineEntry};
 use crate::fault;
+use crate::pulse::Member;
 use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
 use crate::store::embedded::intents::{Last, Said};
 use crate::store::embedded::keys::{self, Row};
@@ -41,7 +42,7 @@ const ASK_AGAIN: &str = "stop batchd, put a sound copy back and run `batchd rebu
 const GO_ON: &str = "`batchd retry` goes on, and may pay again for what was in flight";
 
 /// Brings every job below `state/jobs` into the index, and drops from it what has no folder any more.
-pub(super) fn all(index: &mut Index, state: &Path) -> Result<()> {
+pub(super) fn all(index: &mut Index, state: &Path, member: &Member) -> Result<()> {
     let jobs = state.join("jobs");
     let mut ids: BTreeSet<JobId> = BTreeSet::new();
     for entry in fs::read_dir(&jobs).map_err(failed("read folder", &jobs))? {
@@ -49,7 +50,7 @@ pub(super) fn all(index: &mut Index, state: &Path) -> Result<()> {
         ids.extend(entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok()));
     }
     for id in &ids {
-        one(index, &JobFolder::new(state, *id), *id)?;
+        one(index, &JobFolder::new(state, *id), *id, member)?;
     }
     for id in index.rows()? {
         if !ids.contains(&id) {
@@ -60,15 +61,16 @@ pub(super) fn all(index: &mut Index, state: &Path) -> Result<()> {
     index.flush()
 }
 
-fn one(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
-    match attempt(index, folder, id) {
+fn one(index: &mut Index, folder: &JobFolder, id: JobId, member: &Member) -> Result<()> {
+    member.answer();
+    match attempt(index, folder, id, member) {
         Err(Error::Damaged { path, what }) => {
             tracing::warn!(job = %id, path = %path.display(), what, "the index of a job is built anew");
         }
         done => return done,
     }
     index.clear(id)?;
-    match attempt(index, folder, id) {
+    match attempt(index, folder, id, member) {
         // Not the index's fault, then.
         Err(Error::Damaged { path, what }) => {
             let what = format!("{} is damaged: {what}", path.display());
@@ -80,7 +82,7 @@ fn one(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
 }
 
 /// [`Error::Damaged`] if the index does not fit the files.
-fn attempt(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
+fn attempt(index: &mut Index, folder: &JobFolder, id: JobId, member: &Member) -> Result<()> {
     let State { job, status, finished_at, counts } = match State::read(folder) {
         Ok(Some(state)) => state,
         Ok(None) => {
@@ -109,7 +111,7 @@ fn attempt(index: &mut Index, folder: &JobFolder, id: JobId) -> Result<()> {
         show_lost(index, folder, job, &what);
         return Ok(());
     }
-    Recovery { index, folder, job: &job, status }.run()?;
+    Recovery { index, folder, job: &job, status, member }.run()?;
     if index.entry(id)?.adds_up() {
         return Ok(());
     }
@@ -137,6 +139,8 @@ struct Recovery<'a> {
     folder: &'a JobFolder,
     job: &'a Job,
     status: JobStatus,
+    /// Answers with every line that is read.
+    member: &'a Member,
 }
 
 impl Recovery<'_> {
@@ -146,13 +150,13 @@ impl Recovery<'_> {
         let (mut row, synced) = match known {
             // Nothing taken in says nothing: so begins a job, and so an index that is being built anew.
             Known::Row(row) => (row, Some(row.acknowledged).filter(|synced| *synced > 0)),
-            Known::Not => (put(self.index, self.folder, self.job)?, None),
+            Known::Not => (put(self.index, self.folder, self.job, self.member)?, None),
             Known::Shorter(row) => {
                 let synced = row.acknowledged;
                 self.hold(&format!(
                     "the journal results.log has lost answers: it was {synced} bytes long; {ASK_AGAIN}"
                 ))?;
-                (put(self.index, self.folder, self.job)?, None)
+                (put(self.index, self.folder, self.job, self.member)?, None)
             }
         };
         let records = self.read_journal(synced)?;
@@ -222,7 +226,7 @@ impl Recovery<'_> {
     fn read_journal(&mut self, synced: Option<u64>) -> Result<BTreeMap<u32, bool>> {
         let path = self.folder.journal();
         self.make_if_missing(&path, &format!("the journal results.log is missing; {ASK_AGAIN}"))?;
-        let (records, scan) = scan_journal(&path, synced, self.job.total)?;
+        let (records, scan) = scan_journal(&path, synced, self.job.total, self.member)?;
         if let Some(offset) = scan.damaged_at {
             // Before the index has taken in what lies behind the damage, and the next start sees none.
             self.hold(&format!("the journal results.log is damaged at byte {offset}; {ASK_AGAIN}"))?;
@@ -239,7 +243,10 @@ impl Recovery<'_> {
             &format!("intents.log is missing: how often requests were sent is not known; {GO_ON}"),
         )?;
         let mut said = Said::default();
-        let scan = Scan::read(&path, None, |line| said.take(line, |number| open.contains(number)))?;
+        let scan = Scan::read(&path, None, |line| {
+            self.member.answer();
+            said.take(line, |number| open.contains(number))
+        })?;
         if let Some(offset) = scan.damaged_at {
             let what = "how often requests were sent is not known for sure";
             self.hold(&format!("intents.log is damaged at byte {offset}: {what}; {GO_ON}"))?;
@@ -301,9 +308,11 @@ pub(super) fn scan_journal(
     path: &Path,
     synced: Option<u64>,
     total: u32,
+    member: &Member,
 ) -> Result<(BTreeMap<u32, bool>, Scan)> {
     let mut records = BTreeMap::new();
     let scan = Scan::read(path, synced, |line| {
+        member.answer();
         let record = JournalLine::parse(line).filter(|record| record.index < total);
         if let Some(record) = record {
             // Those behind damage were paid for, too.
@@ -319,8 +328,9 @@ const fn may_go_on(status: &JobStatus) -> bool {
     matches!(status, JobStatus::InProgress | JobStatus::Paused { .. } | JobStatus::Held { .. })
 }
 
-/// Indexes a job from its line index: every request fresh. The row is written last.
-pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Row> {
+/// Indexes a job from its line index: every request fresh. The row is written last. `member` answers with every block:
+/// a job of millions of requests over many queues may take long.
+pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job, member: &Member) -> Result<Row> {
     index.clear(job.id)?;
     let path = folder.index();
     let mut lines = BufReader::new(fs::File::open(&path).map_err(failed("open", &path))?);
@@ -339,6 +349,7 @@ pub(super) fn put(index: &mut Index, folder: &JobFolder, job: &Job) -> Result<Ro
             let changes =
                 changes.map(|(queue, bits)| range_change((keys::range(job.id, queue, number / BLOCK), bits)));
             index.apply(changes.collect())?;
+            member.answer();
             fault::point("store-job-half-indexed");
         }
     }

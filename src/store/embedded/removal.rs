@@ -250,7 +250,11 @@ mod tests {
         let (world, store, [gone, _]) = ended().await;
         store.close().await.unwrap();
         drop(store);
-        let mut index = crate::store::embedded::start::index(world.state()).unwrap();
+        let mut index = crate::store::embedded::start::index(
+            world.state(),
+            &crate::pulse::Roll::default().join("the recovery"),
+        )
+        .unwrap();
         let key = crate::store::embedded::keys::range(gone.id, 0, 0);
         index.apply(vec![(key, Some(vec![1; 8]))]).unwrap();
         assert!(index.has_keys(gone.id).unwrap());

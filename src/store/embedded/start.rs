@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::domain::JobState;
+use crate::pulse::Member;
 use crate::store::embedded::index::{Index, broken};
 use crate::store::embedded::ladder::{self, Opened};
 use crate::store::embedded::{recover, removal};
@@ -36,35 +37,35 @@ pub fn rebuild(state: &Path) -> Result<Vec<JobState>> {
     }
     let _lock = Lock::take(state)?;
     ladder::set_aside(&state.join("sled"), &state.join("corrupt"))?;
-    Ok(index(state)?.states())
+    Ok(index(state, &Member::default())?.states())
 }
 
-/// The index, level with the jobs' folders and durable. The lock must be held.
-pub(super) fn index(state: &Path) -> Result<Index> {
+/// The index, level with the jobs' folders and durable. The lock must be held. `member` answers as long as it comes on.
+pub(super) fn index(state: &Path, member: &Member) -> Result<Index> {
     let (path, corrupt) = (state.join("sled"), state.join("corrupt"));
     removal::finish_all(state)?;
     let opened = ladder::open(&path, &corrupt)?;
     if opened.fresh {
         tracing::debug!("the index is new and is built from the job folders");
     }
-    let error = match level(state, opened) {
+    let error = match level(state, opened, member) {
         Ok(index) => return Ok(index),
         Err(Failed::Other(error)) => return Err(error),
         Err(Failed::Index(error)) => error,
     };
     tracing::error!(%error, "the index can't be read; setting it aside and building it anew from the job folders");
     ladder::set_aside(&path, &corrupt)?;
-    level(state, ladder::open(&path, &corrupt)?)
+    level(state, ladder::open(&path, &corrupt)?, member)
         .map_err(|(Failed::Index(error) | Failed::Other(error))| error)
 }
 
-fn level(state: &Path, opened: Opened) -> Result<Index, Failed> {
+fn level(state: &Path, opened: Opened, member: &Member) -> Result<Index, Failed> {
     let Opened { db, file, .. } = opened;
     // sled asserts on what it reads.
     let leveled = catch_unwind(AssertUnwindSafe(|| {
         let mut index = Index::new(db.open_tree("queue").map_err(broken)?, file);
         index.reserve(0)?;
-        recover::all(&mut index, state)?;
+        recover::all(&mut index, state, member)?;
         Ok(index)
     }));
     let failed = match leveled {

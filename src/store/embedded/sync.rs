@@ -6,17 +6,24 @@
 //! on to the index. A sync costs about the same whatever it carries, so the more there is to do, the cheaper each
 //! record gets. A sync that fails is tried until it succeeds ([`Log::sync`] says how), and the records wait so long:
 //! they were received. Where what was appended is gone from memory, too, the store is closed.
+//!
+//! It answers the [roll call](crate::pulse) while it waits and between two syncs, and while it tries again and again
+//! what a full disk refuses: each of them shows that it comes round. In a sync it does not. A disk that takes longer
+//! for one than the watchdog waits is to trip it: nothing can be settled meanwhile, and only a person or a
+//! restart elsewhere can help.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::domain::JobId;
 use crate::fault;
+use crate::pulse::Member;
 use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::Settled;
 use crate::store::embedded::log::Log;
@@ -49,9 +56,15 @@ pub(super) enum Note {
 }
 
 /// Runs the sync thread until the store is closed or dropped.
-pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &mpsc::Sender<Command>) {
+pub(super) fn run(
+    shared: &Shared,
+    notes: &mut mpsc::Receiver<Note>,
+    commands: &mpsc::Sender<Command>,
+    member: &Member,
+    runtime: &Handle,
+) {
     let mut batch = Vec::new();
-    while let Some(first) = notes.blocking_recv() {
+    while let Some(first) = runtime.block_on(next(notes, member)) {
         pause(GATHER);
         let mut jobs: BTreeMap<JobId, Arc<JobFiles>> = BTreeMap::new();
         let mut closing = None;
@@ -69,7 +82,7 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
         }
         fault::point("store-journal-syncing");
         let began = Instant::now();
-        if let Err(error) = jobs.values().try_for_each(|files| sync_job(shared, files)) {
+        if let Err(error) = jobs.values().try_for_each(|files| sync_job(shared, files, member)) {
             // What they held does not count, and nothing goes on.
             tracing::error!(error = %error, "a journal can't be made durable; nothing more is sent");
             shared.close(&error.to_string());
@@ -89,22 +102,36 @@ pub(super) fn run(shared: &Shared, notes: &mut mpsc::Receiver<Note>, commands: &
     }
 }
 
+/// The next note; none if there will be none any more.
+async fn next(notes: &mut mpsc::Receiver<Note>, member: &Member) -> Option<Note> {
+    loop {
+        member.answer();
+        // Notes first, since they end the wait.
+        tokio::select! { biased;
+            note = notes.recv() => return note,
+            () = member.called() => {}
+        }
+    }
+}
+
 /// Makes a job's intents and records durable. The intents first: what is known to have been sent never lags what is
 /// known of its end.
-fn sync_job(shared: &Shared, files: &JobFiles) -> Result<()> {
+fn sync_job(shared: &Shared, files: &JobFiles, member: &Member) -> Result<()> {
     files.heed_begun();
-    make_durable(shared, &files.intents)?;
-    make_durable(shared, &files.journal)
+    make_durable(shared, &files.intents, member)?;
+    make_durable(shared, &files.journal, member)
 }
 
 /// Syncs a log, until it is synced: what is in it was received, and does not count before. Gives up if what was
 /// appended is gone, or the store is to be closed.
-fn make_durable(shared: &Shared, log: &Log) -> Result<()> {
+fn make_durable(shared: &Shared, log: &Log, member: &Member) -> Result<()> {
+    member.answer();
     let Err(mut error) = log.sync() else { return Ok(()) };
     let unwritten = shared.room.unwritten();
     loop {
         tracing::error!(%error, "answers are received and can't be made durable; they are written again");
         shared.room.failed(&error, 0);
+        member.answer();
         match log.sync() {
             Ok(()) => {
                 unwritten.written();

@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::bell::Bell;
 use crate::domain::{Job, JobId, JobState, JobStatus, QueueName, RequestId, Timestamp};
 use crate::fault;
 use crate::metrics::Metrics;
+use crate::pulse::Member;
 use crate::store::embedded::entry::Entry;
 use crate::store::embedded::files::JobFiles;
 use crate::store::embedded::index::{Index, Settled};
@@ -89,6 +90,15 @@ pub(super) enum Command {
     Close { reply: Reply<()> },
 }
 
+/// What the index thread has waited for.
+enum Next {
+    Verb(Command),
+    /// Nobody can ask anything any more.
+    Gone,
+    /// It is time to look around.
+    Round,
+}
+
 /// What sled takes for a request of a new job, generously: a bit in a range, and its part of the range's key.
 const INDEX_BYTES: u64 = 8;
 
@@ -100,11 +110,12 @@ pub(super) struct IndexThread {
     /// What is to be taken in when there is room for it. It is in the jobs' files already. Bounded by what is in
     /// flight, since nothing is leased meanwhile.
     put_off: VecDeque<Command>,
+    member: Member,
 }
 
 impl IndexThread {
-    pub(super) const fn new(shared: Arc<Shared>, index: Index) -> Self {
-        Self { shared, index, put_off: VecDeque::new() }
+    pub(super) const fn new(shared: Arc<Shared>, index: Index, member: Member) -> Self {
+        Self { shared, index, put_off: VecDeque::new(), member }
     }
 
     /// Runs until the store is closed or dropped, or the index fails.
@@ -128,25 +139,36 @@ impl IndexThread {
     fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, runtime: &Handle) -> Result<()> {
         let mut flushed = Instant::now();
         loop {
-            let next = runtime.block_on(async { timeout(FLUSH_EVERY, commands.recv()).await });
+            // Verbs are answered at once while the disk is full, so a full disk keeps no round from its end.
+            self.member.answer();
+            let next = runtime.block_on(self.next(commands));
             self.shared.room.try_to_go_on();
             self.catch_up()?;
             match next {
-                Ok(Some(Command::Close { reply })) => {
+                Next::Verb(Command::Close { reply }) => {
                     // What is still put off is read from the jobs' files at the next start.
                     let result = self.index.flush();
                     self.shared.close("it was closed");
                     answer(reply, result);
                     return Ok(());
                 }
-                Ok(Some(command)) => self.take(command)?,
-                Ok(None) => return self.index.flush(),
-                Err(_) => {}
+                Next::Verb(command) => self.take(command)?,
+                Next::Gone => return self.index.flush(),
+                Next::Round => {}
             }
             if flushed.elapsed() >= FLUSH_EVERY {
                 self.index.flush()?;
                 flushed = Instant::now();
             }
+        }
+    }
+
+    async fn next(&self, commands: &mut mpsc::Receiver<Command>) -> Next {
+        // Verbs first: the round that follows one looks around, too.
+        tokio::select! { biased;
+            command = commands.recv() => command.map_or(Next::Gone, Next::Verb),
+            () = self.member.called() => Next::Round,
+            () = sleep(FLUSH_EVERY) => Next::Round,
         }
     }
 
@@ -253,7 +275,7 @@ impl IndexThread {
     /// Indexes a job whose folder is whole and whose `state.json` is written.
     fn put(&mut self, job: Job) -> Result<()> {
         let folder = JobFolder::new(&self.shared.state, job.id);
-        let row = recover::put(&mut self.index, &folder, &job)?;
+        let row = recover::put(&mut self.index, &folder, &job, &self.member)?;
         self.index.flush()?;
         fault::point("store-job-indexed");
         let status = job.first_status();

@@ -127,17 +127,17 @@ async fn job_is_accepted_whole_or_not_at_all_wherever_the_disk_fills_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_is_opened_on_a_full_disk() {
-    let World { disk, _installed, store, dir, job } = World::of(2).await;
+    let World { disk, _installed, store, dir, job, roll } = World::of(2).await;
     store.close().await.unwrap();
     drop(store);
     disk.says(Space { free: 1 << 20, ..ROOMY });
     let claimed = Claimed::take(dir.path()).unwrap();
     let before = files_of_sled(dir.path());
-    let error = claimed.open(None).unwrap_err();
+    let error = claimed.open(None, &roll).unwrap_err();
     assert!(error.is_full() && error.to_string().contains("are free; now it is 1.0 MiB"), "{error}");
     assert_eq!(files_of_sled(dir.path()), before);
     disk.mend();
-    let store = claimed.open(None).unwrap();
+    let store = claimed.open(None, &roll).unwrap();
     assert_eq!(store.jobs().await.unwrap()[0].job.id, job.id);
     assert!(dir.path().join("ballast").exists());
 }

@@ -20,6 +20,7 @@ use crate::disk::Space;
 use crate::disk::probe::Installed;
 use crate::disk::scarce::{ROOMY, Scarce};
 use crate::domain::{Job, JobStatus, PauseReason, Settlement};
+use crate::pulse::Roll;
 use crate::store::conformance::{self, NOW, answer, journal_indexes, lease, put, until_settled};
 use crate::store::{Error, Lease, Store};
 
@@ -30,6 +31,7 @@ struct World {
     store: EmbeddedStore,
     job: Job,
     dir: TempDir,
+    roll: Roll,
 }
 
 impl World {
@@ -37,10 +39,11 @@ impl World {
     async fn of(total: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (disk, installed) = Scarce::under(dir.path());
-        let store = Claimed::take(dir.path()).unwrap().open(Some(1 << 20)).unwrap();
+        let roll = Roll::default();
+        let store = Claimed::take(dir.path()).unwrap().open(Some(1 << 20), &roll).unwrap();
         let job = conformance::job(1, 5, &["m"], total);
         put(&store, &job).await;
-        Self { disk, _installed: installed, store, job, dir }
+        Self { disk, _installed: installed, store, job, dir, roll }
     }
 
     /// Leases and begins so many requests.
@@ -104,6 +107,33 @@ impl World {
         assert_eq!(found, settled);
         assert_eq!(store.job(self.job.id).await.unwrap().counts, counts);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn threads_answer_while_the_disk_takes_nothing_for_hours() {
+    let world = World::of(2).await;
+    let [lease] = <[Lease; 1]>::try_from(world.begin(1).await).unwrap();
+    world.disk.break_syncs("results.log");
+    world.settle(lease).await;
+    world.until_short().await;
+    for _ in 0..3 {
+        let call = world.roll.call();
+        let answered = timeout(Duration::from_mins(1), world.roll.answered(call)).await;
+        assert!(answered.is_ok(), "no answer from {:?}", world.roll.missing(call));
+        assert!(world.store.shortage().is_some());
+    }
+    world.disk.mend();
+    world.check(vec![0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn idle_threads_answer_and_leave_at_the_end() {
+    let world = World::of(1).await;
+    let call = world.roll.call();
+    timeout(Duration::from_mins(1), world.roll.answered(call)).await.unwrap();
+    world.store.close().await.unwrap();
+    let call = world.roll.call();
+    assert_eq!(world.roll.missing(call), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
