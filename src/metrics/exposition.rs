@@ -444,7 +444,9 @@ mod tests {
     /// Words that begin as our metrics do.
     fn names_in(text: &str) -> BTreeSet<&str> {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        words.filter(|word| word.starts_with("batchd_") || word.starts_with("process_")).collect()
+        let is_of = |word: &str, prefix| word.strip_prefix(prefix).is_some_and(|rest: &str| !rest.is_empty());
+        // The name of the Debian package's file begins so, too, and has nothing behind it.
+        words.filter(|word| is_of(word, "batchd_") || is_of(word, "process_")).collect()
     }
 
     /// Names of samples, of histograms that of the family, too.
