@@ -304,7 +304,7 @@ mod tests {
                 tokio::time::sleep(WEEK * 4).await;
                 assert_eq!(world.left().await, [1, 2]);
                 world.end(&user).await;
-                tokio::time::sleep(LATER * 2).await;
+                tokio::time::sleep(MUCH_LATER * 2).await;
                 assert_eq!(world.left().await, [2]);
             })
             .await;
