@@ -212,7 +212,7 @@ fn package_holds_what_there_is_and_its_configuration_fits_the_unit() {
     // What is installed is what the README shows, and what the unit hands over.
     let folder = tempfile::tempdir().unwrap();
     let config: toml::Table = text("packaging/batchd.toml").parse().unwrap();
-    let shown: toml::Table = blocks(&text("README.md"), "toml")[4].parse().unwrap();
+    let shown: toml::Table = blocks(&text("README.md"), "toml").last().unwrap().parse().unwrap();
     assert_eq!(config, shown);
     let unit = unit("systemd/batchd.service");
     assert_eq!(
