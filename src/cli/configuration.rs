@@ -109,7 +109,7 @@ mod tests {
 
         [storage]
         min_free = "1536MiB"
-        keep_state = "7d"
+        keep_state = "7days"
         "#);
         let json: serde_json::Value = serde_json::from_str(&shown(TEXT, &["--json"]).out).unwrap();
         assert_eq!(json["providers"][0]["api_key_file"], "DIR/keys/openai");
