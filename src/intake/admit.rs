@@ -57,7 +57,7 @@ pub(super) enum Ending {
 impl Intake {
     /// Makes a job of a valid spec.
     pub(super) async fn admit(
-        &self,
+        &mut self,
         mut applicant: Applicant,
         known: &mut Known,
         stop: &CancellationToken,
@@ -111,8 +111,8 @@ impl Intake {
         blocking(move || Makers { jobs, store: &*store, results }.find(&checked)).await
     }
 
-    /// Names the job and gives it to the store. From the store's answer on it exists.
-    async fn accept(&self, applicant: Applicant, known: &mut Known) -> Result<(), Error> {
+    /// Names the job and gives it to the store. From the store's answer on it exists, and nothing here fails any more.
+    async fn accept(&mut self, applicant: Applicant, known: &mut Known) -> Result<(), Error> {
         let Applicant { id, claim, checked, run, .. } = applicant;
         let (wanted, run) = run.map_or((checked.name, None), |(name, run)| (name, Some(run)));
         let name = match known.free_name(&wanted, &self.settings.results).await {
@@ -153,7 +153,12 @@ impl Intake {
         }
         info!(job = %id, name = %job.name, file = %printable(&file), requests = job.total, "job accepted");
         known.add(&job);
-        blocking(move || claim.settle()).await
+        if let Err(error) = blocking(move || claim.settle()).await {
+            // What failed would be tried again, and there would be two of it.
+            warn!(job = %id, %error, "a job is accepted, and what claimed its spec is left; it is removed later");
+            self.recover_due = true;
+        }
+        Ok(())
     }
 }
 

@@ -134,6 +134,17 @@ async fn a_run_that_meets_a_full_disk_is_made_when_there_is_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_the_store_has_is_not_made_again_whatever_fails_behind_it() {
+    let intake = with(&[("nightly.toml", &nightly("overlap = 'queue'"))]);
+    *intake.store.keeps_claims.lock().unwrap() = true;
+    intake.pass(MINUTE * 10).await;
+    assert_eq!(intake.runs(), ["nightly-20300101T020000"]);
+    assert!(intake.handle.status().trouble.is_some(), "what is left is tried to be removed");
+    intake.handle.run_schedule("nightly").await.unwrap();
+    assert_eq!(intake.runs().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_person_can_have_a_run_at_any_time() {
     let intake = with(&[("nightly.toml", NIGHTLY)]);
     intake.idle().await;
