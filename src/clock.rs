@@ -84,6 +84,13 @@ pub fn job_id(now: Timestamp, rng: &mut Rng) -> JobId {
     JobId::from_uuid(uuid)
 }
 
+/// One that sorts behind `before`, also if the clock was put back since that was made.
+pub fn job_id_behind(before: JobId, now: Timestamp, rng: &mut Rng) -> JobId {
+    let [a, b, c, d, e, f, ..] = *before.as_bytes();
+    let made_at = Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]));
+    job_id(now.max(made_at + Duration::from_millis(1)), rng)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,12 +100,12 @@ impl Intake {
         self.schedules.write(record.clone(), now).await?;
         let Some(due) = record.due else { return Ok(()) };
         fault::point("schedule-decided");
-        let after = earlier.last().filter(|_| plan.schedule.overlap == Overlap::Queue);
+        let after = earlier.iter().map(|state| state.job.id).max();
         let firing = Firing {
             file: file.to_owned(),
             due: Some(due),
             name: run_name(&plan.name, &plan.schedule.calendar.stamp(due)),
-            after: after.map(|state| state.job.id),
+            after: after.filter(|_| plan.schedule.overlap == Overlap::Queue),
             may_wait: round.may_bring_more(file.as_ref(), &self.deferred),
         };
         match self.make_run(examiner, &firing, known).await?.1 {
@@ -143,7 +143,11 @@ impl Intake {
         known: &mut Known,
     ) -> Result<(JobId, Ending), Error> {
         let now = self.clock.now();
-        let id = clock::job_id(now, &mut self.rng);
+        // It waits for all that sort before that one: were it among them, it would wait for itself.
+        let id = match firing.after {
+            Some(after) => clock::job_id_behind(after, now, &mut self.rng),
+            None => clock::job_id(now, &mut self.rng),
+        };
         let Some(kept) = self.schedules.kept.get(&firing.file) else { return Ok((id, Ending::Gone)) };
         let examiner = Examiner { now, due: firing.due, ..examiner.clone() };
         let stop = examiner.stop.clone();

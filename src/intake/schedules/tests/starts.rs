@@ -1,7 +1,9 @@
 //! Starts: whatever the one before was at when it died, and however long nobody ran.
 
 use super::*;
+use crate::domain::PauseReason;
 use crate::intake::schedules::record::{Record, Shelf};
+use crate::store::Store;
 
 fn once() -> String {
     format!("{NIGHTLY}catch_up = 'once'\n")
@@ -138,4 +140,29 @@ async fn a_configuration_that_refuses_the_kept_version_is_told_and_can_be_mended
     intake.pass(MINUTE * 2).await;
     assert_eq!(intake.runs(), ["nightly-20300102T020000"]);
     assert!(intake.root.rejected().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_waits_for_no_other_than_those_before_it_though_the_clock_was_put_back() {
+    let spec = format!("{NIGHTLY}overlap = 'queue'\n");
+    let root = root();
+    root.drop_file("nightly.toml", &spec);
+    let store = FakeStore::new(&root);
+    let intake = Running::scheduling(root, store, EVE + MINUTE * 180);
+    intake.idle().await;
+    intake.handle.run_schedule("nightly").await.unwrap();
+    let first = intake.runs().remove(0);
+    let left = intake.die().await;
+    // With other times, since those up to the false one have been decided about.
+    left.0.drop_file("nightly.toml", &spec.replace("0 2", "1,2 2"));
+    let intake = again(left, EVE);
+    intake.pass(MINUTE * 5).await;
+    let names = ["nightly-20300101T020100", "nightly-20300101T020200"];
+    for (number, name) in names.into_iter().enumerate() {
+        let ended = if number == 0 { first.as_str() } else { names[0] };
+        let job = intake.run(name);
+        assert_eq!(job.must_wait(&intake.store.jobs().await.unwrap()), Some(PauseReason::Overlap), "{name}");
+        intake.store.end(ended, JobStatus::Completed);
+        assert_eq!(job.must_wait(&intake.store.jobs().await.unwrap()), None, "{name}");
+    }
 }
