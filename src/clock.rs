@@ -86,8 +86,9 @@ pub fn job_id(now: Timestamp, rng: &mut Rng) -> JobId {
 
 /// One that sorts behind `before`, also if the clock was put back since that was made.
 pub fn job_id_behind(before: JobId, now: Timestamp, rng: &mut Rng) -> JobId {
-    let [a, b, c, d, e, f, ..] = *before.as_bytes();
-    let made_at = Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]));
+    // The first six bytes of a UUIDv7 are its time.
+    let millis = before.as_bytes().iter().take(6).fold(0, |millis, byte| (millis << 8) | u64::from(*byte));
+    let made_at = Timestamp::from_millis(millis);
     job_id(now.max(made_at + Duration::from_millis(1)), rng)
 }
 
