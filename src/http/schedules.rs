@@ -14,7 +14,6 @@ use super::routes::{Answer, Failure};
 use crate::control::{Control, JobReport};
 use crate::domain::Timestamp;
 use crate::intake::{Handle, Refusal, ScheduleStatus};
-use crate::schedule::{CatchUp, Overlap};
 
 /// Times that are told at most.
 pub const UPCOMING_MAX: usize = 1000;
@@ -132,14 +131,8 @@ fn report(status: &ScheduleStatus, jobs: &[JobReport], now: Timestamp) -> Schedu
         kind: plan.kind.to_string(),
         cron: plan.schedule.calendar.text().to_owned(),
         timezone: plan.schedule.calendar.zone().name().to_owned(),
-        catch_up: match plan.schedule.catch_up {
-            CatchUp::Once => "once".to_owned(),
-            CatchUp::Skip => "skip".to_owned(),
-        },
-        overlap: match plan.schedule.overlap {
-            Overlap::Queue => "queue".to_owned(),
-            Overlap::Skip => "skip".to_owned(),
-        },
+        catch_up: plan.schedule.catch_up.as_str().to_owned(),
+        overlap: plan.schedule.overlap.as_str().to_owned(),
         jitter_s: plan.schedule.jitter.as_secs(),
     });
     let is_run = |job: &&JobReport| job.schedule.as_deref() == Some(status.file.as_str());
@@ -188,7 +181,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::Kind;
     use crate::intake::Plan;
-    use crate::schedule::{Calendar, Schedule};
+    use crate::schedule::{Calendar, CatchUp, Overlap, Schedule};
 
     pub(crate) fn status(name: &str, cron: &str) -> ScheduleStatus {
         let schedule = Schedule {
