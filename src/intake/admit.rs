@@ -157,6 +157,7 @@ impl Intake {
             // What failed would be tried again, and there would be two of it.
             warn!(job = %id, %error, "a job is accepted, and what claimed its spec is left; it is removed later");
             self.recover_due = true;
+            self.left = Some(error);
         }
         Ok(())
     }

@@ -55,6 +55,14 @@ impl Round {
         self.wait = wait.map_or(self.wait, |wait| wait.min(self.wait));
     }
 
+    /// Something of a job that is accepted could not be removed.
+    pub(super) fn left(&mut self, error: Option<Error>, retry: Duration) {
+        if let Some(error) = error {
+            self.blocked += 1;
+            self.trouble(error, retry);
+        }
+    }
+
     /// Of many troubles the first is told.
     pub(super) fn trouble(&mut self, error: Error, retry: Duration) {
         self.trouble.get_or_insert(error);

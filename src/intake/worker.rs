@@ -73,6 +73,8 @@ pub struct Intake {
     accepted: u64,
     /// Something half done may lie in the state folder.
     pub(super) recover_due: bool,
+    /// Why what claimed an accepted job could not be removed, in this round.
+    pub(super) left: Option<Error>,
 }
 
 impl Intake {
@@ -110,6 +112,7 @@ impl Intake {
             accepted: 0,
             catalogue: None,
             recover_due: true,
+            left: None,
         }
     }
 
@@ -190,6 +193,7 @@ impl Intake {
             }
             Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
         }
+        round.left(self.left.take(), RETRY);
         self.attended = Attended::new(self.clock.now());
         self.publish(&round, heard);
         Ok(round.wait)

@@ -202,6 +202,8 @@ impl Intake {
                 return Err(error);
             }
         };
+        // The next look sees to it, and tells of it.
+        self.left = None;
         // Whoever asked may have gone: the run stands.
         drop(reply.send(answer));
         Ok(())
