@@ -203,6 +203,12 @@ mod tests {
         assert_eq!((&mut leaving).now_or_never(), None);
         hung.answer();
         assert_eq!(leaving.now_or_never(), Some(()));
+        let call = roll.call();
+        fine.answer();
+        let mut leaving = Box::pin(roll.answered(call));
+        assert_eq!((&mut leaving).now_or_never(), None);
+        drop(hung);
+        assert_eq!(leaving.now_or_never(), Some(()), "it was the last that was missing");
     }
 
     #[tokio::test(start_paused = true)]

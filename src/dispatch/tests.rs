@@ -450,6 +450,21 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leases_for_slots_that_are_gone_go_back_at_once() {
+    let mut world = World::with(1, answering_in(100), slots(64), 256);
+    let job = world.put(1, &["m"], 1_000).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert!(world.store.job(job.id).await.unwrap().leased > 64);
+    world.reload(|provider, _| provider.limits = slots(1));
+    tokio::time::sleep(Duration::from_millis(150)).await; // what was in flight may finish
+    let leased = world.store.job(job.id).await.unwrap().leased;
+    assert!(leased <= 3, "{leased} are leased, and others may have more urgent ones");
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn other_rates_hold_at_once_without_a_burst() {
     let mut world = World::new(1, answering_in(10), slots(64));
     world.put(1, &["m"], 2_500).await;

@@ -145,7 +145,9 @@ async fn an_editor_may_take_the_file_away_for_a_moment() {
     fs::rename(&path, &aside).unwrap();
     intake.handle.look().await;
     intake.pass(Duration::from_secs(5)).await;
+    intake.handle.look().await;
     assert!(intake.runs().is_empty(), "nothing is fired of a file that is not there");
+    assert_eq!(kept(&intake.root).len(), 2, "two looks that did not see it are too close to each other");
     fs::rename(&aside, &path).unwrap();
     intake.pass(MINUTE).await;
     assert_eq!(intake.runs(), ["nightly-20300101T020000"], "the time that came meanwhile is not lost");
@@ -153,7 +155,7 @@ async fn an_editor_may_take_the_file_away_for_a_moment() {
 
 #[tokio::test(start_paused = true)]
 async fn a_jobs_folder_that_is_not_there_takes_no_schedule_away() {
-    let intake = with(&[("nightly.toml", NIGHTLY)]);
+    let intake = with(&[("nightly.toml", &NIGHTLY.replace("0 2", "0,45 2"))]);
     intake.idle().await;
     let (jobs, aside) = (intake.root.settings.jobs.clone(), intake.root.temp.path().join("aside"));
     fs::rename(&jobs, &aside).unwrap();
@@ -169,7 +171,7 @@ async fn a_jobs_folder_that_is_not_there_takes_no_schedule_away() {
     fs::remove_dir(&jobs).unwrap();
     fs::rename(&aside, &jobs).unwrap();
     intake.pass(DAY).await;
-    assert_eq!(intake.runs(), ["nightly-20300102T020000"], "the one of the day before was missed");
+    assert_eq!(intake.runs(), ["nightly-20300102T020000"], "those of the day before were missed");
 }
 
 #[tokio::test(start_paused = true)]
