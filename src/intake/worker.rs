@@ -183,6 +183,7 @@ impl Intake {
             self.schedules.doubt();
         }
         let mut round = Round::new(self.settings.rescan.max(DEBOUNCE));
+        let mut has_looked = false;
         match self.look_after_loading().await {
             Ok(Seen { jobs, scan, unmended }) => {
                 round.blocked += unmended.len();
@@ -190,11 +191,14 @@ impl Intake {
                     round.trouble(error, RETRY);
                 }
                 self.take_in(jobs, scan, &mut round, stop).await?;
+                has_looked = true;
             }
             Err(error) => round.trouble(error, self.settings.rescan.min(RETRY)),
         }
         round.left(self.left.take(), RETRY);
-        self.attended = Attended::new(self.clock.now());
+        let now = self.clock.now();
+        // What comes while the jobs folder is away can't be made.
+        self.attended.round_ended(has_looked && self.schedules.is_behind(now), now);
         self.publish(&round, heard);
         Ok(round.wait)
     }

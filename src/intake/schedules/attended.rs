@@ -10,7 +10,11 @@ use crate::domain::Timestamp;
 /// Clocks are set right by seconds; a machine that slept did so for longer.
 const SLEPT_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// When the loop last came round.
+/// A schedule whose runs take longer to make than its times to come would lag ever further behind: after so long the
+/// times that are left count as missed.
+const BEHIND_AT_MOST: Duration = Duration::from_mins(10);
+
+/// When the loop last came round with nothing left to decide.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::intake) struct Attended {
     at: Timestamp,
@@ -21,6 +25,13 @@ pub(in crate::intake) struct Attended {
 impl Attended {
     pub(in crate::intake) fn new(now: Timestamp) -> Self {
         Self { at: now, awake: Instant::now() }
+    }
+
+    /// A round has ended; `is_behind`: there are times left that came before it.
+    pub(in crate::intake) fn round_ended(&mut self, is_behind: bool, now: Timestamp) {
+        if !is_behind || self.awake.elapsed() > BEHIND_AT_MOST {
+            *self = Self::new(now);
+        }
     }
 
     /// The moment as of which is decided, at `now`, about a time that begins at `next`.
@@ -51,5 +62,20 @@ mod tests {
         let before = Timestamp::from_millis(noon.as_millis() - 1);
         assert_eq!(attended.moment(Some(before), minutes(10)), minutes(10), "that could have been seen");
         assert_eq!(attended.moment(Some(minutes(11)), minutes(10)), minutes(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_behind_catches_up_and_who_lags_for_ever_does_not() {
+        let noon = Timestamp::from_millis(1_893_456_000_000);
+        let mut attended = Attended::new(noon);
+        let minutes = |count| noon + Duration::from_mins(count);
+        tokio::time::advance(Duration::from_mins(10)).await;
+        attended.round_ended(true, minutes(10));
+        assert_eq!(attended.moment(Some(minutes(3)), minutes(10)), minutes(3));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        attended.round_ended(true, minutes(11));
+        assert_eq!(attended.moment(Some(minutes(3)), minutes(11)), minutes(11));
+        attended.round_ended(false, minutes(11));
+        assert_eq!(attended.moment(Some(minutes(10)), minutes(11)), minutes(11));
     }
 }

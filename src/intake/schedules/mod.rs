@@ -203,6 +203,11 @@ impl Schedules {
         due.map(|kept| kept.record.file.as_str())
     }
 
+    /// Whether times have passed about which nothing was decided yet.
+    pub(super) fn is_behind(&self, now: Timestamp) -> bool {
+        self.due(now).next().is_some()
+    }
+
     /// When there is something to do the next time.
     fn next(&self) -> Option<Timestamp> {
         self.kept.values().filter_map(Kept::waits_until).min()

@@ -38,6 +38,15 @@ async fn a_run_waits_for_the_one_before_it_if_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_time_that_comes_while_intake_is_busy_gets_its_run() {
+    let intake = with(&[("often.toml", &minutely("overlap = 'queue'"))]);
+    intake.pass(MINUTE / 2).await;
+    tokio::time::advance(4 * MINUTE).await;
+    intake.pass(MINUTE / 4).await;
+    assert_eq!(intake.runs(), [0, 1, 2, 3].map(|minute| format!("often-20300101T020{minute}00")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hundred_runs_wait_at_most() {
     let intake = with(&[("a.toml", &minutely("overlap = 'queue'"))]);
     intake.pass(MINUTE * 120).await;
