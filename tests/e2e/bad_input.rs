@@ -174,7 +174,7 @@ fn malformed_toml_is_refused_whole_with_its_place_and_what_to_do() {
         (
             "cron.toml",
             inline("[schedule]\ncron = '0 25 * * *'"),
-            "cron.toml:3:2",
+            "cron.toml:4:8",
             "bad cron expression `0 25 * * *`",
         ),
         ("nul.toml", b"kind = 'chat\0'\n".to_vec(), "nul.toml:1:13", "invalid TOML"),
