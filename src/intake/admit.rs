@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::blocking::blocking;
 use super::claim::Claim;
 use super::known::Known;
 use super::models::{self, Found, Makers};
-use super::worker::{Intake, blocking};
+use super::worker::Intake;
 use super::{Error, failed};
 use crate::diag::{Report, Severity, printable};
 use crate::domain::{Job, JobId, JobName, Run};

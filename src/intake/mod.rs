@@ -24,6 +24,7 @@
 
 mod accept;
 mod admit;
+mod blocking;
 mod claim;
 mod copy;
 mod dir;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::accept::{Examiner, Peek, Validate, Verdict};
 use super::admit::{Applicant, Ending};
+use super::blocking::blocking;
 use super::dir::Dir;
 use super::handle::Order;
 use super::known::Known;
@@ -389,16 +389,6 @@ impl Intake {
 impl Drop for Intake {
     fn drop(&mut self) {
         self.handle.end();
-    }
-}
-
-/// Runs what blocks on a thread for it. A panic there goes on here.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => resume_unwind(panic),
-        // The runtime is being taken down: nobody will ask again.
-        Err(Err(_)) => std::future::pending().await,
     }
 }
 

@@ -11,11 +11,12 @@ use crate::domain::Timestamp;
 use crate::intake::Error;
 use crate::intake::accept::Examiner;
 use crate::intake::admit::Ending;
+use crate::intake::blocking::blocking;
 use crate::intake::claim::Dropped;
 use crate::intake::dir::{Dir, Stamp};
 use crate::intake::round::Round;
 use crate::intake::scan::{Candidate, Find, Scan};
-use crate::intake::worker::{Intake, RETRY, blocking};
+use crate::intake::worker::{Intake, RETRY};
 use crate::spec::Scheduled;
 
 /// A version of a schedule's file that came to rest.
