@@ -10,12 +10,11 @@
 //!
 //! A job has its final status only when its results lie there whole. Beside those that have not ended, these stay:
 //!
-//! - a fine-tune whose model a job waits for;
 //! - the last run of a schedule, which says when that fired;
 //! - a job that asks again for what failed in one that is still there: without it, that one could be asked again, and
 //!   paid for, once more.
 //!
-//! The store itself refuses to remove what somebody works with ([`Store::remove`]).
+//! The store itself refuses to remove what somebody works with or waits for ([`Store::remove`]).
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -130,9 +129,7 @@ impl Pruner {
     fn must_stay(&self, state: &JobState, jobs: &[JobState], removed: &BTreeSet<JobId>) -> bool {
         let is_there = |id| jobs.iter().any(|other| other.job.id == id) && !removed.contains(&id);
         let folder = self.store.folder(state.job.id);
-        is_awaited(state, jobs)
-            || is_newest_run(state, jobs)
-            || folder.as_deref().and_then(asks_again_for).is_some_and(is_there)
+        is_newest_run(state, jobs) || folder.as_deref().and_then(asks_again_for).is_some_and(is_there)
     }
 
     async fn remove(&self, state: &JobState, is_told: &mut bool) -> store::Result<bool> {
@@ -157,14 +154,6 @@ impl Pruner {
 
 fn ended_at(state: &JobState) -> Timestamp {
     state.finished_at.unwrap_or(state.job.accepted_at)
-}
-
-/// Whether a job that has not ended waits for this one.
-fn is_awaited(state: &JobState, jobs: &[JobState]) -> bool {
-    let waits = |other: &JobState| {
-        !other.status.is_final() && other.job.waits_for().any(|maker| maker == state.job.id)
-    };
-    jobs.iter().any(waits)
 }
 
 /// Whether no later run of its schedule is there: it says for which time the schedule fired last.
