@@ -108,7 +108,9 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
     Provider::new(settings, TRANSPORT.with(Arc::clone))
 }
 
-/// A whole reply. `headers` end in a line end each.
+/// A whole reply. `headers` end in a line end each. Says that the connection ends with it: who were to ask again over
+/// it before he has seen its end would lose his request.
 pub(crate) fn http(status: &str, headers: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("HTTP/1.1 {status}\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .into_bytes()
 }
