@@ -92,7 +92,7 @@ pub(super) fn failure(provider: &Provider, outcome: &Outcome) -> Failure {
         Outcome::Unanswerable(error) => {
             Failure::new(Exit::SomeFailed, said(format!("`{name}`"), &error.message))
         }
-        Outcome::Throttled { code, retry_after } => {
+        Outcome::Throttled { code, retry_after, .. } => {
             let mut message = format!("`{name}` is too busy ({code})");
             if let Some(wait) = retry_after {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs().max(1)));
@@ -116,6 +116,7 @@ pub(super) fn failure(provider: &Provider, outcome: &Outcome) -> Failure {
                 | PauseReason::Model
                 | PauseReason::Disk
                 | PauseReason::FineTune
+                | PauseReason::Outage
                 | PauseReason::Overlap
                 | PauseReason::User => {
                     ("refused the key", Some("`api_key_env` or `api_key_file` of the provider names it"))

@@ -19,7 +19,9 @@ use crate::dispatch::gate::{Gate, Inside};
 use crate::dispatch::live::Handle;
 use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
-use crate::domain::{Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Timestamp};
+use crate::domain::{
+    Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Shortage, Timestamp,
+};
 use crate::fault;
 use crate::metrics::{AttemptEnd, QueueMeter, Settled};
 use crate::provider::{Provider, Reply, Usage};
@@ -79,7 +81,7 @@ pub(super) enum EndedKind {
     /// The server answered, and is to be asked again later.
     Waiting,
     /// The server asked to come later.
-    Throttled { retry_after: Option<Duration> },
+    Throttled { retry_after: Option<Duration>, short_of: Shortage },
     /// A transient failure.
     Failed,
     /// The gate has closed, or the disk has no room: nothing was judged.
@@ -178,7 +180,9 @@ impl Parts {
                 inside.iter().for_each(Inside::passed);
                 EndedKind::Served
             }
-            Outcome::Throttled { retry_after, .. } => EndedKind::Throttled { retry_after: *retry_after },
+            Outcome::Throttled { retry_after, short_of, .. } => {
+                EndedKind::Throttled { retry_after: *retry_after, short_of: *short_of }
+            }
             Outcome::Failed(_) => EndedKind::Failed,
             Outcome::Blocked(blocked) => {
                 let [provider, model] = inside;
@@ -195,6 +199,7 @@ impl Parts {
                     | PauseReason::Quota
                     | PauseReason::Disk
                     | PauseReason::FineTune
+                    | PauseReason::Outage
                     | PauseReason::Overlap
                     | PauseReason::User => provider,
                 };
@@ -228,8 +233,8 @@ fn log(lease: &Lease, request: &Request, outcome: &Outcome) {
         Outcome::Unanswerable(error) => {
             tracing::debug!(request = %request_id, custom_id, attempt, code = error.code, "unanswerable");
         }
-        Outcome::Throttled { code, retry_after } => {
-            tracing::debug!(request = %request_id, custom_id, attempt, code, ?retry_after, "told to come later");
+        Outcome::Throttled { code, retry_after, short_of } => {
+            tracing::debug!(request = %request_id, custom_id, attempt, code, ?retry_after, ?short_of, "told to come later");
         }
         Outcome::Failed(failure) => {
             let (code, error) = (failure.code, printable(&failure.message));

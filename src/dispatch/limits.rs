@@ -134,7 +134,7 @@ impl Limits {
                 self.throttled_in_a_row = 0;
                 self.allowed = (self.allowed * 2).min(self.slots);
             }
-            EndedKind::Throttled { retry_after } => {
+            EndedKind::Throttled { retry_after, .. } => {
                 self.throttled_in_a_row += 1;
                 let recovering = self.allowed < self.slots;
                 if recovering || self.throttled_in_a_row >= HOLD_AFTER {
@@ -171,18 +171,23 @@ mod tests {
 
     use super::*;
     use crate::dispatch::estimate;
-    use crate::domain::{Endpoint, Request};
+    use crate::domain::{Endpoint, Request, Shortage};
     use crate::provider::Usage;
 
     fn ended(kind: EndedKind) -> Ended {
         Ended { kind, estimate: Estimate::default(), usage: None, exchanges: 1 }
     }
 
+    fn throttled_for(retry_after: Duration) -> Ended {
+        let short_of = Shortage::Requests;
+        ended(EndedKind::Throttled { retry_after: Some(retry_after), short_of })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_queue_holds_still_only_after_several_refusals_in_a_row() {
         let mut limits = Limits::new(QueueName::new("p", None), &config::Limits::default(), Instant::now());
         let now = Instant::now();
-        let throttled = ended(EndedKind::Throttled { retry_after: Some(Duration::from_secs(7)) });
+        let throttled = throttled_for(Duration::from_secs(7));
         for _ in 0..3 {
             (0..HOLD_AFTER - 1).for_each(|_| limits.on_ended(&throttled, now));
             limits.on_ended(&ended(EndedKind::Served), now);
@@ -234,7 +239,7 @@ mod tests {
         limits.change(&of(8, None, None), now);
         assert_eq!((limits.allowed(), limits.is_paced()), (8, false));
 
-        let throttled = ended(EndedKind::Throttled { retry_after: Some(Duration::from_secs(7)) });
+        let throttled = throttled_for(Duration::from_secs(7));
         (0..HOLD_AFTER).for_each(|_| limits.on_ended(&throttled, now));
         limits.change(&of(64, None, None), now);
         assert_eq!((limits.allowed(), limits.ready_at(1, now)), (1, now + Duration::from_secs(7)));

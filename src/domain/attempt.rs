@@ -26,11 +26,25 @@ pub enum Outcome {
         /// The provider's code or type, for the log.
         code: String,
         retry_after: Option<Duration>,
+        short_of: Shortage,
     },
     /// Something went wrong that may go right the next time.
     Failed(Failure),
     /// Not the request is refused but the key, the quota or the model: the queue must stop.
     Blocked(Blocked),
+}
+
+/// What a server has too little of that asks to come later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Requests in a span of time.
+    Requests,
+    /// Tokens in a span of time.
+    Tokens,
+    /// Room: it works on as much as it can, whatever the rate.
+    Capacity,
+    /// It doesn't say.
+    Unknown,
 }
 
 /// A transient failure.
@@ -144,6 +158,7 @@ pub fn decide(
             | PauseReason::Model
             | PauseReason::Disk
             | PauseReason::FineTune
+            | PauseReason::Outage
             | PauseReason::Overlap
             | PauseReason::User => Settlement::Release,
         },
@@ -228,7 +243,11 @@ mod tests {
 
     #[test]
     fn throttling_uses_up_no_attempt_however_often() {
-        let outcome = Outcome::Throttled { code: "rate_limit_exceeded".to_owned(), retry_after: None };
+        let outcome = Outcome::Throttled {
+            code: "rate_limit_exceeded".to_owned(),
+            retry_after: None,
+            short_of: Shortage::Requests,
+        };
         for attempt in [1, 6, 100] {
             let Settlement::Retry { due, attempts, maybe_paid: false } =
                 settle(outcome.clone(), history(attempt))
@@ -243,7 +262,8 @@ mod tests {
     #[test]
     fn retry_after_is_obeyed() {
         let hint = Duration::from_mins(5);
-        let outcome = Outcome::Throttled { code: String::new(), retry_after: Some(hint) };
+        let outcome =
+            Outcome::Throttled { code: String::new(), retry_after: Some(hint), short_of: Shortage::Unknown };
         let Settlement::Retry { due, .. } = settle(outcome, history(1)) else { panic!("waits") };
         assert!(due >= NOW + hint);
     }

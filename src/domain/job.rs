@@ -269,6 +269,8 @@ pub enum PauseReason {
     Auth,
     /// A model that had worked is gone (404).
     Model,
+    /// The server is down: it can't be reached, or does nothing but fail.
+    Outage,
     /// State or results can't be written.
     Disk,
     /// A model that it uses is being made by a fine-tune.
@@ -285,6 +287,7 @@ impl PauseReason {
             Self::Quota => "quota",
             Self::Auth => "auth",
             Self::Model => "model",
+            Self::Outage => "outage",
             Self::Disk => "disk",
             Self::FineTune => "fine_tune",
             Self::Overlap => "overlap",
@@ -296,7 +299,7 @@ impl PauseReason {
     pub const fn is_ours(self) -> bool {
         match self {
             Self::FineTune | Self::Overlap => true,
-            Self::Quota | Self::Auth | Self::Model | Self::Disk | Self::User => false,
+            Self::Quota | Self::Auth | Self::Model | Self::Outage | Self::Disk | Self::User => false,
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod run;
 pub mod time;
 pub mod tuning;
 
-pub use attempt::{Blocked, Failure, Outcome, Settlement};
+pub use attempt::{Blocked, Failure, Outcome, Settlement, Shortage};
 pub use fine_tune::{FineTune, TunedModel, TuningApi, TuningData};
 pub use id::{InvalidName, JobId, JobName, QueueName, RequestId};
 pub use job::{Counts, Job, JobSettings, JobState, JobStatus, OnUncertain, Order, PauseReason};

@@ -166,14 +166,18 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Failure, QueueName};
+    use crate::domain::{Failure, QueueName, Shortage};
 
     #[test]
     fn the_last_error_is_kept_in_its_words_and_on_one_line() {
         let metrics = Metrics::default();
         let meter = metrics.queue(&QueueName::new("p", Some("m")));
         assert_eq!(metrics.last_error(), None);
-        meter.saw(&Outcome::Throttled { code: "x".to_owned(), retry_after: None }, Timestamp::default());
+        let short_of = Shortage::Unknown;
+        meter.saw(
+            &Outcome::Throttled { code: "x".to_owned(), retry_after: None, short_of },
+            Timestamp::default(),
+        );
         assert_eq!(metrics.last_error(), None, "it is no error to be told to come later");
         let at = Timestamp::from_millis(5000);
         let failure = Failure {

@@ -67,7 +67,7 @@ impl From<Outcome> for Unavailable {
             }
             Outcome::Unanswerable(error) => Self::Refused(error.message),
             Outcome::Answered(_) => Self::Refused("the provider answered something else".to_owned()),
-            Outcome::Throttled { code, retry_after } => Self::Later { message: code, retry_after },
+            Outcome::Throttled { code, retry_after, .. } => Self::Later { message: code, retry_after },
             Outcome::Failed(failure) => {
                 Self::Later { message: failure.message, retry_after: failure.retry_after }
             }

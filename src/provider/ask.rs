@@ -146,7 +146,7 @@ impl Provider {
     /// Why `reply` doesn't bring what was asked for.
     pub(super) fn failure(&self, reply: &HttpReply, lacks: &'static str, effect: Effect) -> Outcome {
         let outcome = failed(classify_failure(reply, lacks, self.clock.now()), effect);
-        if let Outcome::Throttled { code, retry_after } = &outcome
+        if let Outcome::Throttled { code, retry_after, .. } = &outcome
             && effect == Effect::Creates
             && (500..600).contains(&reply.status)
         {

@@ -14,7 +14,9 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::domain::record::text_of;
-use crate::domain::{Blocked, Endpoint, Failure, Outcome, PauseReason, RecordError, Response, Timestamp};
+use crate::domain::{
+    Blocked, Endpoint, Failure, Outcome, PauseReason, RecordError, Response, Shortage, Timestamp,
+};
 use crate::provider::answer::{self, Body};
 use crate::provider::error_body::ErrorBody;
 use crate::provider::json::Members;
@@ -25,13 +27,15 @@ use crate::provider::{HttpReply, Reply, TransportError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     Refused,
-    Throttled,
+    Throttled(Shortage),
     Failed { maybe_paid: bool },
     Blocked(PauseReason),
 }
 
 const REFUSED: Class = Class::Refused;
-const THROTTLED: Class = Class::Throttled;
+const RATE: Class = Class::Throttled(Shortage::Requests);
+const FULL: Class = Class::Throttled(Shortage::Capacity);
+const LATER: Class = Class::Throttled(Shortage::Unknown);
 const FAILED: Class = Class::Failed { maybe_paid: false };
 const MAYBE_PAID: Class = Class::Failed { maybe_paid: true };
 const QUOTA: Class = Class::Blocked(PauseReason::Quota);
@@ -104,10 +108,10 @@ static ROWS: &[Row] = &[
     code("data_residency_mismatch", REFUSED),
     row(200..=499, Mark::CodeStart("invalid_image"), REFUSED),
     row(200..=499, Mark::CodeStart("image_"), REFUSED),
-    code("rate_limit_exceeded", THROTTLED),
-    code("slow_down", THROTTLED),
-    code("server_is_overloaded", THROTTLED),
-    code("server_overloaded", THROTTLED),
+    code("rate_limit_exceeded", RATE),
+    code("slow_down", FULL),
+    code("server_is_overloaded", FULL),
+    code("server_overloaded", FULL),
     // Types.
     row(ANY, Mark::Type("insufficient_quota"), QUOTA),
     row(ANY, Mark::Type("budget_exceeded"), QUOTA), // LiteLLM
@@ -115,7 +119,7 @@ static ROWS: &[Row] = &[
     row(ANY, Mark::Code("no_db_connection"), AUTH), // the same, in other releases
     row(ANY, Mark::Type("exceed_context_size_error"), REFUSED), // llama.cpp
     row(ANY, Mark::Type("not_supported_error"), REFUSED), // llama.cpp
-    row(ANY, Mark::Type("service_unavailable_error"), THROTTLED),
+    row(ANY, Mark::Type("service_unavailable_error"), FULL),
     row(200..=200, Mark::Code("server_error"), MAYBE_PAID), // /responses, which began and failed
     // A server that can still say that it failed normally bills nothing; a proxy's own 500 (below) knows nothing.
     row(500..=500, Mark::Type("server_error"), FAILED),
@@ -137,12 +141,12 @@ static ROWS: &[Row] = &[
     status(408, MAYBE_PAID),
     status(409, FAILED),
     status(425, FAILED),
-    status(429, THROTTLED),
+    status(429, LATER),
     status(499, MAYBE_PAID), // Ollama, nginx: the server believes that we hung up
     row(400..=499, Mark::None, REFUSED),
     status(501, REFUSED),
-    status(503, THROTTLED), // overloaded, or llama.cpp still loading its model
-    status(529, THROTTLED), // overloaded, in Anthropic's words
+    status(503, FULL), // overloaded, or llama.cpp still loading its model
+    status(529, FULL), // overloaded, in Anthropic's words
     row(500..=599, Mark::None, MAYBE_PAID),
 ];
 
@@ -226,7 +230,9 @@ fn error(reply: &HttpReply, text: &str, now: Timestamp) -> Outcome {
     let response = response(reply, kept);
     match class_of(reply.status, &error, &reply.headers) {
         Class::Refused => Outcome::Refused(response),
-        Class::Throttled => Outcome::Throttled { code: error.name(reply.status), retry_after },
+        Class::Throttled(short_of) => {
+            Outcome::Throttled { code: error.name(reply.status), retry_after, short_of }
+        }
         Class::Failed { maybe_paid } => Outcome::Failed(Failure {
             code: "server_error",
             message: format!("the server answered {}: {}", reply.status, error.message),
@@ -247,7 +253,9 @@ fn error_in_success(reply: &HttpReply, text: &str, now: Timestamp) -> Outcome {
     let meant = error.code.parse().ok().filter(|status| (400..600).contains(status));
     let retry_after = retry_after(&reply.headers, now);
     match class_of(meant.unwrap_or(reply.status), &error, &reply.headers) {
-        Class::Throttled => Outcome::Throttled { code: error.name(reply.status), retry_after },
+        Class::Throttled(short_of) => {
+            Outcome::Throttled { code: error.name(reply.status), retry_after, short_of }
+        }
         Class::Blocked(reason @ (PauseReason::Quota | PauseReason::Auth)) => Outcome::Blocked(Blocked {
             reason,
             message: error.message,
@@ -265,7 +273,7 @@ fn class_of(status: u16, error: &ErrorBody, headers: &HeaderMap) -> Class {
     let class = found.map_or(if status < 300 { MAYBE_PAID } else { REFUSED }, |row| row.class);
     let by_status_alone = found.is_none_or(|row| matches!(row.mark, Mark::None));
     match (class, headers.get(SHOULD_RETRY).map(HeaderValue::as_bytes)) {
-        (Class::Throttled | Class::Failed { .. }, Some(b"false")) => REFUSED,
+        (Class::Throttled(_) | Class::Failed { .. }, Some(b"false")) => REFUSED,
         (Class::Refused, Some(b"true")) if by_status_alone => FAILED,
         _ => class,
     }
@@ -319,6 +327,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+
+    /// Whatever it is short of.
+    const THROTTLED: Class = LATER;
 
     fn reply(status: u16, body: &str) -> HttpReply {
         HttpReply { status, headers: HeaderMap::new(), body: Bytes::copy_from_slice(body.as_bytes()) }
@@ -648,7 +659,7 @@ mod tests {
     fn hints_and_words_reach_the_outcome() {
         let hint = Some(Duration::from_secs(7));
         let throttled = with_header(reply(429, r#"{"error":{"code":"slow_down"}}"#), "retry-after", "7");
-        let Outcome::Throttled { code, retry_after } = outcome(&throttled) else { panic!() };
+        let Outcome::Throttled { code, retry_after, .. } = outcome(&throttled) else { panic!() };
         assert_eq!((code.as_str(), retry_after), ("slow_down", hint));
         let failed = with_header(reply(502, "bad\ngateway"), "retry-after", "7");
         let Outcome::Failed(failure) = outcome(&failed) else { panic!() };

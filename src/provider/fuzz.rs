@@ -89,7 +89,7 @@ fn outcome_is_sane(outcome: &Outcome, status: u16) {
             (vec![], None, Some(response))
         }
         Outcome::Unanswerable(error) => (vec![&error.code, &error.message], None, None),
-        Outcome::Throttled { code, retry_after } => (vec![code], *retry_after, None),
+        Outcome::Throttled { code, retry_after, .. } => (vec![code], *retry_after, None),
         Outcome::Failed(failure) => (vec![&failure.message], failure.retry_after, failure.response.as_ref()),
         Outcome::Blocked(blocked) => {
             // One that is given back keeps nothing of its reply.
