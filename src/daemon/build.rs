@@ -59,7 +59,7 @@ pub(super) fn workers(
     let dispatch = dispatch::Settings {
         providers: providers
             .into_iter()
-            .map(|(provider, config)| ProviderSettings { provider, config: config.clone() })
+            .map(|(provider, config)| ProviderSettings::with_one_site(provider, config.clone()))
             .collect(),
         retry: config.retry,
         grace: config.shutdown.grace,
@@ -104,10 +104,12 @@ pub(super) fn workers(
 pub(super) fn change(config: &Config, fleet: &dispatch::Handle, intake: &intake::Handle) {
     let running = fleet.settings();
     let change = |running: &ProviderSettings| {
-        let config = config.provider(running.provider.name()).unwrap_or(&running.config);
+        let config = config.provider(&running.config.name).unwrap_or(&running.config);
         // Before the fleet is told: who hears of another key asks with it.
-        running.provider.change(&provider_settings(config));
-        ProviderSettings { provider: running.provider.clone(), config: config.clone() }
+        for site in &running.sites {
+            site.provider.change(&provider_settings(config));
+        }
+        ProviderSettings { sites: running.sites.clone(), config: config.clone() }
     };
     fleet.change(dispatch::Settings {
         providers: running.providers.iter().map(change).collect(),

@@ -190,7 +190,7 @@ mod tests {
             let config = loaded.config.providers[0].clone();
             let provider = build::provider(&config, transport);
             let settings = dispatch::Settings {
-                providers: vec![dispatch::ProviderSettings { provider, config }],
+                providers: vec![dispatch::ProviderSettings::with_one_site(provider, config)],
                 retry: RetryPolicy::default(),
                 grace: loaded.config.shutdown.grace,
             };

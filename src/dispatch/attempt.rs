@@ -15,7 +15,7 @@ use crate::diag::printable;
 use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
-use crate::dispatch::gate::{Gate, Inside};
+use crate::dispatch::lane::{Places, Site};
 use crate::dispatch::live::Handle;
 use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
@@ -24,20 +24,17 @@ use crate::domain::{
 };
 use crate::fault;
 use crate::metrics::{AttemptEnd, QueueMeter, Settled};
-use crate::provider::{Provider, Reply, Usage};
+use crate::provider::{Provider, RateHeaders, Reply, Usage};
 use crate::store::{Lease, Store};
 
 /// What all attempts of a queue share.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) store: Arc<dyn Store>,
+    /// The first site of the provider, where files and fine-tunes are.
     pub(super) provider: Provider,
     pub(super) clock: Clock,
     pub(super) meter: QueueMeter,
-    /// Closes for a refused key or a used-up quota: for all queues of the provider.
-    pub(super) provider_gate: Arc<Gate>,
-    /// Closes for a model that has gone: for this queue alone.
-    pub(super) model_gate: Arc<Gate>,
     /// The settings of the fleet, and what it shows.
     pub(super) live: Handle,
     /// Says when requests in flight are given up because their job ends.
@@ -59,8 +56,9 @@ pub(super) struct Prepared<W> {
     pub(super) estimate: Estimate,
     /// Uniform in `0.0..1.0`: spreads its retries.
     pub(super) dice: f64,
-    /// Its places inside the provider and the model.
-    pub(super) inside: [Inside; 2],
+    /// Where it is sent.
+    pub(super) site: Arc<Site>,
+    pub(super) places: Places,
 }
 
 /// What an attempt tells its dispatcher when it has ended.
@@ -72,6 +70,26 @@ pub(super) struct Ended {
     pub(super) usage: Option<Usage>,
     /// How often it asked the server.
     pub(super) exchanges: u32,
+    /// The index of its lane.
+    pub(super) lane: usize,
+    /// None where nothing came back, and for fine-tunes.
+    pub(super) exchange: Option<Exchange>,
+}
+
+/// What an exchange that brought a reply shows of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exchange {
+    pub(super) sent_at: Instant,
+    pub(super) answered_at: Instant,
+    pub(super) rate: RateHeaders,
+}
+
+impl Ended {
+    /// One that was served and of which nothing else is known.
+    pub(super) fn in_lane(lane: usize) -> Self {
+        let (kind, estimate) = (EndedKind::Served, Estimate::default());
+        Self { kind, estimate, usage: None, exchanges: 1, lane, exchange: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,13 +108,14 @@ pub(super) enum EndedKind {
 
 /// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Result<Ended> {
-    let Prepared { lease, work: request, policy, estimate, dice, inside } = prepared;
+    let Prepared { lease, work: request, policy, estimate, dice, site, places } = prepared;
+    let unserved = Ended { kind: EndedKind::Failed, estimate, ..Ended::in_lane(site.index) };
     match parts.store.begin(&lease) {
         Ok(()) => {}
         // There may be no room for its answer: it waits in the store, which leases nothing until there is.
         Err(error) if error.is_full() => {
             parts.store.settle(lease, Settlement::Release).await?;
-            return Ok(Ended { kind: EndedKind::Blocked, estimate, usage: None, exchanges: 0 });
+            return Ok(Ended { kind: EndedKind::Blocked, exchanges: 0, ..unserved });
         }
         Err(error) => return Err(error.into()),
     }
@@ -105,7 +124,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     let sent_at = Instant::now();
     let call = async {
         fault::point("dispatch-calling");
-        parts.provider.call(&request).await
+        site.provider.call(&request).await
     };
     // An answer that is there counts, however late.
     let called = tokio::select! { biased;
@@ -115,13 +134,14 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
             parts.meter.ended(AttemptEnd::Abandoned);
             // The job records it at its end, with all the others that were not answered.
             parts.store.settle(lease, Settlement::Release).await?;
-            return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
+            return Ok(unserved);
         }
     };
     drop(in_flight);
     fault::point("dispatch-answered");
     let now = parts.clock.now();
-    let Ok(Reply { outcome, usage, .. }) = called else {
+    let exchange = |rate| Exchange { sent_at, answered_at: Instant::now(), rate };
+    let Ok(Reply { outcome, usage, rate }) = called else {
         let request_id = lease.request;
         tracing::error!(request = %request_id, custom_id = printable(&request.custom_id), "an attempt panicked; its request fails");
         let message = "batchd failed while it handled this request; please report it".to_owned();
@@ -129,7 +149,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         let record = Record { request: request_id, custom_id: request.custom_id, response: None, error };
         parts.meter.ended(AttemptEnd::Failed);
         parts.settle(lease, Settlement::Discard(record)).await?;
-        return Ok(Ended { kind: EndedKind::Failed, estimate, usage: None, exchanges: 1 });
+        return Ok(unserved);
     };
     if matches!(outcome, Outcome::Answered(_)) {
         parts.meter.answered_in(sent_at.elapsed());
@@ -137,7 +157,8 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     if let Some(usage) = usage {
         parts.meter.used(usage.input_tokens, usage.output_tokens);
     }
-    let kind = parts.notice(&outcome, &inside, now);
+    let exchange = exchange(rate);
+    let kind = parts.notice(&outcome, &places, now);
     log(&lease, &request, &outcome);
     let history = History {
         request: lease.request,
@@ -148,8 +169,8 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     let settlement = decide(outcome, history, &policy, now, dice);
     parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
-    drop(inside);
-    Ok(Ended { kind, estimate, usage, exchanges: 1 })
+    drop(places);
+    Ok(Ended { kind, usage, exchange: Some(exchange), ..unserved })
 }
 
 impl Parts {
@@ -168,16 +189,16 @@ impl Parts {
     }
 
     /// Counts what was seen, and opens and closes gates by it.
-    pub(super) fn notice(&self, outcome: &Outcome, inside: &[Inside; 2], now: Timestamp) -> EndedKind {
+    pub(super) fn notice(&self, outcome: &Outcome, places: &Places, now: Timestamp) -> EndedKind {
         self.meter.saw(outcome, now);
         match outcome {
             Outcome::Answered(_) => {
                 self.has_answered.store(true, Ordering::Relaxed);
-                inside.iter().for_each(Inside::passed);
+                places.passed();
                 EndedKind::Served
             }
             Outcome::Refused(_) | Outcome::Unanswerable(_) => {
-                inside.iter().for_each(Inside::passed);
+                places.passed();
                 EndedKind::Served
             }
             Outcome::Throttled { retry_after, short_of, .. } => {
@@ -185,15 +206,14 @@ impl Parts {
             }
             Outcome::Failed(_) => EndedKind::Failed,
             Outcome::Blocked(blocked) => {
-                let [provider, model] = inside;
                 let place = match blocked.reason {
                     PauseReason::Model if !self.has_answered.load(Ordering::Relaxed) => {
-                        inside.iter().for_each(Inside::passed);
+                        places.passed();
                         return EndedKind::Served;
                     }
                     PauseReason::Model => {
-                        provider.passed();
-                        model
+                        places.site.passed();
+                        &places.model
                     }
                     PauseReason::Auth
                     | PauseReason::Quota
@@ -201,7 +221,7 @@ impl Parts {
                     | PauseReason::FineTune
                     | PauseReason::Outage
                     | PauseReason::Overlap
-                    | PauseReason::User => provider,
+                    | PauseReason::User => &places.site,
                 };
                 let status = blocked.response.status_code;
                 let message = format!("{status}: {}", blocked.message);

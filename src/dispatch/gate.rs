@@ -1,4 +1,5 @@
-//! A gate before a provider (or a model): how many may be inside at once, and whether anybody may enter.
+//! A gate before a provider, one of its sites or a model: how many may be inside at once, and whether anybody may
+//! enter.
 //!
 //! A refused key, a used-up quota or a vanished model closes the gate for everybody. After a while one
 //! request is let through to try: if it is answered the gate opens, if it is refused again the gate
@@ -76,9 +77,10 @@ pub(super) enum Refused {
 }
 
 impl Gate {
-    pub(super) fn new(slots: usize) -> Arc<Self> {
+    /// Rings `changed` when it opens or closes, and when a place is free that somebody waits for.
+    pub(super) fn new(slots: usize, changed: Bell) -> Arc<Self> {
         let room = Room { slots, taken: 0, is_wanted: false, generation: 0, state: State::Open };
-        Arc::new(Self { room: Mutex::new(room), changed: Bell::default() })
+        Arc::new(Self { room: Mutex::new(room), changed })
     }
 
     pub(super) fn enter(self: &Arc<Self>, now: Instant) -> Result<Inside, Refused> {
@@ -233,7 +235,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn places_are_bounded_and_freed() {
-        let gate = Gate::new(2);
+        let gate = Gate::new(2, Bell::default());
         let (first, _second) = (gate.enter(Instant::now()).unwrap(), gate.enter(Instant::now()).unwrap());
         assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Full);
         let mut changed = gate.changed();
@@ -245,7 +247,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_tries_after_the_wait_and_opens_or_doubles_it() {
-        let gate = Gate::new(9);
+        let gate = Gate::new(9, Bell::default());
         let inside = gate.enter(Instant::now()).unwrap();
         assert!(inside.refused(pause(), None, Instant::now()));
         assert!(!inside.refused(pause(), None, Instant::now()), "the second refusal says nothing new");
@@ -273,7 +275,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_undecided_try_lets_the_next_one_try() {
-        let gate = Gate::new(9);
+        let gate = Gate::new(9, Bell::default());
         gate.enter(Instant::now()).unwrap().refused(pause(), None, Instant::now());
         gate.resume(Instant::now());
         drop(gate.enter(Instant::now()).unwrap());
@@ -283,7 +285,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn fewer_places_hold_at_once_and_more_wake_who_waits() {
-        let gate = Gate::new(3);
+        let gate = Gate::new(3, Bell::default());
         let mut inside: Vec<Inside> = (0..3).map(|_| gate.enter(Instant::now()).unwrap()).collect();
         gate.set_slots(1);
         let mut changed = gate.changed();
@@ -307,7 +309,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_sent_with_an_old_key_says_nothing_about_the_new_one() {
-        let gate = Gate::new(9);
+        let gate = Gate::new(9, Bell::default());
         let enter = || gate.enter(Instant::now());
         let (first, late) = (enter().unwrap(), enter().unwrap());
         assert!(first.refused(pause(), None, Instant::now()));

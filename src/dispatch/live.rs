@@ -29,9 +29,28 @@ struct Shared {
     /// Rings when `settings` has changed.
     changed: Bell,
     /// One a provider: those that a fleet begins with are all that it ever has.
-    gates: BTreeMap<String, Arc<Gate>>,
+    gates: BTreeMap<String, Gates>,
     queues: Mutex<BTreeMap<QueueName, Arc<Mutex<QueueReport>>>>,
     pace: Mutex<Pace>,
+}
+
+/// What stands before a provider. All of them ring one bell.
+#[derive(Debug)]
+pub(super) struct Gates {
+    /// How many may be inside, over all sites.
+    pub(super) all: Arc<Gate>,
+    /// One a site, in their order.
+    pub(super) sites: Vec<Arc<Gate>>,
+    pub(super) bell: Bell,
+}
+
+impl Gates {
+    fn new(provider: &ProviderSettings) -> Self {
+        let bell = Bell::default();
+        let all = Gate::new(provider.config.concurrency as usize, bell.clone());
+        let sites = provider.sites.iter().map(|_| Gate::new(usize::MAX, bell.clone())).collect();
+        Self { all, sites, bell }
+    }
 }
 
 /// A queue that has a dispatcher.
@@ -58,8 +77,7 @@ pub struct Answered {
 
 impl Handle {
     pub(super) fn new(settings: Settings) -> Self {
-        let gate = |p: &ProviderSettings| (p.config.name.clone(), Gate::new(p.config.concurrency as usize));
-        let gates = settings.providers.iter().map(gate).collect();
+        let gates = settings.providers.iter().map(|p| (p.config.name.clone(), Gates::new(p))).collect();
         Self(Arc::new(Shared {
             settings: Mutex::new(Arc::new(settings)),
             changed: Bell::default(),
@@ -81,13 +99,13 @@ impl Handle {
         let now = Instant::now();
         let before = std::mem::replace(&mut *lock(&self.0.settings), Arc::new(settings));
         for new in &self.settings().providers {
-            let (Some(gate), Some(old)) = (self.gate(&new.config.name), before.provider(&new.config.name))
+            let (Some(gates), Some(old)) = (self.gates(&new.config.name), before.provider(&new.config.name))
             else {
                 continue;
             };
-            gate.set_slots(new.config.concurrency as usize);
+            gates.all.set_slots(new.config.concurrency as usize);
             if key(new) != key(old) {
-                gate.renew(now);
+                gates.sites.iter().for_each(|gate| gate.renew(now));
             }
         }
         self.0.changed.ring();
@@ -112,7 +130,7 @@ impl Handle {
         self.0.changed.listen()
     }
 
-    pub(super) fn gate(&self, provider: &str) -> Option<&Arc<Gate>> {
+    pub(super) fn gates(&self, provider: &str) -> Option<&Gates> {
         self.0.gates.get(provider)
     }
 
@@ -164,7 +182,9 @@ impl Dispatcher {
         let settings = self.parts.live.settings();
         self.retry = settings.retry;
         if let Some(provider) = settings.provider(self.queue.provider()) {
-            self.limits.change(&provider.config.limits_of(&self.limits_name), Instant::now());
+            let (limits, now) = (provider.config.limits_of(&self.limits_name), Instant::now());
+            self.limits.change(&limits, now);
+            self.lanes.iter_mut().for_each(|lane| lane.slots.change(&limits, now));
         }
         self.prepare_anew();
         // Who takes his time now must not sit on what others may have to send first.
@@ -178,7 +198,7 @@ impl Dispatcher {
 
     /// Lets others see how the queue stands.
     pub(super) fn show(&self) {
-        self.shown.set(QueueReport { in_flight: self.in_flight(), ..self.limits.report() });
+        self.shown.set(self.report());
     }
 }
 

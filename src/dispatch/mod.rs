@@ -1,15 +1,18 @@
 //! Dispatch: from requests that are open to settlements. The one place that sends, waits and retries (P4).
 //!
-//! One [`queue`] dispatcher for each `provider/model` owns its limits; a `gate` before each provider
-//! bounds all of them together and closes when the provider refuses the key or the quota is used up. The
-//! [`Fleet`] starts a dispatcher for every queue that has work.
+//! One [`queue`] dispatcher for each `provider/model` owns its `limits`, which the configuration says, and a `lane` for
+//! each site of the provider, which knows what was learnt there. A `gate` before each provider bounds all of its
+//! queues together; one before each site closes when that refuses the key or the quota is used up. The [`Fleet`] starts
+//! a dispatcher for every queue that has work.
 
 mod attempt;
 mod bucket;
+mod choice;
 mod ending;
 mod estimate;
 mod failure;
 mod gate;
+mod lane;
 mod limits;
 mod live;
 mod prepare;
@@ -30,6 +33,8 @@ use self::attempt::Parts;
 use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
+use self::lane::{Lane, Site};
+use self::live::Gates;
 use self::queue::{Dispatcher, Extras};
 use self::tuning::Watches;
 use crate::clock::{Clock, Seed};
@@ -59,9 +64,25 @@ pub struct Settings {
 /// A provider, and how fast it may be asked.
 #[derive(Debug)]
 pub struct ProviderSettings {
-    pub provider: Provider,
+    /// Where it is asked: at least one. Files and fine-tunes are at the first.
+    pub sites: Vec<SiteSettings>,
     /// Its part of the configuration: bounds and limits.
     pub config: config::Provider,
+}
+
+/// One url and key of a provider.
+#[derive(Clone, Debug)]
+pub struct SiteSettings {
+    pub provider: Provider,
+    /// Its share of the requests, beside those of the others: at least 1.
+    pub weight: u32,
+}
+
+impl ProviderSettings {
+    /// A provider that is asked at one place.
+    pub fn with_one_site(provider: Provider, config: config::Provider) -> Self {
+        Self { sites: vec![SiteSettings { provider, weight: 1 }], config }
+    }
 }
 
 /// How a dispatcher is told to end.
@@ -208,8 +229,8 @@ impl Fleet {
                 }
                 self.hurried.insert(id);
                 let providers = state.job.queues.iter().map(QueueName::provider);
-                for gate in providers.filter_map(|provider| self.live.gate(provider)) {
-                    gate.resume(Instant::now());
+                for gates in providers.filter_map(|provider| self.live.gates(provider)) {
+                    gates.sites.iter().for_each(|gate| gate.resume(Instant::now()));
                 }
             }
         }
@@ -236,18 +257,17 @@ impl Fleet {
 
     async fn dispatcher(&self, queue: &QueueName, stop: &Stop) -> Result<Option<Dispatcher>> {
         let settings = self.live.settings();
-        let (Some(settings), Some(gate)) =
-            (settings.provider(queue.provider()), self.live.gate(queue.provider()))
+        let (Some(settings), Some(gates)) =
+            (settings.provider(queue.provider()), self.live.gates(queue.provider()))
         else {
             return Ok(None);
         };
+        let Some(first) = settings.sites.first() else { return Ok(None) };
         let parts = Parts {
             store: Arc::clone(&self.store),
-            provider: settings.provider.clone(),
+            provider: first.provider.clone(),
             clock: self.clock.clone(),
             meter: self.metrics.queue(queue),
-            provider_gate: Arc::clone(gate),
-            model_gate: Gate::new(usize::MAX),
             live: self.live.clone(),
             endings: Arc::clone(&self.endings),
             has_answered: AtomicBool::new(false),
@@ -256,6 +276,8 @@ impl Fleet {
         };
         let limits_name = tuned::limits_name(&*self.store, queue).await?;
         let extras = Extras {
+            lanes: lanes(queue, settings, gates),
+            provider_gate: Arc::clone(&gates.all),
             board: self.board.clone(),
             rng: self.seed.derive(&format!("dispatch/{queue}")),
             member: self.roll.join(format!("the dispatcher of {queue}")),
@@ -289,6 +311,19 @@ impl Fleet {
             Err(error) => Err(Error::panicked("a dispatcher", error)),
         }
     }
+}
+
+/// One for each site; the limits that hold are taken over where the dispatcher begins to serve.
+fn lanes(queue: &QueueName, settings: &ProviderSettings, gates: &Gates) -> Vec<Lane> {
+    let (limits, now) = (config::Limits::default(), Instant::now());
+    let sites = settings.sites.iter().zip(&gates.sites).enumerate();
+    sites
+        .map(|(index, (site, gate))| {
+            let (provider, weight, gate) = (site.provider.clone(), site.weight, Arc::clone(gate));
+            let model_gate = Gate::new(usize::MAX, gates.bell.clone());
+            Lane::new(queue, Site { index, provider, weight, gate, model_gate }, &limits, now)
+        })
+        .collect()
 }
 
 #[cfg(test)]

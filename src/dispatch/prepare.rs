@@ -80,7 +80,7 @@ impl Dispatcher {
             match self.said(job, &state.status, &line).await? {
                 Said::Work(work) => {
                     let estimate = match &work {
-                        Work::Request(request) if self.limits.counts_tokens() => estimate::of(request),
+                        Work::Request(request) if self.counts_tokens() => estimate::of(request),
                         Work::Request(_) | Work::FineTune(_) => Estimate::default(),
                     };
                     let policy = job.settings.retry.over(self.retry);

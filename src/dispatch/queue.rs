@@ -21,8 +21,10 @@ use crate::config;
 use crate::control::Board;
 use crate::dispatch::Stop;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
+use crate::dispatch::choice::{Blocked, Chosen};
 use crate::dispatch::failure::{Error, Result, guarded};
-use crate::dispatch::gate::{Inside, Refused};
+use crate::dispatch::gate::Gate;
+use crate::dispatch::lane::Lane;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::live::Shown;
 use crate::dispatch::prepare::{Next, Work};
@@ -48,6 +50,10 @@ pub(super) struct Dispatcher {
     /// The queue by whose name its limits are configured.
     pub(super) limits_name: QueueName,
     pub(super) limits: Limits,
+    /// At least one.
+    pub(super) lanes: Vec<Lane>,
+    /// How many may be inside the provider, over all its queues.
+    pub(super) provider_gate: Arc<Gate>,
     pub(super) shown: Shown,
     pub(super) retry: RetryPolicy,
     pub(super) board: Board,
@@ -74,37 +80,21 @@ pub(super) struct Dispatcher {
 /// What a dispatcher needs beside what its attempts do.
 #[derive(Debug)]
 pub(super) struct Extras {
+    pub(super) lanes: Vec<Lane>,
+    pub(super) provider_gate: Arc<Gate>,
     pub(super) board: Board,
     pub(super) rng: Rng,
     pub(super) member: Member,
 }
 
-/// What the loop waits for besides attempts and news.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blocked {
-    /// Nothing is left that may be sent now: for the next retry to fall due.
-    Nothing,
-    /// Only for an attempt to end or news.
-    Full,
-    /// Until a time.
-    Until(Instant),
-}
-
-impl From<Refused> for Blocked {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Full | Refused::Closed(None) => Self::Full,
-            Refused::Closed(Some(until)) => Self::Until(until),
-        }
-    }
-}
-
 impl Dispatcher {
     pub(super) fn new(queue: QueueName, parts: Arc<Parts>, limits_name: QueueName, extras: Extras) -> Self {
-        let Extras { board, rng, member } = extras;
+        let Extras { lanes, provider_gate, board, rng, member } = extras;
         Self {
             // Those that hold are taken over where it begins to serve.
-            limits: Limits::new(queue.clone(), &config::Limits::default(), Instant::now()),
+            limits: Limits::new(&config::Limits::default(), Instant::now()),
+            lanes,
+            provider_gate,
             limits_name,
             shown: parts.live.show(&queue),
             queue,
@@ -147,8 +137,7 @@ impl Dispatcher {
     async fn serve(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut news = self.parts.store.changes();
         let mut resumed = self.board.resumed();
-        let mut provider_gate = self.parts.provider_gate.changed();
-        let mut model_gate = self.parts.model_gate.changed();
+        let mut gates = self.provider_gate.changed();
         let mut settings = self.parts.live.changes();
         self.on_settings().await?;
         let mut idle_since = Instant::now();
@@ -156,9 +145,7 @@ impl Dispatcher {
         loop {
             member.answer();
             // Not the news, which has to be acted on: a tick that came while an attempt ended still counts.
-            for seen in [&mut provider_gate, &mut model_gate] {
-                seen.mark_seen();
-            }
+            gates.mark_seen();
             // What can't be sent is settled here, and that waits, perhaps for hours, until the disk takes it.
             let blocked = member.excused(self.advance(), || store.shortage().is_some()).await?;
             if self.is_early && self.running.is_empty() {
@@ -181,8 +168,7 @@ impl Dispatcher {
                 () = settings.changed() => self.on_settings().await?,
                 Some(ended) = self.running.join_next() => self.on_ended(ended)?,
                 () = resumed.changed() => self.on_resume(),
-                () = provider_gate.changed() => {}
-                () = model_gate.changed() => {}
+                () = gates.changed() => {}
                 () = member.called() => {}
                 () = sleep_until(wake) => self.dry = false,
             }
@@ -195,41 +181,43 @@ impl Dispatcher {
     /// Sends what may be sent now.
     async fn advance(&mut self) -> Result<Blocked> {
         loop {
-            if let Some(refused) = self.refusal(Instant::now()) {
+            if let Some(blocked) = self.all_closed(Instant::now()) {
                 // It may take long, and who cancels or waits for idleness must not wait for our leases.
                 self.give_back().await?;
-                return Ok(refused.into());
+                return Ok(blocked);
             }
-            if self.running.len() >= self.limits.allowed() {
+            if self.running.len() >= self.allowed() {
                 return Ok(Blocked::Full);
             }
             self.fill().await?;
-            if self.next.is_none() {
-                self.next = self.prepare().await?;
-            }
-            let Some(next) = &self.next else { return Ok(Blocked::Nothing) };
+            let next = match self.next.take() {
+                Some(next) => next,
+                None => match self.prepare().await? {
+                    Some(next) => next,
+                    None => return Ok(Blocked::Nothing),
+                },
+            };
             let now = Instant::now();
-            let ready_at = self.limits.ready_at(next.estimate.total(), now);
-            if ready_at > now {
-                return Ok(Blocked::Until(ready_at));
-            }
-            match self.enter(now) {
-                Ok(inside) => self.send(inside, now),
-                Err(refused) => return Ok(refused.into()),
+            match self.choose(&next, now) {
+                Ok(chosen) => self.send(next, chosen, now),
+                Err(blocked) => {
+                    self.next = Some(next);
+                    return Ok(blocked);
+                }
             }
         }
     }
 
     /// Leases more if few are ready.
     async fn fill(&mut self) -> Result<()> {
-        let free = self.limits.allowed().saturating_sub(self.running.len());
+        let free = self.allowed().saturating_sub(self.running.len());
         let spare = self.spare();
         let have = self.ready.len() + usize::from(self.next.is_some());
         if self.dry || have * 2 > spare {
             return Ok(());
         }
         // A gate that lets one try needs one request.
-        let is_trying = self.parts.provider_gate.pause().is_some();
+        let is_trying = self.lanes.iter().all(|lane| lane.pause().is_some());
         let bound = if is_trying { 1 } else { READY_MAX };
         let want = (free + spare).min(bound).saturating_sub(have);
         let now = self.parts.clock.now();
@@ -243,7 +231,7 @@ impl Dispatcher {
 
     /// How many leases are kept ready beyond the free slots.
     pub(super) fn spare(&self) -> usize {
-        if self.limits.is_paced() { 1 } else { self.limits.allowed().min(READY_MAX) }
+        if self.is_paced() { 1 } else { self.allowed().min(READY_MAX) }
     }
 
     /// The job of a leased request.
@@ -255,42 +243,33 @@ impl Dispatcher {
         Ok(Arc::clone(known))
     }
 
-    /// Why no gate lets anybody in now, places aside.
-    fn refusal(&self, now: Instant) -> Option<Refused> {
-        self.parts.provider_gate.refusal(now).or_else(|| self.parts.model_gate.refusal(now))
-    }
-
-    /// A place that is taken and left again rings the gate's bell, so the gate that may be full goes first, and
-    /// only when the other is known to be open: else the dispatcher would wake itself for ever.
-    fn enter(&self, now: Instant) -> Result<[Inside; 2], Refused> {
-        if let Some(refused) = self.parts.model_gate.refusal(now) {
-            return Err(refused);
-        }
-        let provider = self.parts.provider_gate.enter(now)?;
-        let model = self.parts.model_gate.enter(now)?;
-        Ok([provider, model])
-    }
-
-    fn send(&mut self, inside: [Inside; 2], now: Instant) {
-        let Some(Next { lease, work, policy, estimate }) = self.next.take() else { return };
+    fn send(&mut self, next: Next, chosen: Chosen, now: Instant) {
+        let Next { lease, work, policy, estimate } = next;
+        let Chosen { lane, places } = chosen;
+        let Some(lane) = self.lanes.get_mut(lane) else { return };
         fault::point("dispatch-sending");
         self.limits.spend(estimate.total(), now);
-        let (parts, dice) = (Arc::clone(&self.parts), self.rng.f64());
+        lane.spend(estimate.total(), now);
+        let (parts, site, dice) = (Arc::clone(&self.parts), Arc::clone(&lane.site), self.rng.f64());
         match work {
-            Work::Request(work) => self
-                .running
-                .spawn(attempt::run(parts, Prepared { lease, work, policy, estimate, dice, inside })),
+            Work::Request(work) => {
+                let prepared = Prepared { lease, work, policy, estimate, dice, site, places };
+                self.running.spawn(attempt::run(parts, prepared))
+            }
             Work::FineTune(plan) => {
-                let work = *plan;
-                self.running
-                    .spawn(tuning::run(parts, Prepared { lease, work, policy, estimate, dice, inside }))
+                let prepared = Prepared { lease, work: *plan, policy, estimate, dice, site, places };
+                self.running.spawn(tuning::run(parts, prepared))
             }
         };
     }
 
     fn on_ended(&mut self, ended: std::result::Result<Result<Ended>, tokio::task::JoinError>) -> Result<()> {
         let ended = ended.map_err(|error| Error::panicked("an attempt", error))??;
-        self.limits.on_ended(&ended, Instant::now());
+        let now = Instant::now();
+        self.limits.on_ended(&ended, now);
+        if let Some(lane) = self.lanes.get_mut(ended.lane) {
+            lane.on_ended(&ended, now);
+        }
         if ended.kind == attempt::EndedKind::Served {
             self.parts.live.count_answer();
         }
@@ -336,13 +315,14 @@ impl Dispatcher {
     fn on_resume(&mut self) {
         self.dry = false;
         let now = Instant::now();
-        self.parts.provider_gate.resume(now);
-        self.parts.model_gate.resume(now);
+        self.lanes.iter().for_each(|lane| lane.resume(now));
     }
 
     /// Shows on the board whether the queue is paused.
     fn show_pause(&self) {
-        match self.parts.provider_gate.pause().or_else(|| self.parts.model_gate.pause()) {
+        // One that is open is enough to go on.
+        let pauses: Option<Vec<_>> = self.lanes.iter().map(Lane::pause).collect();
+        match pauses.and_then(|pauses| pauses.into_iter().next()) {
             Some(pause) => self.board.pause(&self.queue, pause),
             None => self.board.clear(&self.queue),
         }
@@ -497,7 +477,7 @@ mod tests {
             };
             let provider = Provider::new(settings, Arc::clone(&self.server) as Arc<dyn Transport>);
             let settings = Settings {
-                providers: vec![ProviderSettings { provider, config }],
+                providers: vec![ProviderSettings::with_one_site(provider, config)],
                 retry: RetryPolicy::default(),
                 grace: Duration::from_mins(1),
             };

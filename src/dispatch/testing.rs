@@ -32,5 +32,5 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         limits,
         models: Vec::new(),
     };
-    ProviderSettings { provider: Provider::new(settings, transport), config }
+    ProviderSettings::with_one_site(Provider::new(settings, transport), config)
 }

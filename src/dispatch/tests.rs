@@ -45,7 +45,7 @@ impl World {
         let transport = Arc::new(SimulatedTransport::new(Arc::clone(&server)));
         let mut provider = testing::provider(transport, Duration::from_mins(10), limits);
         provider.config.concurrency = bound;
-        provider.provider = provider.provider.with_clock(clock.clone());
+        provider.sites[0].provider = provider.sites[0].provider.clone().with_clock(clock.clone());
         let settings = Settings {
             providers: vec![provider],
             retry: RetryPolicy::default(),
@@ -88,7 +88,8 @@ impl World {
     /// Reloads: what `change` does to the provider's part of the configuration and to the policy holds from now on.
     fn reload(&self, change: impl FnOnce(&mut config::Provider, &mut RetryPolicy)) {
         let running = self.live.settings();
-        let [ProviderSettings { provider, config }] = running.providers.as_slice() else { unreachable!() };
+        let [ProviderSettings { sites, config }] = running.providers.as_slice() else { unreachable!() };
+        let provider = &sites[0].provider;
         let (mut config, mut retry) = (config.clone(), running.retry);
         change(&mut config, &mut retry);
         provider.change(&crate::provider::Settings {
@@ -98,7 +99,7 @@ impl World {
             timeout: config.timeout,
             max_reply: config.max_reply,
         });
-        let providers = vec![ProviderSettings { provider: provider.clone(), config }];
+        let providers = vec![ProviderSettings { sites: sites.clone(), config }];
         self.live.change(Settings { providers, retry, grace: running.grace });
     }
 

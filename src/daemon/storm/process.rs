@@ -111,5 +111,5 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         },
         models: Vec::new(),
     };
-    ProviderSettings { provider: Provider::new(settings, Arc::new(line)).with_clock(clock.clone()), config }
+    ProviderSettings::with_one_site(Provider::new(settings, Arc::new(line)).with_clock(clock.clone()), config)
 }

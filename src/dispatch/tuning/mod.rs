@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::attempt::{Ended, EndedKind, Parts, Prepared};
 use crate::dispatch::failure::Result;
-use crate::dispatch::gate::Inside;
+use crate::dispatch::lane::Places;
 use crate::domain::tuning::{Progress, Step, Thing, Wish};
 use crate::domain::{Failure, FineTune, JobStatus, Outcome, RequestId, RetryPolicy, Settlement};
 use crate::fault;
@@ -81,7 +81,7 @@ struct Attempt<'a> {
     plan: &'a FineTune,
     policy: RetryPolicy,
     dice: f64,
-    inside: &'a [Inside; 2],
+    places: &'a Places,
     given_up: CancellationToken,
     /// The job's, when it was last looked at.
     status: JobStatus,
@@ -94,7 +94,7 @@ struct Attempt<'a> {
 
 /// Goes as far as it gets, and settles. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Result<Ended> {
-    let Prepared { lease, work: plan, policy, estimate, dice, inside } = prepared;
+    let Prepared { lease, work: plan, policy, estimate, dice, site, places } = prepared;
     let watch = match parts.watches.take(lease.request) {
         Some(watch) => watch,
         None => Watch::new(load(&parts, &lease, &plan).await?),
@@ -105,7 +105,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Resu
         plan: &plan,
         policy,
         dice,
-        inside: &inside,
+        places: &places,
         given_up: parts.endings.of(lease.request.job),
         status: JobStatus::InProgress,
         watch,
@@ -122,7 +122,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Resu
     let kind = if kind == EndedKind::Served && !has_ended { EndedKind::Waiting } else { kind };
     parts.settle(lease, settlement).await?;
     fault::point("tuning-settled");
-    Ok(Ended { kind, estimate, usage: None, exchanges })
+    Ok(Ended { kind, estimate, exchanges, ..Ended::in_lane(site.index) })
 }
 
 /// How far an earlier process came.
@@ -202,7 +202,7 @@ impl Attempt<'_> {
         };
         let outcome = match called {
             Ok(Ok(answer)) => {
-                self.inside.iter().for_each(Inside::passed);
+                self.places.passed();
                 self.parts.meter.ended(AttemptEnd::Answered);
                 self.kind = EndedKind::Served;
                 return Ok(answer);
@@ -219,7 +219,7 @@ impl Attempt<'_> {
                 }))
             }
         };
-        self.kind = self.parts.notice(&outcome, self.inside, self.parts.clock.now());
+        self.kind = self.parts.notice(&outcome, self.places, self.parts.clock.now());
         Err(Missing::Saw(outcome))
     }
 

@@ -132,7 +132,7 @@ impl World {
         let limits = config::Limits { concurrency: slots(8), ..config::Limits::default() };
         let mut provider =
             testing::provider(Arc::new(self.transport.clone()), Duration::from_mins(1), limits);
-        provider.provider = provider.provider.with_clock(self.clock.clone());
+        provider.sites[0].provider = provider.sites[0].provider.clone().with_clock(self.clock.clone());
         provider.config.models.push(config::ModelLimits {
             name: "ft:*".to_owned(),
             concurrency: Some(slots(2)),

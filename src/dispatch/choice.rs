@@ -1,0 +1,129 @@
+//! Which lane the next request takes, and what a dispatcher waits for when none is to be had.
+
+use tokio::time::Instant;
+
+use crate::dispatch::gate::Refused;
+use crate::dispatch::lane::{Lane, Places};
+use crate::dispatch::live::QueueReport;
+use crate::dispatch::prepare::{Next, Work};
+use crate::dispatch::queue::Dispatcher;
+
+/// What the loop waits for besides attempts and news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// Nothing is left that may be sent now: for the next retry to fall due.
+    Nothing,
+    /// Only for an attempt to end or news.
+    Full,
+    /// Until a time.
+    Until(Instant),
+}
+
+impl Blocked {
+    /// What two lanes are waited for: whichever is free first.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Until(one), Self::Until(other)) => Self::Until(one.min(other)),
+            (Self::Until(until), _) | (_, Self::Until(until)) => Self::Until(until),
+            (Self::Full, _) | (_, Self::Full) => Self::Full,
+            (Self::Nothing, Self::Nothing) => Self::Nothing,
+        }
+    }
+}
+
+impl From<Refused> for Blocked {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full | Refused::Closed(None) => Self::Full,
+            Refused::Closed(Some(until)) => Self::Until(until),
+        }
+    }
+}
+
+/// The lane that a request takes, and its places there.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) lane: usize,
+    pub(super) places: Places,
+}
+
+impl Dispatcher {
+    /// What to wait for where no lane lets anybody in now, places aside.
+    pub(super) fn all_closed(&self, now: Instant) -> Option<Blocked> {
+        let mut blocked = Blocked::Nothing;
+        for lane in &self.lanes {
+            blocked = blocked.or(lane.refusal(now)?.into());
+        }
+        Some(blocked)
+    }
+
+    /// How many requests may be in flight.
+    pub(super) fn allowed(&self) -> usize {
+        let lanes: usize = self.lanes.iter().map(|lane| lane.slots.allowed()).sum();
+        lanes.min(self.limits.slots())
+    }
+
+    /// Whether a request may have to wait for more than a slot.
+    pub(super) fn is_paced(&self) -> bool {
+        self.limits.is_paced() || self.lanes.iter().any(|lane| lane.pace.is_paced())
+    }
+
+    /// Whether it matters how many tokens a request is counted as.
+    pub(super) fn counts_tokens(&self) -> bool {
+        self.limits.counts_tokens() || self.lanes.iter().any(|lane| lane.pace.counts_tokens())
+    }
+
+    /// The limits in force.
+    pub(super) fn report(&self) -> QueueReport {
+        let given = self.limits.given();
+        QueueReport {
+            slots: self.limits.slots(),
+            allowed: self.allowed(),
+            requests_per_minute: given.requests_per_minute,
+            tokens_per_minute: given.tokens_per_minute,
+            in_flight: self.in_flight(),
+        }
+    }
+
+    /// Chooses the emptiest among the lanes that may take `next` at once, and takes its places there.
+    pub(super) fn choose(&mut self, next: &Next, now: Instant) -> Result<Chosen, Blocked> {
+        let tokens = next.estimate.total();
+        let of_queue = self.limits.ready_at(tokens, now);
+        // Fine-tunes, and the files that they are made of, are where the account of the first site is.
+        let lanes = match next.work {
+            Work::Request(_) => self.lanes.len(),
+            Work::FineTune(_) => 1,
+        };
+        let mut blocked = Blocked::Nothing;
+        let mut best: Option<(usize, f64)> = None;
+        for (index, lane) in self.lanes.iter_mut().enumerate().take(lanes) {
+            match ready(lane, tokens, now) {
+                Err(wait) => blocked = blocked.or(wait),
+                Ok(ready_at) if ready_at.max(of_queue) > now => {
+                    blocked = blocked.or(Blocked::Until(ready_at.max(of_queue)));
+                }
+                Ok(_) => {
+                    let load = lane.load();
+                    if best.is_none_or(|(_, least)| load < least) {
+                        best = Some((index, load));
+                    }
+                }
+            }
+        }
+        let Some((index, _)) = best else { return Err(blocked) };
+        let lane = self.lanes.get(index).expect("it was among them");
+        let places = lane.enter(&self.provider_gate, now)?;
+        Ok(Chosen { lane: index, places })
+    }
+}
+
+/// When a lane's own pace lets a request go, if its gates and slots do.
+fn ready(lane: &mut Lane, tokens: u64, now: Instant) -> Result<Instant, Blocked> {
+    if let Some(refused) = lane.refusal(now) {
+        return Err(refused.into());
+    }
+    if lane.free() == 0 {
+        return Err(Blocked::Full);
+    }
+    Ok(lane.pace.ready_at(tokens, now))
+}

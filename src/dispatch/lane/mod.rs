@@ -1,0 +1,125 @@
+//! A lane: a queue at one site of its provider, with what is learnt there.
+//!
+//! A site is one url and one key (`[[providers.endpoints]]`; most providers have one). What the configuration says
+//! bounds the queue as a whole ([`crate::dispatch::limits`]); what a server says, and how it bears what it gets, holds
+//! for the site that said it: [`pace`] knows how fast it may be asked, [`slots`] how much at once.
+
+pub(super) mod pace;
+pub(super) mod slots;
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::config;
+use crate::control::QueuePause;
+use crate::dispatch::attempt::Ended;
+use crate::dispatch::gate::{Gate, Inside, Refused};
+use crate::dispatch::lane::pace::Pace;
+use crate::dispatch::lane::slots::Slots;
+use crate::domain::QueueName;
+use crate::provider::Provider;
+
+/// See the module's words.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) site: Arc<Site>,
+    pub(super) pace: Pace,
+    pub(super) slots: Slots,
+    in_flight: usize,
+}
+
+/// What the attempts in a lane share.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// Its place among the provider's.
+    pub(super) index: usize,
+    pub(super) provider: Provider,
+    /// Its share of the requests, beside those of the others.
+    pub(super) weight: u32,
+    /// Closes for a refused key, a used-up quota and a server that is down: for all queues at this site.
+    pub(super) gate: Arc<Gate>,
+    /// Closes for a model that has gone from this site: for this queue alone.
+    pub(super) model_gate: Arc<Gate>,
+}
+
+/// The places that a request in flight takes.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) site: Inside,
+    pub(super) model: Inside,
+    /// One of those that all queues of the provider have together.
+    _provider: Inside,
+}
+
+impl Places {
+    /// The server has judged the request itself: whatever it said, key, quota and model are good.
+    pub(super) fn passed(&self) {
+        self.site.passed();
+        self.model.passed();
+    }
+}
+
+impl Lane {
+    pub(super) fn new(queue: &QueueName, site: Site, limits: &config::Limits, now: Instant) -> Self {
+        let name = site.provider.name().to_owned();
+        debug_assert_eq!(name, queue.provider(), "a lane leads to its queue's provider");
+        Self {
+            site: Arc::new(site),
+            pace: Pace::new(queue.clone()),
+            slots: Slots::new(limits, now),
+            in_flight: 0,
+        }
+    }
+
+    /// Why nobody may enter now, places aside.
+    pub(super) fn refusal(&self, now: Instant) -> Option<Refused> {
+        self.site.gate.refusal(now).or_else(|| self.site.model_gate.refusal(now))
+    }
+
+    /// Why a gate of it is closed, if one is.
+    pub(super) fn pause(&self) -> Option<QueuePause> {
+        self.site.gate.pause().or_else(|| self.site.model_gate.pause())
+    }
+
+    /// How many more may be in flight.
+    pub(super) fn free(&self) -> usize {
+        self.slots.allowed().saturating_sub(self.in_flight)
+    }
+
+    /// How full it is beside its share: the one with the least is asked next.
+    #[expect(clippy::cast_precision_loss, reason = "slots are counted in thousands")]
+    pub(super) fn load(&self) -> f64 {
+        self.in_flight as f64 / (self.slots.allowed().max(1) as f64 * f64::from(self.site.weight.max(1)))
+    }
+
+    /// Takes the places that a request needs. One that is taken and left again rings the gate's bell, so the gate
+    /// that may be full goes first, and only when the others are known to be open: else a dispatcher would wake
+    /// itself for ever.
+    pub(super) fn enter(&self, provider: &Arc<Gate>, now: Instant) -> Result<Places, Refused> {
+        if let Some(refused) = self.refusal(now) {
+            return Err(refused);
+        }
+        let provider = provider.enter(now)?;
+        let (site, model) = (self.site.gate.enter(now)?, self.site.model_gate.enter(now)?);
+        Ok(Places { site, model, _provider: provider })
+    }
+
+    /// Counts a request that is being sent.
+    pub(super) fn spend(&mut self, tokens: u64, now: Instant) {
+        self.in_flight += 1;
+        self.pace.spend(tokens, now);
+    }
+
+    /// Learns from an attempt that has ended.
+    pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
+        self.pace.on_ended(ended, self.slots.is_careful(), now);
+        self.slots.on_ended(ended, self.in_flight, now);
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    pub(super) fn resume(&self, now: Instant) {
+        self.site.gate.resume(now);
+        self.site.model_gate.resume(now);
+    }
+}
