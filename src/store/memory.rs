@@ -17,6 +17,7 @@ use crate::domain::{
     Counts, Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
 };
 use crate::store::share::{Candidate, Turns};
+use crate::store::weight::Weight;
 use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
 
 /// See the module's words.
@@ -63,6 +64,11 @@ impl MemoryStore {
     /// One whose jobs have folders below `folders`, for files that belong to a job: it makes none itself.
     pub fn with_folders(folders: PathBuf) -> Self {
         Self { folders: Some(folders), ..Self::default() }
+    }
+
+    /// Forgets what a restart forgets although it is not about leases: whose turn it is.
+    pub fn forget_turns(&self) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).turns = Turns::default();
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
@@ -177,11 +183,14 @@ impl Inner {
         let Self { jobs, turns, epoch, .. } = self;
         let candidates: Vec<Candidate> = jobs
             .values()
-            .filter(|entry| entry.job.may_send(&entry.status) && entry.queue_number(queue).is_some())
-            .map(|entry| Candidate { job: entry.job.id, priority: entry.job.settings.priority })
+            .filter(|entry| entry.contends(queue) && entry.open(queue).next().is_some())
+            .map(|entry| Candidate {
+                job: entry.job.id,
+                weight: Weight::of(&entry.job, entry.unsettled(), now),
+            })
             .collect();
         let mut leased = Leased::default();
-        turns.share(&candidates, max, |id, want| -> Result<usize> {
+        turns.share(queue, &candidates, max, |id, want| -> Result<usize> {
             let Some(entry) = jobs.get_mut(&id) else { return Ok(0) };
             let before = leased.leases.len();
             for index in entry.claimable(queue, now).into_iter().take(want) {
@@ -202,6 +211,15 @@ impl Entry {
     fn queue_number(&self, queue: &QueueName) -> Option<u16> {
         let at = self.job.queues.iter().position(|q| q == queue)?;
         u16::try_from(at).ok()
+    }
+
+    /// Whether it may send something in `queue`, now or later.
+    fn contends(&self, queue: &QueueName) -> bool {
+        self.job.may_send(&self.status) && self.queue_number(queue).is_some() && self.unsettled() > 0
+    }
+
+    fn unsettled(&self) -> u32 {
+        self.job.total.saturating_sub(self.completed + self.failed)
     }
 
     /// The requests of `queue` that are neither leased nor settled, with their places.
@@ -301,6 +319,12 @@ impl Store for MemoryStore {
             }
             let depths = ready.into_iter().filter(|(_, ready)| *ready > 0);
             depths.map(|(queue, ready)| QueueDepth { queue, ready }).collect()
+        }))
+    }
+
+    fn rivals<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<Vec<JobId>>> {
+        now(self.lock().map(|inner| {
+            inner.jobs.values().filter(|entry| entry.contends(queue)).map(|entry| entry.job.id).collect()
         }))
     }
 

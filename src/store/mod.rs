@@ -21,6 +21,7 @@ pub mod folder;
 pub mod lock;
 pub mod memory;
 mod share;
+mod weight;
 
 use std::fmt;
 use std::io::{Read, Seek};
@@ -186,8 +187,19 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The queues in which something is left to do.
     fn queues(&self) -> BoxFuture<'_, Result<Vec<QueueDepth>>>;
 
-    /// Claims at most `max` requests of `queue`: due retries first, then fresh requests in input order.
-    /// Jobs of higher priority go first; jobs of the same priority share evenly.
+    /// The jobs among which `queue` is shared: those that may send and are not settled, in the order of acceptance.
+    fn rivals<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<Vec<JobId>>> {
+        let rivals = async move {
+            let mut jobs = self.open_jobs().await?;
+            jobs.retain(|s| s.may_send() && s.counts.open() > 0 && s.job.queues.contains(queue));
+            Ok(jobs.into_iter().map(|state| state.job.id).collect())
+        };
+        rivals.boxed()
+    }
+
+    /// Claims at most `max` requests of `queue`. Its jobs share them by their [weights](weight): a step of priority
+    /// doubles the share, and a deadline that nears lifts it; none starves. Within a job: due retries first, then fresh
+    /// requests in input order.
     fn lease<'a>(&'a self, queue: &'a QueueName, max: usize, now: Timestamp)
     -> BoxFuture<'a, Result<Leased>>;
 

@@ -1,6 +1,7 @@
 //! One suite for every store: what the verbs of [`Store`] promise, whatever is underneath.
 
 mod removal;
+mod sharing;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -102,7 +103,11 @@ pub(crate) async fn exercise(make: impl AsyncFn() -> Arc<dyn Store>) {
     void_leases_settle_nothing(&*make().await).await;
     paused_and_cancelled_jobs_are_not_leased(&*make().await).await;
     final_statuses_stay(&*make().await).await;
-    jobs_share_and_priority_goes_first(&*make().await).await;
+    sharing::jobs_share_a_queue_by_their_weights(&*make().await).await;
+    sharing::a_job_that_comes_late_gets_its_share_at_once(&*make().await).await;
+    sharing::a_deadline_that_nears_lifts_its_job(&*make().await).await;
+    sharing::retries_that_are_due_starve_no_other_job(&*make().await).await;
+    sharing::rivals_are_the_jobs_that_have_something_to_send(&*make().await).await;
     fine_tunes_go_out_to_be_cancelled(&*make().await).await;
     jobs_wait_for_the_fine_tunes_whose_models_they_use(&*make().await).await;
     runs_wait_for_the_one_before_them(&*make().await).await;
@@ -250,15 +255,6 @@ async fn final_statuses_stay(store: &dyn Store) {
     let nobody = JobId::from_bytes([9; 16]);
     assert!(matches!(store.job(nobody).await, Err(Error::NoSuchJob(_))));
     assert!(matches!(store.set_status(nobody, JobStatus::Completed, NOW).await, Err(Error::NoSuchJob(_))));
-}
-
-async fn jobs_share_and_priority_goes_first(store: &dyn Store) {
-    put(store, &job(1, 5, &["m"], 100)).await;
-    put(store, &job(2, 5, &["m"], 3)).await;
-    put(store, &job(3, 9, &["m"], 2)).await;
-    let leased = lease(store, "m", 10, NOW).await;
-    let count = |n: u8| leased.iter().filter(|lease| *lease.request.job.as_bytes() == [n; 16]).count();
-    assert_eq!((count(1), count(2), count(3)), (5, 3, 2));
 }
 
 async fn snoozed_requests_wait_and_use_up_no_attempt(store: &dyn Store) {

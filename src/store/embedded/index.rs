@@ -24,6 +24,7 @@ use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::leases::{Held, Leases};
 use crate::store::embedded::open::Open;
 use crate::store::share::{Candidate, Turns};
+use crate::store::weight::Weight;
 use crate::store::{Error, Leased, QueueDepth, Result};
 
 /// Items of one sled batch. Measured on 0.34.7: with 200 memory stays flat, with 400 it grows for ever. Even, so
@@ -157,6 +158,14 @@ impl Index {
         depths.map(|(queue, ready)| QueueDepth { queue: queue.clone(), ready }).collect()
     }
 
+    /// See [`Store::rivals`](crate::store::Store::rivals).
+    pub(super) fn rivals(&self, queue: &QueueName) -> Vec<JobId> {
+        let contends = |entry: &&Entry| {
+            entry.may_send() && entry.counts().open() > 0 && entry.job.queues.contains(queue)
+        };
+        self.jobs.values().filter(contends).map(|entry| entry.job.id).collect()
+    }
+
     pub(super) fn lease(
         &mut self,
         leases: &Leases,
@@ -172,11 +181,12 @@ impl Index {
             let open = entry.queues.get(number).is_some_and(|place| place.fresh + place.waiting > 0);
             if open && let Ok(number) = u16::try_from(number) {
                 numbers.insert(entry.job.id, number);
-                candidates.push(Candidate { job: entry.job.id, priority: entry.job.settings.priority });
+                let weight = Weight::of(&entry.job, entry.counts().open(), now);
+                candidates.push(Candidate { job: entry.job.id, weight });
             }
         }
         let mut leased = Leased::default();
-        turns.share(&candidates, max, |id, want| -> Result<usize> {
+        turns.share(queue, &candidates, max, |id, want| -> Result<usize> {
             let (Some(entry), Some(&number)) = (jobs.get_mut(&id), numbers.get(&id)) else { return Ok(0) };
             let Some(place) = entry.queues.get_mut(usize::from(number)) else { return Ok(0) };
             let mut claim = Claim { tree, id, number, total: entry.job.total, place, out, leases };

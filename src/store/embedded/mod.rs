@@ -224,6 +224,10 @@ impl Store for EmbeddedStore {
         self.ask(|reply| Command::Queues { reply }).boxed()
     }
 
+    fn rivals<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<Vec<JobId>>> {
+        self.ask(move |reply| Command::Rivals { queue: queue.clone(), reply }).boxed()
+    }
+
     fn lease<'a>(
         &'a self,
         queue: &'a QueueName,

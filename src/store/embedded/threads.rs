@@ -80,6 +80,7 @@ pub(super) enum Command {
     Jobs { open_alone: bool, reply: Reply<Vec<JobState>> },
     Job { id: JobId, reply: Reply<JobState> },
     Queues { reply: Reply<Vec<QueueDepth>> },
+    Rivals { queue: QueueName, reply: Reply<Vec<JobId>> },
     Lease { queue: QueueName, max: usize, now: Timestamp, reply: Reply<Leased> },
     Settled(Vec<Settled>),
     Wait { request: RequestId, held: Held, due: Timestamp, attempts: u32, maybe_paid: bool, reply: Reply<()> },
@@ -230,6 +231,7 @@ impl IndexThread {
             }
             Command::Job { id, reply } => self.reply(reply, self.index.entry(id).map(Entry::state)),
             Command::Queues { reply } => self.reply(reply, Ok(self.index.queues())),
+            Command::Rivals { queue, reply } => self.reply(reply, Ok(self.index.rivals(&queue))),
             Command::Lease { queue, max, now, reply } => {
                 // What was put off is bounded by what was in flight when it began.
                 let result = if self.shared.room.look().is_some() || !self.put_off.is_empty() {
