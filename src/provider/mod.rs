@@ -2,7 +2,7 @@
 //!
 //! [`Provider::call`] is one exchange for one request: no retry, no redirect, the reply capped and
 //! timed out as a whole (P4, P5). `transport` moves bytes, `openai` knows URLs and keys, `classify`
-//! turns a reply into an [`Outcome`], `answer` says what a 200 of each endpoint must hold.
+//! turns a reply into an [`Outcome`] by a table (`outcomes`), `answer` says what a 200 of each endpoint must hold.
 //! [`Provider::download`] fetches what an answer only points to, and trusts no url in doing so.
 //!
 //! What lies at a provider is asked about in the same way, an exchange a question: `files` and `uploads`, `models`,
@@ -24,6 +24,7 @@ mod list;
 mod models;
 mod multipart;
 mod openai;
+mod outcomes;
 mod retry_after;
 #[cfg(test)]
 pub(crate) mod testing;
