@@ -67,6 +67,8 @@ pub(super) struct Dispatcher {
     running: JoinSet<Result<Ended>>,
     /// What is known of the jobs in `ready`.
     jobs: BTreeMap<JobId, Arc<JobState>>,
+    /// The jobs that had something to send at the last news.
+    rivals: BTreeSet<JobId>,
     /// When the store's first waiting request falls due.
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
@@ -107,6 +109,7 @@ impl Dispatcher {
             next: None,
             running: JoinSet::new(),
             jobs: BTreeMap::new(),
+            rivals: BTreeSet::new(),
             next_due: None,
             dry: false,
             is_early: false,
@@ -292,19 +295,18 @@ impl Dispatcher {
         }
     }
 
-    /// Jobs may have come, gone or changed: what must not be sent any more goes back.
+    /// Jobs may have come, gone or changed: what must not be sent any more goes back. Where one has come, all that is
+    /// ready does, for the store to choose anew: it would stand before the newcomer, however small or urgent that is.
     async fn on_news(&mut self) -> Result<()> {
         self.dry = false;
-        let leased = self.next.iter().map(|next| &next.lease).chain(&self.ready);
-        let ids: BTreeSet<JobId> = leased.map(|lease| lease.request.job).collect();
         self.jobs.clear();
-        for id in ids {
-            self.jobs.insert(id, Arc::new(self.parts.store.job(id).await?));
-        }
-        let may_send = |id| self.jobs.get(&id).is_some_and(|state| state.may_send());
+        let rivals: BTreeSet<JobId> = self.parts.store.rivals(&self.queue).await?.into_iter().collect();
+        let has_grown = !rivals.is_subset(&self.rivals);
+        self.rivals = rivals;
+        let may_stay = |lease: &Lease| !has_grown && self.rivals.contains(&lease.request.job);
         let (keep, back): (Vec<Lease>, Vec<Lease>) =
-            std::mem::take(&mut self.ready).into_iter().partition(|lease| may_send(lease.request.job));
-        let next = self.next.take_if(|next| !may_send(next.lease.request.job));
+            std::mem::take(&mut self.ready).into_iter().partition(may_stay);
+        let next = self.next.take_if(|next| !may_stay(&next.lease));
         self.ready = keep.into();
         for lease in back.into_iter().chain(next.map(|next| next.lease)) {
             self.parts.store.settle(lease, Settlement::Release).await?;

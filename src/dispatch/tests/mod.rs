@@ -1,6 +1,8 @@
 //! Dispatch under the paused clock, against the stand-in provider without sockets: minutes of traffic in
 //! milliseconds, and one seed gives one run.
 
+mod sharing;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,22 +62,28 @@ impl World {
 
     /// A job of chat requests that alternate between `models`.
     async fn put(&self, number: u8, models: &[&str], total: u32) -> Job {
-        let job = conformance::job(number, 5, models, total);
+        self.put_job(conformance::job(number, 5, models, total)).await
+    }
+
+    /// A job of chat requests that alternate between its queues' models.
+    async fn put_job(&self, job: Job) -> Job {
+        let number = job.id.as_bytes()[0];
         let line = |index: u32| {
-            let at = index as usize % models.len();
+            let at = index as usize % job.queues.len();
             let line = serde_json::json!({
                 "custom_id": format!("{number}-{index}"),
                 "method": "POST",
                 "url": "/v1/chat/completions",
                 "body": {
-                    "model": models[at],
+                    "model": job.queues[at].model(),
                     "max_tokens": 10,
+                    "user": format!("{number}-{index}"),
                     "messages": [{"role": "user", "content": format!("{number} {index}")}],
                 },
             });
             (u16::try_from(at).unwrap(), Bytes::from(line.to_string()))
         };
-        self.store.put_job(job.clone(), Input::Inline((0..total).map(line).collect())).await.unwrap();
+        self.store.put_job(job.clone(), Input::Inline((0..job.total).map(line).collect())).await.unwrap();
         job
     }
 
@@ -351,21 +359,6 @@ async fn retry_after_is_waited_for() {
     let summary = world.server.summary();
     assert!(summary.requests < 90 * 6, "{summary:?}");
     assert_eq!(summary.paid_twice, 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_small_job_is_not_starved_by_a_large_one() {
-    let mut world = World::new(1, answering_in(100), slots(10));
-    let large = world.put(1, &["m"], 2_000).await;
-    let running = world.start();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let small = world.put(2, &["m"], 20).await;
-    let dropped_at = Instant::now();
-    until_settled(&*world.store, small.id, 20).await;
-    assert!(Instant::now() - dropped_at < Duration::from_secs(2), "its share of 10 slots is 5");
-    assert!(world.store.job(large.id).await.unwrap().counts.open() > 0);
-    world.stop.cancel();
-    running.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
