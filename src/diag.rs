@@ -51,6 +51,15 @@ impl fmt::Display for Place {
     }
 }
 
+/// Line and column of the byte `at`, from 1; a column counts characters.
+pub fn line_and_column(text: &[u8], at: usize) -> (u32, u32) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = 1 + memchr::memchr_iter(b'\n', before).count();
+    let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
+    let column = 1 + String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
+    (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
+}
+
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {

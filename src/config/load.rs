@@ -11,9 +11,9 @@ use secrecy::SecretString;
 use toml::de::DeTable;
 
 use super::schema;
-use super::section::{Document, place};
+use super::section::Document;
 use crate::config::Config;
-use crate::diag::{Diagnostic, Report};
+use crate::diag::{self, Diagnostic, Report};
 
 /// A configuration has a few dozen lines; TOML needs seventy times its size to parse.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -99,7 +99,7 @@ impl Surroundings<'_> {
             return Err(fault("is larger than `1MiB`: this is no configuration".to_owned()).into());
         }
         let text = String::from_utf8(bytes).map_err(|error| {
-            let (line, column) = place(error.as_bytes(), error.utf8_error().valid_up_to());
+            let (line, column) = diag::line_and_column(error.as_bytes(), error.utf8_error().valid_up_to());
             Diagnostic::error(&display, line, column, "invalid UTF-8")
         })?;
         let mut loaded = self.check(&display, &text, Some(path), keys)?;

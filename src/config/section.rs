@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::diag::{Diagnostic, Report, nearest, printable};
+use crate::diag::{Diagnostic, Report, line_and_column, nearest, printable};
 
 /// A file being read and what is wrong with it so far.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl<'a> Document<'a> {
 
     /// Line and column of a byte; zeros, which mean the whole file, for none.
     pub(super) fn place(&self, at: Option<usize>) -> (u32, u32) {
-        at.map_or((0, 0), |at| place(self.text.as_bytes(), at))
+        at.map_or((0, 0), |at| line_and_column(self.text.as_bytes(), at))
     }
 
     pub(super) fn error(&self, at: Option<usize>, message: impl Into<String>) -> Diagnostic {
@@ -70,15 +70,6 @@ impl<'a> Document<'a> {
         report.sort();
         report
     }
-}
-
-/// Line and column of the byte `at`, from 1; a column counts characters.
-pub(super) fn place(text: &[u8], at: usize) -> (u32, u32) {
-    let before = text.get(..at).unwrap_or(text);
-    let line = 1 + memchr::memchr_iter(b'\n', before).count();
-    let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
-    let column = 1 + String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
-    (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
 }
 
 impl<'a> Section<'a> {
