@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use batchd::simulate::{Script, Trouble};
 
 /// A command of batchd that sees nothing of the environment, and no configuration but `config`.
 fn batchd(folder: &Path, config: &str) -> Command {
@@ -263,6 +264,23 @@ fn readme_examples_do_what_it_says() {
     // Placed as it was named: the data goes along.
     batchd(folder.path(), openai).args(["submit", "capitals.toml"]).assert().code(0).stderr("");
     assert!(folder.path().join("batchd-data/jobs/capitals/countries.csv").exists());
+}
+
+#[test]
+fn readme_shows_a_script_that_can_be_played() {
+    let readme = text("README.md");
+    let script = readme.split("cat > hours.toml <<'END'\n").nth(1).unwrap().split("END\n").next().unwrap();
+    let script = Script::parse("hours.toml", script).unwrap();
+    let what: Vec<String> = script
+        .events
+        .iter()
+        .map(|event| event.what.map_or_else(|| "settings".to_owned(), |what| what.to_string()))
+        .collect();
+    assert_eq!(what, ["down", "settings"]);
+    // The other words that it names.
+    for word in ["401", "quota", "model", "429", "500", "reset", "drip"] {
+        word.parse::<Trouble>().unwrap();
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `batchd simulate`: the stand-in server in the foreground. It runs until a signal ends the process.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -7,12 +10,13 @@ use super::args::SimulateArgs;
 use super::report::Printer;
 use super::{Done, Exit, Failure, block_on};
 use crate::clock::{Clock, Seed};
-use crate::simulate::{Auth, LedgerSettings, Server, Settings};
+use crate::simulate::{Auth, LedgerSettings, Script, Server, Settings};
 
 pub(super) fn run(args: SimulateArgs, printer: &mut Printer<'_>) -> Done {
     let seed = Seed::fixed(args.seed);
     let json = args.json;
-    let settings = settings(args);
+    let script = args.script.as_deref().map(read_script).transpose()?.unwrap_or_default();
+    let settings = Settings { script, ..settings(args) };
     block_on(async {
         let failed = |error| Failure::new(Exit::Unreachable, format!("can't serve: {error}"));
         let server = Server::bind(settings, seed).map_err(failed)?;
@@ -28,6 +32,13 @@ pub(super) fn run(args: SimulateArgs, printer: &mut Printer<'_>) -> Done {
         server.run(CancellationToken::new()).await.map_err(failed)?;
         Ok(Exit::Done)
     })
+}
+
+fn read_script(path: &Path) -> Result<Script, Failure> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::new(Exit::Usage, format!("can't read the script `{name}`: {error}")))?;
+    Script::parse(&name, &text).map_err(|finding| Failure::Findings(Exit::Rejected, (*finding).into()))
 }
 
 /// What is not given keeps the server's own default.
@@ -47,7 +58,10 @@ fn settings(args: SimulateArgs) -> Settings {
         requests_per_minute: args.requests_per_minute,
         tokens_per_minute: args.tokens_per_minute,
         burst: args.burst.unwrap_or(default.burst),
+        limits_per_key: args.limits_per_key,
+        limits_told: args.limits_told.unwrap_or(default.limits_told),
         faults: args.faults.unwrap_or(default.faults),
+        hints: args.hints.unwrap_or(default.hints),
         auth,
         models: args.models,
         quota_after: args.quota_after,

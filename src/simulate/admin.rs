@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `GET /_sim/ledger` | the totals; with `?full=1` also `entries` |
 //! | `GET /_sim/ledger?fingerprint=<hex>` | how often one body was sent and paid for, and its entries |
-//! | `DELETE /_sim/ledger` | empties it |
+//! | `DELETE /_sim/ledger` | empties it, and what `/_sim/pace` has counted |
+//! | `GET /_sim/pace` | questions let in and refused, in all and by the second; how many came before they were told to |
 //! | `GET /_sim/faults` | faults, limits, capacity and latency as they are |
 //! | `POST /_sim/faults` | changes them ([`Changes`] as JSON), and answers as `GET` |
 //! | `GET /_sim/images/<seed>.png` | an image that was answered by url |
@@ -40,6 +41,7 @@ pub(super) fn reply(engine: &Engine, request: &Request<'_>, path: &str, now: Ins
             engine.reset_ledger();
             Reply::json(200, to_json(&engine.summary()))
         }
+        ("pace", &Method::GET) => Reply::json(200, to_json(&engine.pace())),
         ("faults", &Method::GET) => settings(engine),
         ("faults", &Method::POST) => match serde_json::from_slice::<Changes>(request.body) {
             Ok(changes) => {
@@ -94,6 +96,8 @@ fn settings(engine: &Engine) -> Reply {
     let settings = engine.settings();
     let body = json!({
         "faults": settings.faults,
+        "hints": settings.hints,
+        "limits_told": settings.limits_told,
         "latency": settings.latency,
         "capacity": settings.capacity,
         "when_full": settings.when_full,

@@ -4,10 +4,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::admin;
 use super::answer::{self, Context};
@@ -15,11 +17,16 @@ use super::call::{Call, Request};
 use super::fault::Fault;
 use super::judge::{Decision, State, Work};
 use super::ledger::{Arrival, Entry, Payments, Summary};
+use super::line::Door;
+use super::pace::Pace;
+use super::question::Question;
 use super::refusal::Refusal;
 use super::reply::{Delivery, Departure, InFlight, Reply, Traffic};
-use super::settings::{Changes, ImageForm, Settings};
+use super::script::Trouble;
+use super::settings::{Auth, Changes, ImageForm, Settings};
+use crate::bell::Bell;
 use crate::clock::Seed;
-use crate::domain::Endpoint;
+use crate::domain::{Endpoint, Timestamp};
 
 /// What a form has beside its file, generously.
 const FORM_BYTES: usize = 1024 * 1024;
@@ -29,26 +36,34 @@ pub struct Engine {
     images: ImageForm,
     body_bytes_max: usize,
     file_bytes_max: usize,
+    /// The date at the start.
+    epoch: Timestamp,
     started: Instant,
     /// Tells this server's request ids from another's.
     instance: u32,
     traffic: Arc<Traffic>,
     state: Mutex<State>,
+    /// Rings when there is another script to follow.
+    script_bell: Bell,
+    door: Door,
 }
 
 impl Engine {
     /// Fails only if the ledger's file can't be opened.
     pub fn new(settings: Settings, seed: Seed) -> io::Result<Self> {
-        let started = Instant::now();
+        let (started, epoch) = (Instant::now(), settings.epoch);
         let instance = seed.derive("simulate/instance").u32(..);
         Ok(Self {
             images: settings.images,
             body_bytes_max: settings.body_bytes_max,
             file_bytes_max: settings.file_bytes_max,
+            epoch,
             started,
             instance,
             traffic: Arc::default(),
             state: Mutex::new(State::new(settings, seed, instance, started)?),
+            script_bell: Bell::default(),
+            door: Door::default(),
         })
     }
 
@@ -61,16 +76,16 @@ impl Engine {
             return self.refuse_large(request, now);
         }
         let call = Call::read(request, self.file_bytes_max);
-        let custom_id = match &call {
-            Ok(Call::Ask(question)) => question.custom_id.as_deref(),
+        let question = match &call {
+            Ok(Call::Ask(question)) => Some(question),
             Ok(Call::Object(_)) | Err(_) => None,
         };
         let (mut in_flight, count) = InFlight::enter(&self.traffic);
-        let arrival = self.arrival(request, custom_id, count, now);
+        let arrival = self.arrival(request, question, count, now);
         let fingerprint = arrival.fingerprint.unwrap_or_else(|| blake3::hash(b""));
         let mut state = self.lock();
         self.note_departures(&mut state);
-        let Decision { sequence, verdict, rate_headers } = state.decide(request, &call, arrival, now);
+        let Decision { sequence, verdict, hint, rate_headers } = state.decide(request, &call, arrival, now);
         if state.ledger.is_on() {
             in_flight.note(sequence);
         }
@@ -85,6 +100,7 @@ impl Engine {
             }),
         };
         reply.headers.extend(rate_headers);
+        hint.write(&mut reply.headers, self.epoch + now.saturating_duration_since(self.started));
         reply.sign(self.instance, sequence);
         reply.in_flight = Some(in_flight);
         reply
@@ -147,14 +163,58 @@ impl Engine {
         self.lock().ledger.payments(fingerprint)
     }
 
-    /// Empties the ledger. Limits, dice and quota go on.
+    /// How fast it was asked.
+    pub fn pace(&self) -> Pace {
+        self.lock().pace.pace()
+    }
+
+    /// Empties the ledger and the counts of [`Engine::pace`]. Limits, dice and quota go on.
     pub fn reset_ledger(&self) {
-        self.lock().ledger.reset();
+        let mut state = self.lock();
+        state.ledger.reset();
+        state.pace.reset();
     }
 
     /// Changes settings from `now` on.
     pub fn change(&self, changes: Changes, now: Instant) {
         self.lock().change(changes, now);
+        self.script_bell.ring();
+    }
+
+    /// Follows the script as long as it is polled: [`Engine::door`] depends on it.
+    pub(super) async fn follow_script(&self) {
+        let mut bell = self.script_bell.listen();
+        loop {
+            let next = {
+                let (mut state, now) = (self.lock(), Instant::now());
+                state.follow(now);
+                self.door.shut(state.trouble(now) == Some(Trouble::Down));
+                state.next_turn()
+            };
+            let turn = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                // In this order, so that another script is seen before the old one's next turn.
+                biased;
+                () = bell.changed() => {}
+                () = turn => {}
+            }
+        }
+    }
+
+    /// Shut while nobody listens.
+    pub(super) fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// When a reply that leaves after `delay` is lost to the server's going down; at once if it is down.
+    pub(super) fn lost_at(&self, now: Instant, delay: Duration) -> Option<Instant> {
+        let state = self.lock();
+        if state.trouble(now) == Some(Trouble::Down) { Some(now) } else { state.next_down(now, delay) }
     }
 
     /// The settings as they are now.
@@ -165,7 +225,7 @@ impl Engine {
     fn arrival(
         &self,
         request: &Request<'_>,
-        custom_id: Option<&str>,
+        question: Option<&Question<'_>>,
         in_flight: u64,
         now: Instant,
     ) -> Arrival {
@@ -177,7 +237,9 @@ impl Engine {
             at_us: self.at_us(now),
             endpoint,
             fingerprint: (!request.body.is_empty()).then(|| blake3::hash(request.body)),
-            custom_id: custom_id.map(Arrival::text),
+            custom_id: question.and_then(|question| question.custom_id.as_deref()).map(Arrival::text),
+            key: Auth::mark(request.headers),
+            model: question.map(|question| Arrival::text(question.model())),
             in_flight,
         }
     }
@@ -191,18 +253,22 @@ impl Engine {
             (Call::Object(_), None) => Reply::refused(&Refusal::server_error()),
         };
         let mut reply = match work.fault {
-            None | Some(Fault::Slow | Fault::Cut) => answer(),
-            Some(Fault::Drop | Fault::Empty) => Reply::json(200, Vec::new()),
+            None | Some(Fault::Slow | Fault::Drip | Fault::Cut) => answer(),
+            Some(Fault::Reset | Fault::Drop | Fault::Empty) => Reply::json(200, Vec::new()),
             Some(Fault::Garbage) => Reply::page(200),
             Some(Fault::BadGateway) => Reply::page(502),
+            Some(Fault::GatewayTimeout) => Reply::page(504),
             Some(Fault::ServerError) => Reply::refused(&Refusal::server_error()),
             Some(Fault::Overloaded) => Reply::refused(&Refusal::overloaded()),
-            Some(Fault::RateLimit) => Reply::refused(&Refusal::rate_limit(work.retry_after)),
+            Some(Fault::RateLimit) => Reply::refused(&Refusal::rate_limit()),
+            Some(Fault::RequestTimeout) => Reply::refused(&Refusal::request_timeout()),
+            Some(Fault::Conflict) => Reply::refused(&Refusal::conflict()),
         };
         reply.delay = work.delay;
         reply.delivery = match work.fault {
-            Some(Fault::Drop) => Delivery::Dropped,
+            Some(Fault::Reset | Fault::Drop) => Delivery::Dropped,
             Some(Fault::Cut) => Delivery::Cut,
+            Some(Fault::Drip) => Delivery::Dripped(work.drips),
             _ => Delivery::Whole,
         };
         reply
@@ -235,7 +301,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::simulate::{Auth, Faults, Latency, LedgerSettings, Outcome, WhenFull};
+    use crate::simulate::{Auth, Faults, Latency, LedgerSettings, Outcome, Script, WhenFull};
 
     fn engine(settings: Settings) -> Engine {
         Engine::new(settings, Seed::fixed(1)).unwrap()
@@ -333,8 +399,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_same_seed_gives_the_same_faults_whatever_the_latency() {
         let run = |seed: u64, latency: Latency| -> Vec<Outcome> {
-            let faults: Faults =
-                "429=0.1,500=0.1,502=0.1,503=0.1,drop=0.1,cut=0.1,garbage=0.1,empty=0.1".parse().unwrap();
+            let all = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Slow);
+            let faults = Faults::new(all.map(|fault| (fault, 0.07))).unwrap();
             let settings = Settings { latency, faults, ..Settings::default() };
             let engine = Engine::new(settings, Seed::fixed(seed)).unwrap();
             for _ in 0..1_000 {
@@ -347,7 +413,7 @@ mod tests {
         assert_ne!(first, run(2, Latency::ZERO));
         for fault in Fault::ALL {
             let met = first.iter().filter(|outcome| **outcome == Outcome::Fault(fault)).count();
-            let expected = if fault == Fault::Slow { 0..1 } else { 60..140 };
+            let expected = if fault == Fault::Slow { 0..1 } else { 40..100 };
             assert!(expected.contains(&met), "{fault}: {met}");
         }
     }
@@ -482,12 +548,12 @@ mod tests {
         let (status, now) = admin(
             Method::POST,
             "/_sim/faults",
-            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9,"mishaps":"upload=drop","fate":"fail"}"#,
+            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9,"mishaps":"upload=drop","fate":"fail","hints":"none,date:2s","limits_told":"hints"}"#,
         );
         assert_eq!(status, 200);
         let expected = json!({"faults": "500=1", "capacity": 2, "when_full": "429", "requests_per_minute": 60,
             "tokens_per_minute": null, "latency": "5ms", "key": true, "quota_after": 9, "mishaps": "upload=drop",
-            "fate": "fail"});
+            "fate": "fail", "hints": "none,date:2s", "limits_told": "hints"});
         assert_eq!(now, expected);
         assert_eq!(engine.settings().when_full, WhenFull::SlowDown);
         assert_eq!(ask(&engine, "x").status, 401);
@@ -503,5 +569,91 @@ mod tests {
         assert_eq!((&one["requests"], &one["paid"]), (&json!(3), &json!(1)));
         assert_eq!(admin(Method::GET, "/_sim/ledger?fingerprint=zz", "").0, 400);
         assert_eq!(admin(Method::DELETE, "/_sim/ledger", "").1["requests"], 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_are_told_as_far_as_is_wanted() {
+        let told = |limits_told: &str| {
+            let limits_told = limits_told.parse().unwrap();
+            let settings = Settings { requests_per_minute: Some(1), limits_told, ..Settings::default() };
+            let engine = engine(settings);
+            let (first, refused) = (ask(&engine, "x"), ask(&engine, "x"));
+            let limit = |reply: &Reply| header(reply, "x-ratelimit-limit-requests").is_some();
+            assert_eq!(limit(&first), limit(&refused));
+            assert_eq!(engine.entries()[1].retry_after_ms, header(&refused, "retry-after").map(|_| 60_000));
+            (limit(&first), header(&refused, "retry-after").is_some())
+        };
+        let all = ["all", "headers", "hints", "nothing"].map(told);
+        assert_eq!(all, [(true, true), (true, false), (false, true), (false, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_script_changes_what_requests_meet() {
+        let script = r#"
+            [[events]]
+            at = "10s"
+            for = "10s"
+            what = "401"
+            [[events]]
+            at = "30s"
+            for = "10s"
+            what = "429"
+            retry_after = "date:20s"
+            [[events]]
+            at = "50s"
+            for = "10s"
+            what = "quota"
+            [[events]]
+            at = "70s"
+            for = "10s"
+            what = "model"
+            [[events]]
+            at = "90s"
+            for = "10s"
+            what = "502"
+            [[events]]
+            at = "110s"
+            for = "10s"
+            requests_per_minute = 1
+        "#;
+        let script = Script::parse("script.toml", script).unwrap();
+        let epoch = Timestamp::from_millis(1_767_225_600_000);
+        let engine = engine(Settings { script, epoch, ..Settings::default() });
+        let mut seen = Vec::new();
+        for _ in 0..13 {
+            let replies = [ask(&engine, "x"), ask(&engine, "x")];
+            seen.push(replies.each_ref().map(|reply| reply.status));
+            if replies[0].status == 429 && seen.len() == 4 {
+                assert_eq!(header(&replies[0], "date"), Some("Thu, 01 Jan 2026 00:00:30 GMT"));
+                assert_eq!(header(&replies[0], "retry-after"), Some("Thu, 01 Jan 2026 00:00:50 GMT"));
+            }
+            advance(Duration::from_secs(10)).await;
+        }
+        let first = |seen: &[u16; 2]| seen[0];
+        let statuses: Vec<u16> = seen.iter().map(first).collect();
+        assert_eq!(statuses, [200, 401, 200, 429, 200, 429, 200, 404, 200, 502, 200, 200, 200]);
+        assert_eq!(seen[11], [200, 429], "one a minute");
+        let outcomes = engine.summary().by_outcome;
+        assert_eq!((outcomes["refused:insufficient_quota"], outcomes["refused:model_not_found"]), (2, 2));
+        assert_eq!((outcomes["fault:429"], outcomes["fault:502"]), (2, 2));
+        let body = engine.entries()[6].clone();
+        assert_eq!((body.outcome, body.retry_after_ms), (Outcome::Fault(Fault::RateLimit), Some(20_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pace_is_told_in_one_call() {
+        let engine = engine(Settings { requests_per_minute: Some(60), ..Settings::default() });
+        ask(&engine, "x");
+        ask(&engine, "x");
+        advance(Duration::from_millis(500)).await;
+        ask(&engine, "x");
+        let told = |path| {
+            let reply = send(&engine, &Method::GET, path, &HeaderMap::new(), "");
+            serde_json::from_slice::<Value>(&reply.body).unwrap()
+        };
+        let pace = told("/_sim/pace");
+        assert_eq!((&pace["admitted"], &pace["refused"], &pace["early"]), (&json!(1), &json!(2), &json!(1)));
+        let second = json!([{"at": 0, "admitted": 1, "refused": 2, "rejected": 0, "max_in_flight": 1}]);
+        assert_eq!(pace["seconds"], second);
     }
 }

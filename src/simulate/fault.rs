@@ -14,7 +14,11 @@ use crate::diag;
 /// What goes wrong with a request that was fit to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// 429 `rate_limit_exceeded`; by the dice, every second one says when to come back (1 s).
+    /// 408, without a word, as proxies say it.
+    RequestTimeout,
+    /// 409 `conflict`.
+    Conflict,
+    /// 429 `rate_limit_exceeded`; what it says about coming back is drawn from [`Settings::hints`](super::Settings::hints).
     RateLimit,
     /// 500 `server_error`.
     ServerError,
@@ -22,6 +26,10 @@ pub enum Fault {
     BadGateway,
     /// 503 `server_is_overloaded`.
     Overloaded,
+    /// 504 with the HTML page of a gateway.
+    GatewayTimeout,
+    /// The request is read, then the connection is reset; nothing is done.
+    Reset,
     /// The work is done, then the connection is reset before the first byte of the reply.
     Drop,
     /// The work is done, then the connection breaks in the middle of the body.
@@ -32,32 +40,44 @@ pub enum Fault {
     Empty,
     /// The whole answer, [`Settings::slow`](super::Settings::slow) later.
     Slow,
+    /// The whole answer, whose bytes trickle for as long as [`Settings::slow`](super::Settings::slow).
+    Drip,
 }
 
 impl Fault {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
+        Self::RequestTimeout,
+        Self::Conflict,
         Self::RateLimit,
         Self::ServerError,
         Self::BadGateway,
         Self::Overloaded,
+        Self::GatewayTimeout,
+        Self::Reset,
         Self::Drop,
         Self::Cut,
         Self::Garbage,
         Self::Empty,
         Self::Slow,
+        Self::Drip,
     ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::RequestTimeout => "408",
+            Self::Conflict => "409",
             Self::RateLimit => "429",
             Self::ServerError => "500",
             Self::BadGateway => "502",
             Self::Overloaded => "503",
+            Self::GatewayTimeout => "504",
+            Self::Reset => "reset",
             Self::Drop => "drop",
             Self::Cut => "cut",
             Self::Garbage => "garbage",
             Self::Empty => "empty",
             Self::Slow => "slow",
+            Self::Drip => "drip",
         }
     }
 
@@ -76,9 +96,26 @@ impl Fault {
     /// Whether the work is done all the same: the provider bills an answer, keeps a file, starts a fine-tune.
     pub const fn has_effect(self) -> bool {
         match self {
-            Self::RateLimit | Self::ServerError | Self::BadGateway | Self::Overloaded => false,
-            Self::Drop | Self::Cut | Self::Garbage | Self::Empty | Self::Slow => true,
+            Self::RequestTimeout
+            | Self::Conflict
+            | Self::RateLimit
+            | Self::ServerError
+            | Self::BadGateway
+            | Self::Overloaded
+            | Self::GatewayTimeout
+            | Self::Reset => false,
+            Self::Drop | Self::Cut | Self::Garbage | Self::Empty | Self::Slow | Self::Drip => true,
         }
+    }
+
+    /// Whether the whole answer arrives all the same, however late.
+    pub const fn is_answered(self) -> bool {
+        matches!(self, Self::Slow | Self::Drip)
+    }
+
+    /// Whether it says that the server has too much to do, which it says at once.
+    pub(super) const fn is_refusal(self) -> bool {
+        matches!(self, Self::RateLimit | Self::Overloaded)
     }
 }
 
@@ -199,7 +236,7 @@ mod tests {
         let faults: Faults = " 500=0.02, cut=0.005 ,".parse().unwrap();
         assert_eq!(faults.to_string(), "500=0.02,cut=0.005");
         assert_eq!("".parse(), Ok(Faults::none()));
-        let all: Vec<String> = Fault::ALL.iter().map(|f| format!("{f}=0.1")).collect();
+        let all: Vec<String> = Fault::ALL.iter().map(|f| format!("{f}=0.05")).collect();
         let object: Faults = serde_json::from_str(r#"{"cut": 0.005, "500": 0.02}"#).unwrap();
         assert_eq!(object, faults);
         assert_eq!(all.join(",").parse::<Faults>().unwrap().to_string(), all.join(","));
@@ -210,7 +247,7 @@ mod tests {
         let error = |text: &str| text.parse::<Faults>().unwrap_err().to_string();
         assert_eq!(error("500"), "found `500`, expected `NAME=PROBABILITY` like `500=0.02`");
         assert_eq!(error("garbge=0.1"), "unknown fault `garbge`, did you mean `garbage`?");
-        assert!(error("zebra=0.1").contains("expected one of 429, 500"));
+        assert!(error("zebra=0.1").contains("expected one of 408, 409"));
         assert!(error("cut=1.5").contains("expected 0 to 1"));
         assert!(error("cut=NaN").contains("expected 0 to 1"));
         assert!(error("cut=0.6,drop=0.6").contains("at most 1"));

@@ -64,6 +64,12 @@ pub struct Entry {
     pub fingerprint: Option<blake3::Hash>,
     /// `metadata.custom_id` of the body, else its `user`.
     pub custom_id: Option<String>,
+    /// The key that it came with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyMark>,
+    /// The model that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     pub outcome: Outcome,
     /// An answer was produced, and billed.
     pub paid: bool,
@@ -94,6 +100,22 @@ fn hex<S: Serializer>(hash: &Option<blake3::Hash>, serializer: S) -> Result<S::O
     match hash {
         Some(hash) => serializer.serialize_some(hash.to_hex().as_str()),
         None => serializer.serialize_none(),
+    }
+}
+
+/// Tells a key from others without telling it: the beginning of its BLAKE3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyMark(u32);
+
+impl KeyMark {
+    pub fn of(key: &str) -> Self {
+        Self(blake3::hash(key.as_bytes()).as_bytes().first_chunk().copied().map_or(0, u32::from_be_bytes))
+    }
+}
+
+impl Serialize for KeyMark {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:08x}", self.0))
     }
 }
 
@@ -141,6 +163,8 @@ pub(super) struct Arrival {
     pub(super) endpoint: Cow<'static, str>,
     pub(super) fingerprint: Option<blake3::Hash>,
     pub(super) custom_id: Option<String>,
+    pub(super) key: Option<KeyMark>,
+    pub(super) model: Option<String>,
     pub(super) in_flight: u64,
 }
 
@@ -218,13 +242,15 @@ impl Ledger {
         if let Some(fingerprint) = arrival.fingerprint {
             self.track(fingerprint, paid);
         }
-        let Arrival { at_us, endpoint, fingerprint, custom_id, in_flight } = arrival;
+        let Arrival { at_us, endpoint, fingerprint, custom_id, key, model, in_flight } = arrival;
         let entry = Entry {
             sequence,
             at_us,
             endpoint,
             fingerprint,
             custom_id,
+            key,
+            model,
             outcome,
             paid,
             effect,
@@ -328,6 +354,8 @@ mod tests {
             endpoint: Cow::Borrowed("/embeddings"),
             fingerprint: Some(blake3::hash(body.as_bytes())),
             custom_id: None,
+            key: None,
+            model: None,
             in_flight: 1,
         }
     }

@@ -4,20 +4,32 @@
 //! let in, a queue needs no waiting tasks: the next request simply begins when the next slot is free.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::bucket::Bucket;
+use super::ledger::KeyMark;
 use super::refusal::{Refusal, go_duration};
 use super::settings::WhenFull;
 
 /// A longer latency counts as this: as good as never, and far from the end of the clock.
 const LATENCY_MAX: Duration = Duration::from_hours(24 * 365);
+/// Keys that have limits of their own, where each has.
+const KEYS_MAX: usize = 1_000;
 
+/// The limits of each key, or of all together.
 #[derive(Debug)]
+pub(super) struct KeyLimits {
+    is_per_key: bool,
+    /// Unused: what a key begins with.
+    fresh: Limits,
+    keys: BTreeMap<Option<KeyMark>, Limits>,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Limits {
     requests: Option<Bucket>,
     tokens: Option<Bucket>,
@@ -26,6 +38,25 @@ pub(super) struct Limits {
     /// When each taken slot becomes free; with a capacity, never more of them than slots, but for a
     /// while after it was lowered.
     busy: BinaryHeap<Reverse<Instant>>,
+}
+
+impl KeyLimits {
+    pub(super) fn new(is_per_key: bool, fresh: Limits) -> Self {
+        Self { is_per_key, fresh, keys: BTreeMap::new() }
+    }
+
+    /// Those that hold for this key. Keys beyond [`KEYS_MAX`] share one's.
+    pub(super) fn of(&mut self, key: Option<KeyMark>) -> &mut Limits {
+        let is_known = self.keys.contains_key(&key) || self.keys.len() < KEYS_MAX;
+        let key = key.filter(|_| self.is_per_key && is_known);
+        self.keys.entry(key).or_insert_with(|| self.fresh.clone())
+    }
+
+    /// Changes those of every key.
+    pub(super) fn change(&mut self, change: impl Fn(&mut Limits)) {
+        change(&mut self.fresh);
+        self.keys.values_mut().for_each(change);
+    }
 }
 
 impl Limits {
@@ -129,6 +160,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulate::Hint;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -158,7 +190,7 @@ mod tests {
         limits.admit("m", 0, now).unwrap();
         limits.occupy(SECOND, now);
         let refusal = limits.admit("m", 0, now).unwrap_err();
-        assert_eq!((refusal.status, refusal.retry_after), (429, Some(SECOND)));
+        assert_eq!((refusal.status, refusal.hint), (429, Hint::Both(SECOND)));
         limits.when_full = WhenFull::Overloaded;
         assert_eq!(limits.admit("m", 0, now).unwrap_err().status, 503);
         assert!(limits.admit("m", 0, now + SECOND).is_ok());
@@ -196,6 +228,22 @@ mod tests {
         }
         assert_eq!(limits.requests.as_ref().unwrap().remaining(), 9);
         let refusal = limits.admit("m", 61, now).unwrap_err();
-        assert!(refusal.retry_after.is_none(), "no waiting helps what is larger than a minute");
+        assert!(refusal.hint == Hint::None, "no waiting helps what is larger than a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_share_limits_or_have_their_own() {
+        let now = Instant::now();
+        let mut fresh = Limits::new();
+        fresh.set_requests(Some(60), SECOND, now);
+        let keys = [None, Some(KeyMark::of("a")), Some(KeyMark::of("b"))];
+        let admitted = |is_per_key| {
+            let mut limits = KeyLimits::new(is_per_key, fresh.clone());
+            let admitted = keys.map(|key| limits.of(key).admit("m", 1, now).is_ok());
+            limits.change(|limits| limits.set_requests(None, SECOND, now));
+            assert!(keys.iter().all(|key| limits.of(*key).admit("m", 1, now).is_ok()));
+            admitted
+        };
+        assert_eq!((admitted(true), admitted(false)), ([true; 3], [true, false, false]));
     }
 }

@@ -16,8 +16,8 @@
 //! (`sim-fail`, `sim-cancel`, `sim-vanish`, `sim-odd`), ends one otherwise; [`Mishaps`] lose or spoil the reply to
 //! the first upload, create, cancel and so on.
 //!
-//! `/_sim/ledger` says what was asked and paid for, `/_sim/faults` changes faults and limits of a
-//! running server, and `/_sim/images/` serves the images.
+//! `/_sim/ledger` says what was asked and paid for, `/_sim/pace` how fast, `/_sim/faults` changes faults and limits of
+//! a running server, and `/_sim/images/` serves the images. A [`Script`] says what changes when.
 //!
 //! # What it does not do
 //!
@@ -31,30 +31,40 @@ mod call;
 mod engine;
 mod fate;
 mod fault;
+mod hint;
 mod image;
 mod judge;
 mod latency;
 pub mod laws;
 mod ledger;
 mod limits;
+mod line;
 mod member;
 mod mishap;
 mod objects;
+mod pace;
 mod question;
 mod refusal;
 mod reply;
+mod script;
 mod server;
 mod settings;
+mod timeline;
 mod transport;
 
 pub use call::Request;
 pub use engine::Engine;
 pub use fate::Fate;
 pub use fault::{Fault, Faults};
+pub use hint::{Hint, Hints};
 pub use latency::Latency;
-pub use ledger::{Entry, Outcome, Payments, Summary};
+pub use ledger::{Entry, KeyMark, Outcome, Payments, Summary};
 pub use mishap::{Act, Mishaps};
+pub use pace::{Pace, Second};
 pub use reply::{Delivery, Reply};
+pub use script::{Conditions, Event, Script, Trouble};
 pub use server::Server;
-pub use settings::{Auth, Change, Changes, ImageForm, LedgerSettings, ParseError, Settings, WhenFull};
+pub use settings::{
+    Auth, Change, Changes, ImageForm, LedgerSettings, LimitsTold, ParseError, Settings, WhenFull,
+};
 pub use transport::SimulatedTransport;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::hint::Hint;
+
 const INVALID_REQUEST: &str = "invalid_request_error";
 
 /// A request that gets no answer.
@@ -13,7 +15,8 @@ pub(super) struct Refusal {
     pub(super) status: u16,
     /// Stands in the ledger as `refused:<name>`; the code wherever the API has one.
     pub(super) name: &'static str,
-    pub(super) retry_after: Option<Duration>,
+    /// What it says about coming back.
+    pub(super) hint: Hint,
     /// For 405: the method that is taken.
     pub(super) allow: Option<&'static str>,
     error: Box<Error>,
@@ -41,7 +44,7 @@ impl Refusal {
 
     pub(super) fn new(status: u16, name: &'static str, message: String) -> Self {
         let error = Error { message, kind: INVALID_REQUEST, param: None, code: Some(name) };
-        Self { status, name, retry_after: None, allow: None, error: Box::new(error) }
+        Self { status, name, hint: Hint::None, allow: None, error: Box::new(error) }
     }
 
     pub(super) fn kind(mut self, kind: &'static str) -> Self {
@@ -59,8 +62,13 @@ impl Refusal {
         self
     }
 
+    /// The same, and what it says about coming back only if it may.
+    pub(super) fn hinting(self, may: bool) -> Self {
+        Self { hint: if may { self.hint } else { Hint::None }, ..self }
+    }
+
     fn after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
+        Self { hint: Hint::Both(wait), ..self }
     }
 
     pub(super) fn missing_key() -> Self {
@@ -190,9 +198,17 @@ impl Refusal {
     }
 
     /// A 429 out of the blue: the fault.
-    pub(super) fn rate_limit(wait: Option<Duration>) -> Self {
-        let refusal = Self::new(429, "rate_limit_exceeded", "Rate limit reached for requests.".to_owned());
-        Self { retry_after: wait, ..refusal.kind("requests") }
+    pub(super) fn rate_limit() -> Self {
+        Self::new(429, "rate_limit_exceeded", "Rate limit reached for requests.".to_owned()).kind("requests")
+    }
+
+    pub(super) fn request_timeout() -> Self {
+        Self::new(408, "request_timeout", "Request timed out.".to_owned()).kind("timeout").without_code()
+    }
+
+    pub(super) fn conflict() -> Self {
+        let message = "The resource was updated by another process. Please try your request again.";
+        Self::new(409, "conflict", message.to_owned())
     }
 
     pub(super) fn server_error() -> Self {

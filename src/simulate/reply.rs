@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -13,9 +13,11 @@ use tokio::time::Instant;
 use super::refusal::Refusal;
 
 /// What a gateway sends when what is behind it doesn't answer.
-const PAGE: &[u8] = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n\
+const BAD_GATEWAY: &[u8] = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n\
     <center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n";
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// What it sends when that takes too long.
+const GATEWAY_TIMEOUT: &[u8] = b"<html>\r\n<head><title>504 Gateway Time-out</title></head>\r\n<body>\r\n\
+    <center><h1>504 Gateway Time-out</h1></center>\r\n</body>\r\n</html>\r\n";
 
 /// What to send, when and how. The request counts as in flight until this is dropped.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub enum Delivery {
     Dropped,
     /// The head and the first half of the body, then the connection is reset.
     Cut,
+    /// All of it, the bytes of the body spread evenly over this time.
+    Dripped(Duration),
 }
 
 /// Who is in the server, and who has left it since that was last asked.
@@ -130,29 +134,24 @@ impl Reply {
 
     /// A gateway's HTML page.
     pub(super) fn page(status: u16) -> Self {
-        Self::new(status, "text/html", PAGE)
+        Self::new(status, "text/html", if status == 504 { GATEWAY_TIMEOUT } else { BAD_GATEWAY })
     }
 
-    /// With `Retry-After` in whole seconds and `retry-after-ms`, both rounded up: who waits as told
-    /// is let in.
+    /// Without what it says about coming back, which depends on the date.
     pub(super) fn refused(refusal: &Refusal) -> Self {
         let mut reply = Self::json(refusal.status, refusal.body());
-        if let Some(wait) = refusal.retry_after {
-            let millis = whole_millis(wait);
-            reply.headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
-            reply.headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
-        }
         if let Some(method) = refusal.allow {
             reply.headers.insert(ALLOW, HeaderValue::from_static(method));
         }
         reply
     }
 
-    /// To be called when the reply begins: what its asker gets whole is known by its hash.
+    /// To be called when the reply begins, or when one that drips has ended: what its asker gets whole is known by its
+    /// hash.
     pub(super) fn begin(&mut self) {
         if let Some(in_flight) = &mut self.in_flight
             && in_flight.sequence.is_some()
-            && self.delivery == Delivery::Whole
+            && matches!(self.delivery, Delivery::Whole | Delivery::Dripped(_))
         {
             in_flight.answer = Some(blake3::hash(self.body.trim_ascii()));
         }

@@ -2,44 +2,43 @@
 //!
 //! # Operation
 //!
-//! Every connection is a [`Line`] with a [`Breaker`]. To drop a reply, the handler trips the breaker of
+//! Every connection is a line with a [`Breaker`]. To drop a reply, the handler trips the breaker of
 //! its own connection: the next write fails, axum closes the connection, and as no lingering is set the
-//! kernel resets it. A cut reply sends its head with the whole length and half of the body first.
+//! kernel resets it. A cut reply sends its head with the whole length and half of the body first; one that drips
+//! counts as in flight until its last byte. While a script says that the server is down, nobody listens.
 //!
 //! When the server is told to stop, requests that wait for their time are answered at once, so that
 //! nothing that was paid for is lost to a rehearsal's end.
 
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{self, State};
 use axum::http::header::{CONTENT_LENGTH, HOST};
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
-use axum::serve::{IncomingStream, Listener};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::call::Request;
 use super::engine::Engine;
+use super::line::{self, Breaker, Lines};
 use super::reply::{Delivery, Reply};
 use super::settings::Settings;
 use crate::clock::Seed;
 
-/// Connections that may wait to be accepted: a crowd of workers comes at once.
-const BACKLOG: u32 = 4096;
+/// Pieces of a reply that drips: enough of them to be a trickle.
+const DROPS_MAX: u32 = 100;
 /// How long a stopping server waits for askers that don't take their replies.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -55,14 +54,8 @@ impl Server {
     /// Binds the address and opens the ledger. Must be called within a tokio runtime.
     pub fn bind(settings: Settings, seed: Seed) -> io::Result<Self> {
         let listen = settings.listen;
-        let bind = || -> io::Result<TcpListener> {
-            let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            socket.set_reuseaddr(true)?;
-            socket.bind(listen)?;
-            socket.listen(BACKLOG)
-        };
         let named = |error: io::Error| io::Error::new(error.kind(), format!("listen on {listen}: {error}"));
-        let listener = bind().map_err(named)?;
+        let listener = line::listen(listen).map_err(named)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address, engine: Arc::new(Engine::new(settings, seed)?) })
     }
@@ -80,16 +73,18 @@ impl Server {
     /// Serves until `stop`; then answers what has come and closes. Ends at the latest 5 s after `stop`,
     /// and leaves those who have not taken their reply by then.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let lines = Lines::new(self.listener, self.address, self.engine.door());
+        let script = Arc::clone(&self.engine);
         let shared = Shared { engine: self.engine, address: self.address.to_string(), stop: stop.clone() };
         let router = Router::new().fallback(answer).with_state(Arc::new(shared));
         let service = router.into_make_service_with_connect_info::<Breaker>();
-        let server = axum::serve(Lines(self.listener), service)
-            .with_graceful_shutdown(stop.clone().cancelled_owned())
-            .into_future();
+        let server =
+            axum::serve(lines, service).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
         tokio::select! {
             // In this order, so that a server that has ended says how.
             biased;
             ended = server => ended,
+            () = script.follow_script() => Ok(()),
             () = grace(stop) => Ok(()),
         }
     }
@@ -139,6 +134,9 @@ async fn answer(
             () = sleep(reply.delay) => {}
         }
     }
+    if matches!(reply.delivery, Delivery::Dripped(_)) {
+        return drip(reply);
+    }
     reply.begin();
     deliver(reply, &breaker)
 }
@@ -162,7 +160,7 @@ async fn read(body: Body, bytes_max: usize) -> Result<Option<Bytes>, axum::Error
 fn deliver(reply: Reply, breaker: &Breaker) -> Response<Body> {
     let length = reply.body.len();
     let body = match reply.delivery {
-        Delivery::Whole => Body::from(reply.body),
+        Delivery::Whole | Delivery::Dripped(_) => Body::from(reply.body),
         Delivery::Dropped => {
             breaker.trip();
             Body::empty()
@@ -175,6 +173,32 @@ fn deliver(reply: Reply, breaker: &Breaker) -> Response<Body> {
     if reply.delivery == Delivery::Cut {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
+    response
+}
+
+/// The whole reply, a few bytes at a time. It is in flight until the last of them.
+fn drip(mut reply: Reply) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.headers_mut() = mem::take(&mut reply.headers);
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+    let Delivery::Dripped(time) = reply.delivery else { return response };
+    let drops = u32::try_from(reply.body.len()).unwrap_or(u32::MAX).clamp(1, DROPS_MAX);
+    let size = reply.body.len().div_ceil(drops as usize).max(1);
+    let bytes = stream::unfold((reply, 0), move |(mut reply, sent)| async move {
+        let length = reply.body.len();
+        if sent >= length {
+            return None;
+        }
+        sleep(time / drops).await;
+        let end = length.min(sent + size);
+        if end == length {
+            // Nobody asks for more than the promised length, so this can't wait until then.
+            reply.begin();
+        }
+        Some((Ok::<_, io::Error>(reply.body.slice(sent..end)), (reply, end)))
+    });
+    *response.body_mut() = Body::from_stream(bytes);
     response
 }
 
@@ -198,120 +222,15 @@ fn half(body: &Bytes, breaker: Breaker) -> Body {
     }))
 }
 
-/// Accepts connections as [`Line`]s.
-#[derive(Debug)]
-struct Lines(TcpListener);
-
-impl Listener for Lines {
-    type Io = Line;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Line, SocketAddr) {
-        let (stream, address) = Listener::accept(&mut self.0).await;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-        (Line { stream, breaker: Breaker::default() }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
-/// Breaks its connection when tripped.
-#[derive(Clone, Debug, Default)]
-struct Breaker(Arc<AtomicBool>);
-
-impl Breaker {
-    fn trip(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn is_tripped(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-impl Connected<IncomingStream<'_, Lines>> for Breaker {
-    fn connect_info(stream: IncomingStream<'_, Lines>) -> Self {
-        stream.io().breaker.clone()
-    }
-}
-
-/// A connection that can be broken.
-#[derive(Debug)]
-struct Line {
-    stream: TcpStream,
-    breaker: Breaker,
-}
-
-impl Line {
-    fn check(&self) -> io::Result<()> {
-        if self.breaker.is_tripped() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if self.breaker.is_tripped()
-            && let Err(error) = self.stream.set_zero_linger()
-        {
-            tracing::debug!(%error, "a connection is closed, not reset");
-        }
-    }
-}
-
-impl AsyncRead for Line {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::task::{JoinSet, yield_now};
 
     use super::*;
-    use crate::simulate::{Changes, ImageForm, Latency};
+    use crate::simulate::{Changes, ImageForm, Latency, Script};
 
     /// A server that runs until `stop`, and a client that asks it.
     struct Rehearsal {
@@ -425,6 +344,68 @@ mod tests {
         assert!(half.starts_with(b"{\"id\":\"cmpl-"));
         assert!(reply.chunk().await.is_err());
         assert_eq!(rehearsal.engine.summary().paid, 1);
+        rehearsal.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_met_once_the_request_is_read_and_costs_nothing() {
+        let rehearsal = rehearse(Settings { faults: "reset=1".parse().unwrap(), ..Settings::default() });
+        let error = rehearsal.ask("hi").await.unwrap_err();
+        assert!(error.is_request() && !error.is_connect() && !error.is_timeout(), "{error:?}");
+        let summary = rehearsal.engine.summary();
+        assert_eq!((summary.requests, summary.paid), (1, 0));
+        rehearsal.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_dripping_reply_comes_in_drops_and_is_in_flight_until_the_last() {
+        let slow = Duration::from_millis(200);
+        let settings = Settings { faults: "drip=1".parse().unwrap(), slow, ..Settings::default() };
+        let rehearsal = rehearse(settings);
+        let (started, mut reply) = (Instant::now(), rehearsal.ask("hi").await.unwrap());
+        let (mut body, mut drops) = (Vec::new(), 0);
+        while let Some(drop) = reply.chunk().await.unwrap() {
+            body.extend_from_slice(&drop);
+            drops += 1;
+        }
+        assert!(drops > 1 && started.elapsed() >= slow, "{drops}");
+        assert!(serde_json::from_slice::<Value>(&body).is_ok());
+        let entries = rehearsal.engine.entries();
+        assert_eq!((entries[0].answer, entries[0].paid), (Some(blake3::hash(&body)), true));
+        assert!(u128::from(entries[0].left_us.unwrap() - entries[0].at_us) >= slow.as_micros());
+        rehearsal.end().await;
+    }
+
+    fn down_for(lasts: &str) -> Changes {
+        let script = format!("[[events]]\nat = \"0s\"\nfor = \"{lasts}\"\nwhat = \"down\"\n");
+        Changes { script: Some(Script::parse("down", &script).unwrap()), ..Changes::default() }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_resets_who_is_there_and_refuses_who_comes() {
+        let latency = Latency::fixed(Duration::from_hours(1));
+        let rehearsal = rehearse(Settings { latency, ..Settings::default() });
+        let engine = Arc::clone(&rehearsal.engine);
+        let fall = async {
+            while engine.in_flight() == 0 {
+                yield_now().await;
+            }
+            engine.change(down_for("1h"), Instant::now());
+        };
+        let (lost, ()) = tokio::join!(rehearsal.ask("hi"), fall);
+        let lost = lost.unwrap_err();
+        assert!(lost.is_request() && !lost.is_connect(), "{lost:?}");
+        let mut refused = rehearsal.ask("hi").await.unwrap_err();
+        while !refused.is_connect() {
+            // The listener closes at the same time as the connections.
+            refused = rehearsal.ask("hi").await.unwrap_err();
+        }
+        let back =
+            Changes { latency: Some(Latency::ZERO), script: Some(Script::default()), ..Changes::default() };
+        engine.change(back, Instant::now());
+        while rehearsal.ask("hi").await.is_err() {
+            yield_now().await;
+        }
         rehearsal.end().await;
     }
 

@@ -15,9 +15,12 @@ use thiserror::Error;
 use super::answer::CREATED;
 use super::fate::Fate;
 use super::fault::Faults;
+use super::hint::Hints;
 use super::latency::Latency;
+use super::ledger::KeyMark;
 use super::mishap::Mishaps;
 use super::refusal::Refusal;
+use super::script::Script;
 use crate::domain::Timestamp;
 
 /// Well above the longest JSONL line that batchd takes by default (16 MiB).
@@ -38,7 +41,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Time an answer takes once it has a slot. Default none.
     pub latency: Latency,
-    /// Added to the latency by the fault `slow`. Default 30 s.
+    /// Added to the latency by the fault `slow`; how long the bytes of the fault `drip` take. Default 30 s.
     pub slow: Duration,
     /// Requests that are worked on at a time; 0 counts as 1. Default unlimited.
     pub capacity: Option<u32>,
@@ -51,8 +54,16 @@ pub struct Settings {
     /// How much of both limits may be used at one moment after a rest; at least one request gets
     /// through. Default 1 s worth.
     pub burst: Duration,
+    /// Whether every key has limits and a capacity of its own, instead of all together. Default off.
+    pub limits_per_key: bool,
+    /// Default [`LimitsTold::All`].
+    pub limits_told: LimitsTold,
     /// Default none.
     pub faults: Faults,
+    /// What the fault 429 says about coming back. Default: every second one says 1 s.
+    pub hints: Hints,
+    /// What happens when, from the start of the server. Default nothing.
+    pub script: Script,
     /// Default [`Auth::Open`].
     pub auth: Auth,
     /// The models there are, beside those that fine-tunes make; a request for another one is a 404. Default empty:
@@ -92,7 +103,11 @@ impl Default for Settings {
             requests_per_minute: None,
             tokens_per_minute: None,
             burst: Duration::from_secs(1),
+            limits_per_key: false,
+            limits_told: LimitsTold::All,
             faults: Faults::none(),
+            hints: Hints::default(),
+            script: Script::default(),
             auth: Auth::Open,
             models: Vec::new(),
             strict_models: false,
@@ -150,20 +165,28 @@ impl Auth {
 
     /// Whether who sends these headers is let in.
     pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        const API_KEY: HeaderName = HeaderName::from_static("api-key");
         let expected = match self {
             Self::Open => return Ok(()),
             Self::AnyKey => None,
             Self::Key(key) => Some(key.expose_secret()),
         };
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-        let given = bearer.or_else(|| text(API_KEY)).map(str::trim).filter(|key| !key.is_empty());
-        match (given, expected) {
+        match (Self::given(headers), expected) {
             (None, _) => Err(Refusal::missing_key()),
             (Some(given), Some(expected)) if given != expected => Err(Refusal::wrong_key()),
             (Some(_), _) => Ok(()),
         }
+    }
+
+    /// Which key was sent.
+    pub(super) fn mark(headers: &HeaderMap) -> Option<KeyMark> {
+        Self::given(headers).map(KeyMark::of)
+    }
+
+    fn given(headers: &HeaderMap) -> Option<&str> {
+        const API_KEY: HeaderName = HeaderName::from_static("api-key");
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        bearer.or_else(|| text(API_KEY)).map(str::trim).filter(|key| !key.is_empty())
     }
 }
 
@@ -177,6 +200,28 @@ pub enum WhenFull {
     Overloaded,
     /// 429 `slow_down`.
     SlowDown,
+}
+
+/// What replies tell of the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LimitsTold {
+    #[default]
+    All,
+    /// `x-ratelimit-*` on answers and refusals.
+    Headers,
+    /// When to come back, on refusals.
+    Hints,
+    Nothing,
+}
+
+impl LimitsTold {
+    pub(super) const fn by_headers(self) -> bool {
+        matches!(self, Self::All | Self::Headers)
+    }
+
+    pub(super) const fn by_hints(self) -> bool {
+        matches!(self, Self::All | Self::Hints)
+    }
 }
 
 /// How images are answered.
@@ -227,6 +272,7 @@ macro_rules! words {
 pub(super) use words;
 
 words!(WhenFull { "queue" => Queue, "503" => Overloaded, "429" => SlowDown });
+words!(LimitsTold { "all" => All, "headers" => Headers, "hints" => Hints, "nothing" => Nothing });
 words!(ImageForm { "b64_json" => Base64, "url" => Url });
 
 /// What becomes of one setting.
@@ -268,6 +314,10 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Change<SecretStr
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
     pub faults: Option<Faults>,
+    pub hints: Option<Hints>,
+    /// Instead of the one that runs; its times count from the change.
+    pub script: Option<Script>,
+    pub limits_told: Option<LimitsTold>,
     /// Instead of those that have not been met yet.
     pub mishaps: Option<Mishaps>,
     /// Of fine-tunes that are created from now on.

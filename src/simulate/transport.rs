@@ -1,10 +1,11 @@
 //! The stand-in provider without sockets: a [`Transport`] whose time is tokio's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::call::Request;
 use super::engine::Engine;
@@ -44,19 +45,29 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
         body: &body,
         authority: request.url.authority(),
     };
+    let now = Instant::now();
+    if engine.lost_at(now, Duration::ZERO).is_some() {
+        return Err(TransportError::Connect("connection refused".to_owned()));
+    }
     // Held to the end, with its place among those in flight.
-    let mut reply = engine.take(&asked, Instant::now());
-    if reply.delay > request.timeout {
+    let mut reply = engine.take(&asked, now);
+    let drips = if let Delivery::Dripped(drips) = reply.delivery { drips } else { Duration::ZERO };
+    let delay = reply.delay.saturating_add(drips);
+    if let Some(lost_at) = engine.lost_at(now, delay.min(request.timeout)) {
+        sleep_until(lost_at).await;
+        return Err(TransportError::Lost("connection reset by peer".to_owned()));
+    }
+    if delay > request.timeout {
         sleep(request.timeout).await;
         return Err(TransportError::Timeout(request.timeout));
     }
-    if !reply.delay.is_zero() {
-        sleep(reply.delay).await;
+    if !delay.is_zero() {
+        sleep(delay).await;
     }
     match reply.delivery {
         Delivery::Dropped => return Err(TransportError::Lost("connection reset by peer".to_owned())),
         Delivery::Cut => return Err(TransportError::Cut("connection reset by peer".to_owned())),
-        Delivery::Whole => {}
+        Delivery::Whole | Delivery::Dripped(_) => {}
     }
     if length(&reply.body) > request.max_reply {
         return Err(TransportError::TooLarge(request.max_reply));
@@ -72,7 +83,6 @@ fn length(body: &Bytes) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::time::Duration;
 
     use axum::http::{HeaderMap, Method};
     use serde_json::json;
@@ -82,7 +92,7 @@ mod tests {
     use crate::clock::Seed;
     use crate::domain::{JobId, TuningApi, TuningData};
     use crate::provider::{self, Provider, Reach, TuningMark, TuningStatus, Upload};
-    use crate::simulate::{Latency, Settings, WhenFull};
+    use crate::simulate::{Latency, Script, Settings, WhenFull};
 
     fn transport(settings: Settings) -> SimulatedTransport {
         SimulatedTransport::new(Arc::new(Engine::new(settings, Seed::fixed(1)).unwrap()))
@@ -126,6 +136,27 @@ mod tests {
         let small = HttpRequest { max_reply: 10, ..request(minute) };
         let reply = transport(Settings::default()).exchange(small).await;
         assert!(matches!(reply, Err(TransportError::TooLarge(10))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fall_loses_what_is_on_its_way_and_refuses_the_rest() {
+        let script = "[[events]]\nat = '10s'\nfor = '10m'\nwhat = 'down'\n";
+        let script = Script::parse("down", script).unwrap();
+        let latency = Latency::fixed(Duration::from_secs(4));
+        let transport = transport(Settings { latency, script, ..Settings::default() });
+        let started = Instant::now();
+        let mut seen = Vec::new();
+        // The second one is sent at 8 s, the third when it is down, the last when it is up again.
+        for pause in [4, 0, 600, 0].map(Duration::from_secs) {
+            let reply = transport.exchange(request(Duration::from_mins(1))).await;
+            let what = reply.map_or_else(|error| error.to_string(), |reply| reply.status.to_string());
+            seen.push((what, started.elapsed().as_secs()));
+            sleep(pause).await;
+        }
+        let lost = "the connection was lost: connection reset by peer";
+        let refused = "can't connect: connection refused";
+        let expected = [("200", 4), (lost, 10), (refused, 10), ("200", 614)];
+        assert_eq!(seen, expected.map(|(what, at)| (what.to_owned(), at)));
     }
 
     #[tokio::test(start_paused = true)]

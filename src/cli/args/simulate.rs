@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::value_parser;
 
-use crate::simulate::{Fate, Faults, ImageForm, Latency, Mishaps, WhenFull};
+use crate::simulate::{Fate, Faults, Hints, ImageForm, Latency, LimitsTold, Mishaps, WhenFull};
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
@@ -40,12 +40,31 @@ pub(in crate::cli) struct SimulateArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) burst: Option<Duration>,
 
-    /// Faults and how likely each is, like `500=0.02,cut=0.005`; of 429, 500, 502, 503, drop, cut, garbage,
-    /// empty, slow
+    /// Every key has limits and a capacity of its own, instead of all together
+    #[arg(long)]
+    pub(in crate::cli) limits_per_key: bool,
+
+    /// What is told of the limits: `headers` (`x-ratelimit-*`), `hints` (when to come back, on refusals), `all` of this
+    /// or `nothing` [default: all]
+    #[arg(long, value_name = "WHAT")]
+    pub(in crate::cli) limits_told: Option<LimitsTold>,
+
+    /// Faults and how likely each is, like `500=0.02,cut=0.005`; of 408, 409, 429, 500, 502, 503, 504, reset (once the
+    /// request is read), drop (once it is answered), cut, garbage, empty, slow, drip
     #[arg(long, value_name = "FAULTS")]
     pub(in crate::cli) faults: Option<Faults>,
 
-    /// What the fault `slow` adds to the latency [default: 30s]
+    /// What the fault 429 says about coming back, each as likely as the others: `none`, `1s` (as OpenAI says it),
+    /// `seconds:1s`, `ms:500ms`, `date:30s`, `garbage`, `negative`, `1e18` [default: none,1s]
+    #[arg(long, value_name = "FORMS")]
+    pub(in crate::cli) hints: Option<Hints>,
+
+    /// What happens when: outages and other limits, as a TOML file says it. The head of a file: `[[events]]`, below it
+    /// `at = "60s"`, `for = "10m"` and `what = "down"` (or 401, quota, model, a fault) or a setting like `capacity = 8`
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) script: Option<PathBuf>,
+
+    /// What the fault `slow` adds to the latency, and how long `drip` takes [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) slow: Option<Duration>,
 

@@ -141,7 +141,7 @@ fn fate(evidence: &Evidence, entry: &Entry, kept: &BTreeSet<&str>, is_open: bool
     if kept.contains(entry.request_id.as_str()) {
         return Fate::Kept;
     }
-    if !matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow)) {
+    if !matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow | Fault::Drip)) {
         return Fate::Spoilt;
     }
     let kept_within_us = evidence.kept_within_us();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::{JobId, OnUncertain, Order, Record, RequestId, Response};
-use crate::simulate::{Entry, Fault, Outcome};
+use crate::simulate::{Entry, Fault, KeyMark, Outcome};
 
 const SECOND: u64 = 1_000_000;
 
@@ -21,6 +21,8 @@ fn entry(sequence: u64, body: &str, at_us: u64) -> Entry {
         endpoint: Cow::Borrowed("/completions"),
         fingerprint: Some(hash(body)),
         custom_id: None,
+        key: Some(KeyMark::of("key")),
+        model: Some("m".to_owned()),
         outcome: Outcome::Ok,
         paid: true,
         effect: None,
