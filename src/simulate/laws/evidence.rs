@@ -24,6 +24,9 @@ pub struct Evidence {
     pub stops: Vec<Stop>,
     /// Requests that may be in flight at a time, over all queues.
     pub concurrency: Option<u64>,
+    /// What was sent before a hint had arrived may come so long after it. With None only the request that got a hint
+    /// is held to it, not its key and model.
+    pub on_its_way: Option<Duration>,
     /// Records that one power cut may take with it beside what was in flight.
     pub unsynced_max: u64,
     /// An answer that left the server so long before a stop must have been kept. Default 1 s.
@@ -44,6 +47,7 @@ impl Default for Evidence {
             ledger: Vec::new(),
             stops: Vec::new(),
             concurrency: None,
+            on_its_way: None,
             unsynced_max: 0,
             kept_within: KEPT_WITHIN,
             published: Vec::new(),

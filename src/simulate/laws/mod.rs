@@ -12,7 +12,7 @@
 //! | L4 | an answer that was sent whole, and not just before a stop, is the one that is kept |
 //! | L5 | a line is what the server answered to that request, byte for byte, white space around it aside |
 //! | L6 | after the first refusal of key or quota only a few more requests are sent |
-//! | L7 | nobody comes back sooner than told, nor are more in flight than allowed |
+//! | L7 | nobody comes back sooner than told, neither the request nor others of its key and model, nor are more in flight than allowed |
 //! | L8 | every dropped file ends in exactly one place |
 //! | L9 | lines stand in the order of the input |
 //! | L10 | nothing leaks: no secret, no memory, no descriptor |
@@ -24,6 +24,7 @@
 //! absent is not judged: tests look at the [`Report`] to see that there was something to judge.
 
 mod evidence;
+mod lanes;
 mod lines;
 mod payments;
 mod report;
@@ -83,6 +84,7 @@ pub fn check(evidence: &Evidence) -> Result<Report, Vec<Violation>> {
     let mut findings = Findings::default();
     lines::judge(evidence, &mut findings);
     payments::judge(evidence, &mut findings);
+    lanes::judge(evidence, &mut findings);
     judge_surroundings(evidence, &mut findings);
     if findings.violations.is_empty() { Ok(findings.report) } else { Err(findings.violations) }
 }

@@ -1,4 +1,4 @@
-//! L3, L4, L6, L7: what the ledger says against the stops of the daemon.
+//! L3, L4, L7 of each request: what the ledger says against the stops of the daemon.
 //!
 //! # Operation
 //!
@@ -13,13 +13,8 @@ use super::{Findings, Law};
 use crate::domain::OnUncertain;
 use crate::simulate::{Entry, Fault, Outcome};
 
-/// Refusals that stop a lane: asking on can't help.
-const LANE_REFUSALS: [&str; 3] = ["missing_api_key", "invalid_api_key", "insufficient_quota"];
-/// How many requests may be refused so, beside those in flight, and within which time.
-const LANE_PROBES: u64 = 5;
-const LANE_WINDOW_US: u64 = 5_000_000;
 /// Times are kept in whole milliseconds.
-const ROUNDING_US: u64 = 1_000;
+pub(super) const ROUNDING_US: u64 = 1_000;
 
 /// What became of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +56,6 @@ pub(super) fn judge(evidence: &Evidence, findings: &mut Findings) {
     }
     judge_admissions(evidence, &questions, findings);
     judge_stops(evidence, findings);
-    judge_lane(evidence, findings);
-    judge_in_flight(evidence, findings);
 }
 
 fn questions<'a>(evidence: &'a Evidence, findings: &mut Findings) -> BTreeMap<[u8; 32], Question<'a>> {
@@ -206,28 +199,6 @@ fn judge_stops(evidence: &Evidence, findings: &mut Findings) {
     }
 }
 
-/// L6.
-fn judge_lane(evidence: &Evidence, findings: &mut Findings) {
-    let Some(concurrency) = evidence.concurrency else { return };
-    let is_refused =
-        |entry: &&Entry| matches!(entry.outcome, Outcome::Refused(name) if LANE_REFUSALS.contains(&name));
-    let refused: Vec<_> = evidence.ledger.iter().filter(is_refused).collect();
-    for (place, first) in refused.iter().enumerate() {
-        // A start forgets what the provider said before.
-        let end = evidence.next_stop(first.at_us).map_or(u64::MAX, |(_, stop)| stop.from_us);
-        let end = end.min(first.at_us + LANE_WINDOW_US);
-        let further = refused.iter().skip(place).take_while(|entry| entry.at_us < end).count() as u64;
-        if further > concurrency + LANE_PROBES {
-            let text = format!(
-                "{further} requests were refused for good within {LANE_WINDOW_US} us of {} us",
-                first.at_us
-            );
-            findings.broken(Law::L6, text);
-            return;
-        }
-    }
-}
-
 /// L7: who was told to wait has waited.
 fn judge_waits(evidence: &Evidence, question: &Question<'_>, findings: &mut Findings) {
     if question.asked.len() != 1 {
@@ -250,34 +221,6 @@ fn judge_waits(evidence: &Evidence, question: &Question<'_>, findings: &mut Find
     }
 }
 
-/// L7: never more in flight than allowed.
-fn judge_in_flight(evidence: &Evidence, findings: &mut Findings) {
-    let mut changes = Vec::with_capacity(evidence.ledger.len() * 2);
-    for entry in &evidence.ledger {
-        let stopped = evidence.next_stop(entry.at_us).map_or(u64::MAX, |(_, stop)| stop.from_us);
-        let left = entry.left_us.unwrap_or(u64::MAX);
-        // Whose asker hung up unstopped is in the server a moment longer than in flight.
-        let hung_up = entry.answer.is_none() && matches!(entry.outcome, Outcome::Ok) && left < stopped;
-        let end = left.min(stopped);
-        if !hung_up && end > entry.at_us {
-            // Who leaves makes room for who comes at the same moment.
-            changes.extend([(entry.at_us, 1_i64), (end, -1)]);
-        }
-    }
-    changes.sort_unstable();
-    let mut in_flight = 0_i64;
-    let mut most = 0;
-    for (_, change) in changes {
-        in_flight += change;
-        most = most.max(in_flight);
-    }
-    let most = u64::try_from(most).unwrap_or(0);
-    findings.report.in_flight_max = most;
-    if let Some(concurrency) = evidence.concurrency.filter(|concurrency| most > *concurrency) {
-        findings.broken(Law::L7, format!("{most} requests were in flight, {concurrency} may be"));
-    }
-}
-
 impl Question<'_> {
     fn label(&self) -> String {
         self.asked.first().map_or_else(String::new, |(job, custom_id)| format!("{}/{custom_id}", job.name))
@@ -285,12 +228,12 @@ impl Question<'_> {
 }
 
 impl Evidence {
-    fn kept_within_us(&self) -> u64 {
+    pub(super) fn kept_within_us(&self) -> u64 {
         u64::try_from(self.kept_within.as_micros()).unwrap_or(u64::MAX)
     }
 
     /// The stop that ended the process which sent something at `at_us`.
-    fn next_stop(&self, at_us: u64) -> Option<(usize, &Stop)> {
+    pub(super) fn next_stop(&self, at_us: u64) -> Option<(usize, &Stop)> {
         let number = self.stops.partition_point(|stop| stop.to_us <= at_us);
         self.stops.get(number).map(|stop| (number, stop))
     }

@@ -26,6 +26,8 @@ pub struct Report {
     /// Most payments for one request, those whose reply was spoilt left out.
     pub payments_max: u64,
     pub in_flight_max: u64,
+    /// Requests that came before their key and model were to come back.
+    pub early: u64,
     pub lost: u64,
     pub duplicates: u64,
     /// Dropped files.
@@ -82,6 +84,7 @@ impl Report {
         self.stops.extend_from_slice(&other.stops);
         self.payments_max = self.payments_max.max(other.payments_max);
         self.in_flight_max = self.in_flight_max.max(other.in_flight_max);
+        self.early += other.early;
         self.lost += other.lost;
         self.duplicates += other.duplicates;
         self.files += other.files;

@@ -274,6 +274,84 @@ fn l6_lane_that_goes_on_after_a_wrong_key_is_seen() {
 }
 
 #[test]
+fn l6_lane_that_tries_too_often_while_it_is_refused_is_seen() {
+    let tried = |every: u64| {
+        move |evidence: &mut Evidence| {
+            for number in 0..60 {
+                let at_us = 20 * SECOND + number * every;
+                let outcome = Outcome::Refused("insufficient_quota");
+                let left_us = Some(at_us);
+                let refusal = Entry { outcome, paid: false, left_us, ..entry(10 + number, "a", at_us) };
+                evidence.ledger.push(refusal);
+            }
+        }
+    };
+    assert_eq!(broken_by(tried(4 * SECOND)), [Law::L6]);
+    let mut evidence = run();
+    tried(5 * SECOND)(&mut evidence);
+    check(&evidence).unwrap();
+    // More often, but one in three is let in.
+    let mut evidence = run();
+    evidence.jobs[0].results.as_mut().unwrap().maybe_paid_twice = Some(2);
+    tried(SECOND)(&mut evidence);
+    for refusal in evidence.ledger.iter_mut().skip(4).step_by(3) {
+        refusal.paid = true;
+        refusal.outcome = Outcome::Fault(Fault::Empty);
+    }
+    check(&evidence).unwrap();
+    // Another key is another lane.
+    let mut evidence = run();
+    tried(4 * SECOND)(&mut evidence);
+    for refusal in evidence.ledger.iter_mut().skip(4).step_by(2) {
+        refusal.key = Some(KeyMark::of("another key"));
+    }
+    check(&evidence).unwrap();
+}
+
+#[test]
+fn l7_lane_that_is_asked_on_though_it_was_told_to_wait_is_seen() {
+    let told = |evidence: &mut Evidence| {
+        evidence.on_its_way = Some(Duration::from_millis(50));
+        let outcome = Outcome::Refused("rate_limit_exceeded");
+        let left_us = Some(SECOND);
+        let refusal = Entry {
+            outcome,
+            paid: false,
+            left_us,
+            answer: None,
+            retry_after_ms: Some(8_000),
+            ..entry(5, "b", SECOND)
+        };
+        evidence.ledger.insert(0, refusal);
+    };
+    let mut evidence = run();
+    told(&mut evidence);
+    evidence.ledger[2].at_us = 9 * SECOND;
+    check(&evidence).unwrap();
+    let asked_on = |at_us: u64| {
+        move |evidence: &mut Evidence| {
+            told(evidence);
+            evidence.ledger[2].at_us = 9 * SECOND;
+            evidence.ledger[1].at_us = at_us;
+        }
+    };
+    assert_eq!(broken_by(asked_on(SECOND + 60_000)), [Law::L7]);
+    assert_eq!(broken_by(asked_on(9 * SECOND - 2_000)), [Law::L7]);
+    for change in [
+        |evidence: &mut Evidence| evidence.on_its_way = None,
+        |evidence: &mut Evidence| evidence.on_its_way = Some(Duration::from_secs(7)),
+        |evidence: &mut Evidence| evidence.ledger[1].model = Some("another".to_owned()),
+        |evidence: &mut Evidence| evidence.ledger[1].key = None,
+        |evidence: &mut Evidence| evidence.stops.insert(0, stop(StopKind::Drain, 2 * SECOND)),
+    ] {
+        let mut evidence = run();
+        asked_on(5 * SECOND)(&mut evidence);
+        change(&mut evidence);
+        check(&evidence).unwrap();
+    }
+}
+
+#[test]
 fn l7_who_comes_back_too_soon_or_in_a_crowd_is_seen() {
     let told = |next_at_us: u64| {
         move |evidence: &mut Evidence| {
