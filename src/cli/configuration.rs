@@ -79,6 +79,7 @@ mod tests {
         timeout = "10m"
         concurrency = 256
         max_reply = "64MiB"
+        flex_timeout = "15m"
         strict = false
 
         [providers.limits]

@@ -91,6 +91,12 @@ pub struct Provider {
     /// Largest reply that is read, in bytes. Default 64MiB.
     #[serde(serialize_with = "shown::size")]
     pub max_reply: u64,
+    /// For one whole exchange of a request with `service_tier` `flex`; `timeout` where that is longer. Default 15m.
+    #[serde(serialize_with = "shown::duration")]
+    pub flex_timeout: Duration,
+    /// When less than this is left to a job's deadline, its flex requests are sent in the ordinary tier. None = never.
+    #[serde(serialize_with = "shown::duration_if_any")]
+    pub flex_fallback: Option<Duration>,
     /// A parameter value that the API would refuse is an error, not a warning. Default false.
     pub strict: bool,
     /// `[providers.limits]`

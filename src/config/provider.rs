@@ -100,6 +100,8 @@ fn provider(
         timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
         concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
         max_reply: section.size("max_reply", 64 * MIB, KIB..=4 * GIB),
+        flex_timeout: section.duration("flex_timeout", Duration::from_mins(15), MILLISECOND..=DAY),
+        flex_fallback: section.duration_if_given("flex_fallback", MILLISECOND..=DAY),
         strict: section.flag("strict", false),
         limits: limits(&mut section),
         models: models(document, &mut section),

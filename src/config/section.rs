@@ -137,15 +137,24 @@ impl<'a> Section<'a> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let Some(value) = self.value(key) else { return default };
+        self.duration_if_given(key, range).unwrap_or(default)
+    }
+
+    /// None if it is not there, or wrong.
+    pub(super) fn duration_if_given(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let value = self.value(key)?;
         let text = value.get_ref().as_str();
         let Some((text, duration)) = text.and_then(|t| humantime::parse_duration(t).ok().map(|d| (t, d)))
         else {
             self.wrong_type(key, value, "a duration like `100ms`, `3s`, `10m` or `6h`");
-            return default;
+            return None;
         };
         let shown = |duration: &Duration| humantime::format_duration(*duration).to_string();
-        self.within(key, Some(duration), &range, shown, (value.span().start, text)).unwrap_or(default)
+        self.within(key, Some(duration), &range, shown, (value.span().start, text))
     }
 
     /// In bytes.

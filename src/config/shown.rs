@@ -26,6 +26,16 @@ pub(super) fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result
     serializer.collect_str(&humantime::format_duration(*value))
 }
 
+pub(super) fn duration_if_any<S: Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => duration(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// In the largest unit that leaves nothing over.
 pub(super) fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     let units = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];

@@ -147,6 +147,7 @@ fn provider_settings(config: &config::Provider) -> provider::Settings {
         api_key: config.api_key.clone(),
         timeout: config.timeout,
         max_reply: config.max_reply,
+        flex_timeout: config.flex_timeout,
     }
 }
 

@@ -124,6 +124,8 @@ impl Difference {
             timeout,
             concurrency,
             max_reply,
+            flex_timeout,
+            flex_fallback,
             strict,
             limits,
             models,
@@ -138,6 +140,8 @@ impl Difference {
         self.live(&key("timeout"), &mut held.timeout, timeout);
         self.live(&key("concurrency"), &mut held.concurrency, concurrency);
         self.live(&key("max_reply"), &mut held.max_reply, max_reply);
+        self.live(&key("flex_timeout"), &mut held.flex_timeout, flex_timeout);
+        self.live(&key("flex_fallback"), &mut held.flex_fallback, flex_fallback);
         self.live(&key("strict"), &mut held.strict, strict);
         let config::Limits { concurrency, requests_per_minute, tokens_per_minute } = limits;
         let limits = &mut held.limits;

@@ -182,6 +182,7 @@ impl Dispatcher {
         let settings = self.parts.live.settings();
         self.retry = settings.retry;
         if let Some(provider) = settings.provider(self.queue.provider()) {
+            self.flex_fallback = provider.config.flex_fallback;
             let (limits, now) = (provider.config.limits_of(&self.limits_name), Instant::now());
             self.limits.change(&limits, now);
             self.lanes.iter_mut().for_each(|lane| lane.slots.change(&limits, now));

@@ -11,6 +11,7 @@ mod choice;
 mod ending;
 mod estimate;
 mod failure;
+mod flex;
 mod gate;
 mod lane;
 mod limits;

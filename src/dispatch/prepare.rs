@@ -2,10 +2,12 @@
 
 use crate::dispatch::estimate::{self, Estimate};
 use crate::dispatch::failure::Result;
+use crate::dispatch::flex;
 use crate::dispatch::queue::Dispatcher;
 use crate::dispatch::tuned::{self, Tuned};
 use crate::domain::{
-    FineTune, Job, JobId, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement,
+    FineTune, Job, JobId, JobStatus, Kind, PauseReason, Record, RecordError, Request, RetryPolicy,
+    Settlement, Timestamp,
 };
 use crate::spec;
 use crate::store::{self, Lease, Line};
@@ -20,6 +22,8 @@ pub(super) struct Next {
     pub(super) work: Work,
     pub(super) policy: RetryPolicy,
     pub(super) estimate: Estimate,
+    /// See [`flex::falls_back_at`].
+    pub(super) falls_back_at: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -83,8 +87,12 @@ impl Dispatcher {
                         Work::Request(request) if self.counts_tokens() => estimate::of(request),
                         Work::Request(_) | Work::FineTune(_) => Estimate::default(),
                     };
+                    let falls_back_at = match &work {
+                        Work::Request(request) => flex::falls_back_at(job, request, self.flex_fallback),
+                        Work::FineTune(_) => None,
+                    };
                     let policy = job.settings.retry.over(self.retry);
-                    return Ok(Some(Next { lease, work, policy, estimate }));
+                    return Ok(Some(Next { lease, work, policy, estimate, falls_back_at }));
                 }
                 Said::Early => self.put_back(lease).await?,
                 Said::Unsendable { custom_id, error } => {

@@ -23,6 +23,7 @@ use crate::dispatch::Stop;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
 use crate::dispatch::choice::{Blocked, Chosen};
 use crate::dispatch::failure::{Error, Result, guarded};
+use crate::dispatch::flex;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::lane::Lane;
 use crate::dispatch::limits::Limits;
@@ -56,6 +57,8 @@ pub(super) struct Dispatcher {
     pub(super) provider_gate: Arc<Gate>,
     pub(super) shown: Shown,
     pub(super) retry: RetryPolicy,
+    /// See [`config::Provider::flex_fallback`].
+    pub(super) flex_fallback: Option<Duration>,
     pub(super) board: Board,
     pub(super) rng: Rng,
     /// What is known of the models that fine-tunes have made.
@@ -102,6 +105,7 @@ impl Dispatcher {
             queue,
             parts,
             retry: RetryPolicy::default(),
+            flex_fallback: None,
             board,
             rng,
             tuned: TunedModels::default(),
@@ -247,7 +251,7 @@ impl Dispatcher {
     }
 
     fn send(&mut self, next: Next, chosen: Chosen, now: Instant) {
-        let Next { lease, work, policy, estimate } = next;
+        let Next { lease, work, policy, estimate, falls_back_at } = next;
         let Chosen { lane, places } = chosen;
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         fault::point("dispatch-sending");
@@ -256,6 +260,7 @@ impl Dispatcher {
         let (parts, site, dice) = (Arc::clone(&self.parts), Arc::clone(&lane.site), self.rng.f64());
         match work {
             Work::Request(work) => {
+                let work = flex::as_sent(work, falls_back_at, self.parts.clock.now());
                 let prepared = Prepared { lease, work, policy, estimate, dice, site, places };
                 self.running.spawn(attempt::run(parts, prepared))
             }
@@ -459,6 +464,7 @@ mod tests {
                 api_key: None,
                 timeout: Duration::from_hours(9),
                 max_reply: 1 << 20,
+                flex_timeout: Duration::from_hours(9),
             };
             let limits = config::Limits {
                 concurrency: config::Concurrency::Fixed(slots),
@@ -473,6 +479,8 @@ mod tests {
                 timeout: settings.timeout,
                 concurrency: together,
                 max_reply: settings.max_reply,
+                flex_timeout: settings.flex_timeout,
+                flex_fallback: None,
                 strict: false,
                 limits,
                 models: Vec::new(),

@@ -18,6 +18,7 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         api_key: Some("sk-test".into()),
         timeout,
         max_reply: 1 << 20,
+        flex_timeout: timeout.max(Duration::from_mins(15)),
     };
     let config = config::Provider {
         name: "p".to_owned(),
@@ -28,6 +29,8 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         timeout,
         concurrency: 256,
         max_reply: 1 << 20,
+        flex_timeout: settings.flex_timeout,
+        flex_fallback: None,
         strict: false,
         limits,
         models: Vec::new(),

@@ -424,6 +424,7 @@ mod tests {
                 api_key: None,
                 timeout: Duration::from_mins(1),
                 max_reply: 1 << 20,
+                flex_timeout: Duration::from_mins(15),
             };
             Provider::new(settings, Arc::clone(&lists) as Arc<dyn Transport>)
         };

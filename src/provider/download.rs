@@ -135,6 +135,7 @@ mod tests {
             api_key: Some(SecretString::from("sk-CANARY")),
             timeout: Duration::from_mins(1),
             max_reply: 1024,
+            flex_timeout: Duration::from_mins(15),
         };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }

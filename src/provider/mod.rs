@@ -17,6 +17,7 @@ mod closed;
 mod download;
 mod error_body;
 mod files;
+mod flex;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod json;
@@ -55,6 +56,7 @@ pub use ask::{Called, refused_with, words_of};
 pub use body::{HttpBody, Part};
 pub use download::DownloadError;
 pub use files::{AllFiles, FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_MAX, Upload};
+pub use flex::{in_default_tier, is_flex};
 pub use list::Page;
 pub use models::{Catalogue, Listed, Model};
 pub use transport::{HttpTransport, install_crypto};
@@ -71,6 +73,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Largest reply body in bytes.
     pub max_reply: u64,
+    /// In place of a shorter `timeout` for requests of the [flex tier](is_flex).
+    pub flex_timeout: Duration,
 }
 
 impl fmt::Debug for Settings {
@@ -83,6 +87,7 @@ impl fmt::Debug for Settings {
             .field("api_key", &self.api_key)
             .field("timeout", &self.timeout)
             .field("max_reply", &self.max_reply)
+            .field("flex_timeout", &self.flex_timeout)
             .finish()
     }
 }
@@ -300,7 +305,7 @@ impl Provider {
             url: url.clone(),
             headers: headers.clone(),
             body: HttpBody::Bytes(Bytes::copy_from_slice(request.body.get().as_bytes())),
-            timeout: settings.timeout,
+            timeout: settings.timeout_of(&request.body),
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         });
@@ -333,6 +338,7 @@ mod tests {
             api_key: Some(SecretString::from(CANARY)),
             timeout: Duration::from_mins(1),
             max_reply: 1024,
+            flex_timeout: Duration::from_mins(15),
         };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }

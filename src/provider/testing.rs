@@ -100,6 +100,7 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
         api_key: Some(SecretString::from(CANARY)),
         timeout: Duration::from_mins(1),
         max_reply: 64 * 1024,
+        flex_timeout: Duration::from_mins(15),
     };
     thread_local! {
         // Reading the machine's certificates takes a while. A test has its thread, so its connections are its own.

@@ -93,6 +93,7 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         api_key: Some("sk-test".into()),
         timeout: TIMEOUT,
         max_reply: 1 << 20,
+        flex_timeout: TIMEOUT,
     };
     let config = config::Provider {
         name: plan.name.to_owned(),
@@ -103,6 +104,8 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         timeout: TIMEOUT,
         concurrency: plan.bound,
         max_reply: settings.max_reply,
+        flex_timeout: TIMEOUT,
+        flex_fallback: None,
         strict: false,
         limits: Limits {
             concurrency: Concurrency::Fixed(plan.slots),

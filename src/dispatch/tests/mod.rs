@@ -106,6 +106,7 @@ impl World {
             api_key: config.api_key.clone(),
             timeout: config.timeout,
             max_reply: config.max_reply,
+            flex_timeout: config.flex_timeout,
         });
         let providers = vec![ProviderSettings { sites: sites.clone(), config }];
         self.live.change(Settings { providers, retry, grace: running.grace });
