@@ -27,6 +27,7 @@ mod full_disk;
 mod idle;
 mod lifecycle;
 mod metrics;
+mod pacing;
 mod pauses;
 mod placing;
 mod pruning;

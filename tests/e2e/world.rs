@@ -28,7 +28,10 @@ pub(crate) const CONCURRENCY: u32 = 4;
 /// How a world differs from the usual one.
 pub(crate) struct Setup {
     pub(crate) server: Settings,
+    /// 0: `limits` say it.
     pub(crate) concurrency: u32,
+    /// More lines of `[providers.limits]`.
+    pub(crate) limits: String,
     pub(crate) max_attempts: u32,
     /// Of the wait between attempts; the longest is ten times that.
     pub(crate) base_delay: Duration,
@@ -51,6 +54,7 @@ impl Default for Setup {
         Self {
             server: Settings::default(),
             concurrency: CONCURRENCY,
+            limits: String::new(),
             max_attempts: 6,
             base_delay: Duration::from_millis(2),
             settle: "50ms",
@@ -264,6 +268,7 @@ pub(crate) fn sync(folder: &Path) {
 fn config_text(setup: &Setup, base_url: &str) -> String {
     let Setup {
         concurrency,
+        limits,
         max_attempts,
         settle,
         rescan,
@@ -275,6 +280,10 @@ fn config_text(setup: &Setup, base_url: &str) -> String {
         more,
         ..
     } = setup;
+    let concurrency = match concurrency {
+        0 => String::new(),
+        slots => format!("concurrency = {slots}"),
+    };
     let [base_delay, max_delay] =
         [1, 10].map(|times| humantime::format_duration(setup.base_delay * times).to_string());
     format!(
@@ -291,7 +300,8 @@ base_url = "{base_url}"
 api_key_file = "key"
 {provider}
 [providers.limits]
-concurrency = {concurrency}
+{concurrency}
+{limits}
 
 [retry]
 max_attempts = {max_attempts}
