@@ -77,6 +77,7 @@ mod tests {
         base_url = "https://api.openai.com/v1"
         api_key_file = "DIR/keys/openai"
         timeout = "10m"
+        connect_timeout = "10s"
         concurrency = 256
         max_reply = "64MiB"
         flex_timeout = "15m"

@@ -110,6 +110,12 @@ pub(super) fn failure(provider: &Provider, outcome: &Outcome) -> Failure {
             Failure::new(Exit::Unreachable, said(format!("`{name}` can't be reached"), &failure.message))
         }
         Outcome::Blocked(blocked) => {
+            let Some(response) = &blocked.response else {
+                return Failure::new(
+                    Exit::Unreachable,
+                    said(format!("`{name}` can't be trusted"), &blocked.message),
+                );
+            };
             let (what, hint) = match blocked.reason {
                 PauseReason::Quota => ("says that the quota is used up", None),
                 PauseReason::Auth
@@ -122,8 +128,7 @@ pub(super) fn failure(provider: &Provider, outcome: &Outcome) -> Failure {
                     ("refused the key", Some("`api_key_env` or `api_key_file` of the provider names it"))
                 }
             };
-            let status = blocked.response.status_code;
-            let message = said(format!("`{name}` {what} ({status})"), &blocked.message);
+            let message = said(format!("`{name}` {what} ({})", response.status_code), &blocked.message);
             let failure = Failure::new(Exit::SomeFailed, message);
             hint.into_iter().fold(failure, Failure::hint)
         }

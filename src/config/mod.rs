@@ -86,6 +86,15 @@ pub struct Provider {
     /// For one whole exchange. Default 10m: a shorter one buys answers twice.
     #[serde(serialize_with = "shown::duration")]
     pub timeout: Duration,
+    /// Until the connection stands, TLS included. Default 10s.
+    #[serde(serialize_with = "shown::duration")]
+    pub connect_timeout: Duration,
+    /// Until the reply begins. None = `timeout` alone.
+    #[serde(serialize_with = "shown::duration_if_any")]
+    pub first_byte_timeout: Option<Duration>,
+    /// Between two pieces of the reply. None = `timeout` alone.
+    #[serde(serialize_with = "shown::duration_if_any")]
+    pub idle_timeout: Option<Duration>,
     /// Bound over all queues of this provider. Default 256.
     pub concurrency: u32,
     /// Largest reply that is read, in bytes. Default 64MiB.

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::load::{KeyReader, read_key_file};
-use super::schema::{DAY, GIB, KIB, MIB, MILLISECOND, Paths};
+use super::schema::{DAY, GIB, HOUR, KIB, MIB, MILLISECOND, Paths};
 use super::section::{Document, Found, Section};
 use crate::config::{Concurrency, Limits, ModelLimits, Provider};
 use crate::diag::printable;
@@ -98,6 +98,9 @@ fn provider(
         api_key_env: key.variable,
         api_key_file: key.file,
         timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
+        connect_timeout: section.duration("connect_timeout", Duration::from_secs(10), MILLISECOND..=HOUR),
+        first_byte_timeout: section.duration_if_given("first_byte_timeout", MILLISECOND..=DAY),
+        idle_timeout: section.duration_if_given("idle_timeout", MILLISECOND..=DAY),
         concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
         max_reply: section.size("max_reply", 64 * MIB, KIB..=4 * GIB),
         flex_timeout: section.duration("flex_timeout", Duration::from_mins(15), MILLISECOND..=DAY),

@@ -20,7 +20,7 @@ use crate::telemetry;
 const SOCKET_BYTES_MAX: usize = 107;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
-const HOUR: Duration = Duration::from_hours(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
 pub(super) const DAY: Duration = Duration::from_hours(24);
 /// As humantime counts years: a message says `10years`.
 const TEN_YEARS: Duration = Duration::from_hours(10 * 8_766);

@@ -146,6 +146,11 @@ fn provider_settings(config: &config::Provider) -> provider::Settings {
         base_url: config.base_url.clone(),
         api_key: config.api_key.clone(),
         timeout: config.timeout,
+        waits: provider::Waits {
+            connect: config.connect_timeout,
+            first_byte: config.first_byte_timeout,
+            idle: config.idle_timeout,
+        },
         max_reply: config.max_reply,
         flex_timeout: config.flex_timeout,
     }

@@ -122,6 +122,9 @@ impl Difference {
             api_key_env,
             api_key_file,
             timeout,
+            connect_timeout,
+            first_byte_timeout,
+            idle_timeout,
             concurrency,
             max_reply,
             flex_timeout,
@@ -138,6 +141,9 @@ impl Difference {
             self.applied.push(key("api_key"));
         }
         self.live(&key("timeout"), &mut held.timeout, timeout);
+        self.live(&key("connect_timeout"), &mut held.connect_timeout, connect_timeout);
+        self.live(&key("first_byte_timeout"), &mut held.first_byte_timeout, first_byte_timeout);
+        self.live(&key("idle_timeout"), &mut held.idle_timeout, idle_timeout);
         self.live(&key("concurrency"), &mut held.concurrency, concurrency);
         self.live(&key("max_reply"), &mut held.max_reply, max_reply);
         self.live(&key("flex_timeout"), &mut held.flex_timeout, flex_timeout);

@@ -223,9 +223,8 @@ impl Parts {
                     | PauseReason::Overlap
                     | PauseReason::User => &places.site,
                 };
-                let status = blocked.response.status_code;
-                let message = format!("{status}: {}", blocked.message);
-                let pause = QueuePause { reason: blocked.reason, message, since: now };
+                let status = blocked.response.as_ref().map(|response| response.status_code);
+                let pause = QueuePause { reason: blocked.reason, message: blocked.words(), since: now };
                 if place.refused(pause, blocked.retry_after, Instant::now()) {
                     tracing::error!(
                         provider = self.provider.name(),

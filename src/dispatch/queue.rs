@@ -463,6 +463,7 @@ mod tests {
                 base_url: url.clone(),
                 api_key: None,
                 timeout: Duration::from_hours(9),
+                waits: provider::Waits::default(),
                 max_reply: 1 << 20,
                 flex_timeout: Duration::from_hours(9),
             };
@@ -477,6 +478,9 @@ mod tests {
                 api_key_env: None,
                 api_key_file: None,
                 timeout: settings.timeout,
+                connect_timeout: Duration::from_secs(10),
+                first_byte_timeout: None,
+                idle_timeout: None,
                 concurrency: together,
                 max_reply: settings.max_reply,
                 flex_timeout: settings.flex_timeout,

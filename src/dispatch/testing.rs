@@ -17,6 +17,7 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         base_url: base_url.clone(),
         api_key: Some("sk-test".into()),
         timeout,
+        waits: provider::Waits::default(),
         max_reply: 1 << 20,
         flex_timeout: timeout.max(Duration::from_mins(15)),
     };
@@ -27,6 +28,9 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         api_key_env: None,
         api_key_file: None,
         timeout,
+        connect_timeout: Duration::from_secs(10),
+        first_byte_timeout: None,
+        idle_timeout: None,
         concurrency: 256,
         max_reply: 1 << 20,
         flex_timeout: settings.flex_timeout,

@@ -67,7 +67,18 @@ pub struct Blocked {
     /// The provider's words, cut to a line.
     pub message: String,
     pub retry_after: Option<Duration>,
-    pub response: Response,
+    /// None where no reply came to be: the server shows a certificate that can't be trusted.
+    pub response: Option<Response>,
+}
+
+impl Blocked {
+    /// For people: the status, where there was one, and the provider's words.
+    pub fn words(&self) -> String {
+        match &self.response {
+            Some(response) => format!("{}: {}", response.status_code, self.message),
+            None => self.message.clone(),
+        }
+    }
 }
 
 /// What `decide` must know of the request and its queue.
@@ -149,19 +160,12 @@ pub fn decide(
                 Some(_) | None => Settlement::Discard(history.into_record(None, Some(error))),
             }
         }
-        Outcome::Blocked(blocked) => match blocked.reason {
-            PauseReason::Model if !history.model_has_answered => {
-                Settlement::Discard(history.into_record(Some(blocked.response), None))
-            }
-            PauseReason::Quota
-            | PauseReason::Auth
-            | PauseReason::Model
-            | PauseReason::Disk
-            | PauseReason::FineTune
-            | PauseReason::Outage
-            | PauseReason::Overlap
-            | PauseReason::User => Settlement::Release,
-        },
+        Outcome::Blocked(Blocked { reason: PauseReason::Model, response: Some(response), .. })
+            if !history.model_has_answered =>
+        {
+            Settlement::Discard(history.into_record(Some(response), None))
+        }
+        Outcome::Blocked(_) => Settlement::Release,
     }
 }
 
@@ -216,7 +220,7 @@ mod tests {
             reason,
             message: String::new(),
             retry_after: None,
-            response: response(404),
+            response: Some(response(404)),
         })
     }
 
@@ -284,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_blocked_key_gives_the_request_back() {
-        for reason in [PauseReason::Auth, PauseReason::Quota] {
+        for reason in [PauseReason::Auth, PauseReason::Quota, PauseReason::Outage] {
             assert!(matches!(settle(blocked(reason), history(6)), Settlement::Release));
         }
     }

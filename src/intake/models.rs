@@ -423,6 +423,7 @@ mod tests {
                 base_url: "http://localhost/v1".parse().unwrap(),
                 api_key: None,
                 timeout: Duration::from_mins(1),
+                waits: provider::Waits::default(),
                 max_reply: 1 << 20,
                 flex_timeout: Duration::from_mins(15),
             };

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use crate::domain::record::text_of;
-use crate::domain::{Failure, Outcome, PauseReason, Response};
+use crate::domain::{Blocked, Failure, Outcome, PauseReason, Response};
 use crate::provider::classify::{classify_failure, classify_transport, unanswerable, unsure};
 use crate::provider::error_body::ErrorBody;
 use crate::provider::json::Members;
@@ -113,6 +113,7 @@ impl Provider {
             url,
             body: HttpBody::EMPTY,
             timeout: settings.timeout,
+            waits: settings.waits,
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         }
@@ -168,8 +169,8 @@ pub(super) fn object_path(path: &str, id: &str, below: &str) -> Called<String> {
 /// Narrows what a reply means for a request of a model to what it means here.
 fn failed(outcome: Outcome, effect: Effect) -> Outcome {
     match outcome {
-        Outcome::Blocked(blocked) if blocked.reason == PauseReason::Model => {
-            Outcome::Refused(blocked.response)
+        Outcome::Blocked(Blocked { reason: PauseReason::Model, response: Some(response), .. }) => {
+            Outcome::Refused(response)
         }
         Outcome::Failed(failure) => {
             let maybe_paid = failure.maybe_paid && effect == Effect::Creates;

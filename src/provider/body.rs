@@ -237,7 +237,7 @@ mod tests {
     use reqwest::header::HeaderMap;
 
     use super::*;
-    use crate::provider::{Reach, Sink};
+    use crate::provider::{Reach, Sink, Waits};
 
     fn file(content: &[u8]) -> Arc<File> {
         let mut file = tempfile::tempfile().unwrap();
@@ -270,6 +270,7 @@ mod tests {
             headers: HeaderMap::new(),
             body: HttpBody::Parts(parts(file(b"abc"), 0, 3)),
             timeout: Duration::from_secs(1),
+            waits: Waits::default(),
             max_reply: 1,
             reach: Reach::Anywhere,
         };

@@ -53,11 +53,21 @@ pub(super) fn classify(endpoint: Endpoint, reply: &HttpReply, now: Timestamp) ->
 pub(super) fn classify_transport(error: &TransportError) -> Outcome {
     let (code, maybe_paid) = match error {
         TransportError::Connect(_) | TransportError::NotPublic(_) => ("connection_error", false),
-        TransportError::Timeout(_) => ("timeout", true),
+        TransportError::Timeout(_) | TransportError::Silent(_) | TransportError::Stalled(_) => {
+            ("timeout", true)
+        }
         TransportError::Lost(_) => ("connection_lost", true),
         TransportError::Cut(_) => ("truncated", true),
         TransportError::File(_) => ("file_error", false),
         TransportError::TooLarge(_) => return unanswerable("too_large", error.to_string()),
+        TransportError::Certificate(_) => {
+            return Outcome::Blocked(Blocked {
+                reason: PauseReason::Outage,
+                message: error.to_string(),
+                retry_after: None,
+                response: None,
+            });
+        }
     };
     Outcome::Failed(Failure {
         code,
@@ -110,9 +120,12 @@ fn error(reply: &HttpReply, text: &str, now: Timestamp) -> Outcome {
             maybe_paid,
             response: Some(response),
         }),
-        Class::Blocked(reason) => {
-            Outcome::Blocked(Blocked { reason, message: error.message, retry_after, response })
-        }
+        Class::Blocked(reason) => Outcome::Blocked(Blocked {
+            reason,
+            message: error.message,
+            retry_after,
+            response: Some(response),
+        }),
     }
 }
 
@@ -130,7 +143,7 @@ fn error_in_success(reply: &HttpReply, text: &str, now: Timestamp) -> Outcome {
             reason,
             message: error.message,
             retry_after,
-            response: response(reply, &reply.body),
+            response: Some(response(reply, &reply.body)),
         }),
         Class::Refused | Class::Blocked(_) => unanswerable(&error.name(reply.status), error.message),
         Class::Failed { .. } => senseless(reply.status, &format!("it holds an error: {}", error.message)),
@@ -330,6 +343,8 @@ mod tests {
             (TransportError::Connect("refused".to_owned()), ("connection_error", false)),
             (TransportError::NotPublic("h".to_owned()), ("connection_error", false)),
             (TransportError::Timeout(Duration::from_mins(10)), ("timeout", true)),
+            (TransportError::Silent(Duration::from_mins(10)), ("timeout", true)),
+            (TransportError::Stalled(Duration::from_mins(10)), ("timeout", true)),
             (TransportError::Lost("reset".to_owned()), ("connection_lost", true)),
             (TransportError::Cut("end".to_owned()), ("truncated", true)),
         ] {
@@ -337,5 +352,10 @@ mod tests {
             assert_eq!((failure.code, failure.maybe_paid), expected);
         }
         assert!(matches!(classify_transport(&TransportError::TooLarge(1)), Outcome::Unanswerable(_)));
+        let Outcome::Blocked(blocked) = classify_transport(&TransportError::Certificate("old".to_owned()))
+        else {
+            panic!("no request can mend a certificate")
+        };
+        assert_eq!((blocked.reason, blocked.response.is_none()), (PauseReason::Outage, true));
     }
 }

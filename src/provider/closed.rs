@@ -55,9 +55,10 @@ impl Provider {
 /// go on.
 pub(super) fn not_the_key(outcome: Outcome) -> Outcome {
     if let Outcome::Blocked(blocked) = &outcome
-        && is_closed(blocked.response.status_code, &ErrorBody::of(&blocked.response))
+        && let Some(response) = &blocked.response
+        && is_closed(response.status_code, &ErrorBody::of(response))
     {
-        return Outcome::Refused(blocked.response.clone());
+        return Outcome::Refused(response.clone());
     }
     outcome
 }

@@ -68,6 +68,7 @@ impl Provider {
                 headers: openai::plain_headers(),
                 body: HttpBody::EMPTY,
                 timeout: access.settings.timeout,
+                waits: access.settings.waits,
                 max_reply: max,
             });
             let reply = exchange.await.map_err(DownloadError::Transport)?;
@@ -126,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::provider::testing::{Listener, http};
-    use crate::provider::{HttpTransport, Settings};
+    use crate::provider::{HttpTransport, Settings, Waits};
 
     fn provider(base_url: &str) -> Provider {
         let settings = Settings {
@@ -134,6 +135,7 @@ mod tests {
             base_url: base_url.parse().unwrap(),
             api_key: Some(SecretString::from("sk-CANARY")),
             timeout: Duration::from_mins(1),
+            waits: Waits::default(),
             max_reply: 1024,
             flex_timeout: Duration::from_mins(15),
         };

@@ -93,7 +93,7 @@ fn outcome_is_sane(outcome: &Outcome, status: u16) {
         Outcome::Failed(failure) => (vec![&failure.message], failure.retry_after, failure.response.as_ref()),
         Outcome::Blocked(blocked) => {
             // One that is given back keeps nothing of its reply.
-            let kept = (blocked.reason == PauseReason::Model).then_some(&blocked.response);
+            let kept = blocked.response.as_ref().filter(|_| blocked.reason == PauseReason::Model);
             (vec![&blocked.message], blocked.retry_after, kept)
         }
     };

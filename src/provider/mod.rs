@@ -71,10 +71,29 @@ pub struct Settings {
     pub api_key: Option<SecretString>,
     /// For one whole exchange, connect to last byte.
     pub timeout: Duration,
+    pub waits: Waits,
     /// Largest reply body in bytes.
     pub max_reply: u64,
     /// In place of a shorter `timeout` for requests of the [flex tier](is_flex).
     pub flex_timeout: Duration,
+}
+
+/// How long the parts of an exchange may take, within the time-out for all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// DNS, TCP and TLS together. Nothing was sent when it ends.
+    pub connect: Duration,
+    /// From the beginning until the reply begins; none = no bound of its own.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of the reply; none = no bound of its own.
+    pub idle: Option<Duration>,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        // A server that is up answers a handshake far sooner than this, however busy its models are.
+        Self { connect: Duration::from_secs(10), first_byte: None, idle: None }
+    }
 }
 
 impl fmt::Debug for Settings {
@@ -86,6 +105,7 @@ impl fmt::Debug for Settings {
             .field("base_url", &base_url)
             .field("api_key", &self.api_key)
             .field("timeout", &self.timeout)
+            .field("waits", &self.waits)
             .field("max_reply", &self.max_reply)
             .field("flex_timeout", &self.flex_timeout)
             .finish()
@@ -110,6 +130,8 @@ pub struct HttpRequest {
     pub body: HttpBody,
     /// For the whole exchange, connect to last byte; in a [`Transport::transfer`] for a time in which nothing moves.
     pub timeout: Duration,
+    /// Of these, a [`Transport::transfer`] keeps to the first alone.
+    pub waits: Waits,
     /// Largest reply body in bytes, counted after decompression.
     pub max_reply: u64,
     pub reach: Reach,
@@ -149,9 +171,19 @@ pub enum TransportError {
     /// The request certainly never reached the server: DNS, refused, TLS, connect time-out.
     #[error("can't connect: {0}")]
     Connect(String),
+    /// The server's certificate, or ours, is not accepted. Nothing was sent, and no request will be before a person
+    /// has seen to it.
+    #[error("the certificate is not accepted: {0}")]
+    Certificate(String),
     /// No whole reply within the time-out. The request may have been executed.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// The reply did not begin in time. The request may have been executed.
+    #[error("no reply began within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    /// The reply began, and nothing more of it came for too long. It was executed.
+    #[error("the reply stopped: nothing more came for {}", humantime::format_duration(*.0))]
+    Stalled(Duration),
     /// The connection broke after the request was on its way.
     #[error("the connection was lost: {0}")]
     Lost(String),
@@ -264,7 +296,7 @@ impl Provider {
         Self { name, access, transport, clock: Clock::System }
     }
 
-    /// Takes over the key, the time-out and the largest reply of `settings`, for every exchange that begins from now
+    /// Takes over the key, the time-outs and the largest reply of `settings`, for every exchange that begins from now
     /// on, of every clone. The name and the address stay.
     pub fn change(&self, settings: &Settings) {
         let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
@@ -306,6 +338,7 @@ impl Provider {
             headers: headers.clone(),
             body: HttpBody::Bytes(Bytes::copy_from_slice(request.body.get().as_bytes())),
             timeout: settings.timeout_of(&request.body),
+            waits: settings.waits,
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         });
@@ -337,6 +370,7 @@ mod tests {
             base_url: format!("http://{}/v1", server.address()).parse().unwrap(),
             api_key: Some(SecretString::from(CANARY)),
             timeout: Duration::from_mins(1),
+            waits: Waits::default(),
             max_reply: 1024,
             flex_timeout: Duration::from_mins(15),
         };
@@ -461,6 +495,7 @@ mod tests {
             headers: headers.clone(),
             body: Bytes::from_static(CANARY.as_bytes()).into(),
             timeout: settings.timeout,
+            waits: settings.waits,
             max_reply: settings.max_reply,
             reach: Reach::Anywhere,
         };

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::provider::{HttpTransport, Provider, Settings};
+use crate::provider::{HttpTransport, Provider, Settings, Waits};
 
 /// Listens on a port of its own until dropped.
 #[derive(Debug)]
@@ -99,6 +99,7 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
         base_url: base_url.parse().unwrap(),
         api_key: Some(SecretString::from(CANARY)),
         timeout: Duration::from_mins(1),
+        waits: Waits::default(),
         max_reply: 64 * 1024,
         flex_timeout: Duration::from_mins(15),
     };

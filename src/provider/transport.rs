@@ -1,5 +1,5 @@
-//! One HTTP exchange over real sockets: no retry, no redirect, one time-out for the whole of it, the reply
-//! capped.
+//! One HTTP exchange over real sockets: no retry, no redirect, a time-out for the whole of it and for its parts, the
+//! reply capped.
 //!
 //! # Invariants
 //!
@@ -10,11 +10,12 @@
 //!   time-out begins anew whenever a piece has moved.
 //! - No error holds a url or a header: both can carry secrets.
 
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -26,11 +27,9 @@ use url::{Host, Url};
 use crate::diag::printable;
 use crate::provider::address::{NotPublic, PublicOnly, names_no_closed_address};
 use crate::provider::body::{Motion, Unreadable, unwritable};
-use crate::provider::{HttpBody, HttpReply, HttpRequest, Reach, Sink, Transfer, Transport, TransportError};
-
-/// DNS, TCP and TLS together. A server that is up answers a handshake far sooner, however busy its models
-/// are.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::provider::{
+    HttpBody, HttpReply, HttpRequest, Reach, Sink, Transfer, Transport, TransportError, Waits,
+};
 
 /// Shorter than the 5 s after which uvicorn (vLLM, LiteLLM) and Node close an idle connection: a request
 /// written into a connection that is just being closed is lost, and may have been paid for.
@@ -43,8 +42,17 @@ const POOL_IDLE_MAX: usize = 1024;
 /// A dead HTTP/2 connection would hold its requests for their whole time-out, which is minutes.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// A set of clients for each bound on connecting, which is a client's own. That many providers with bounds of their
+/// own, or reloads that change one, keep theirs; then all are made anew, as they are wanted.
+const CLIENTS_MAX: usize = 8;
+
 /// The transport over reqwest. Providers may share one: connections are pooled by origin.
 pub struct HttpTransport {
+    clients: Mutex<BTreeMap<Duration, Arc<Clients>>>,
+}
+
+/// Those that connect within the same time.
+struct Clients {
     /// For this machine itself; a proxy of the environment would be another machine.
     direct: Client,
     /// For all else, through the proxy that the environment names, if any.
@@ -62,28 +70,28 @@ impl HttpTransport {
     /// error: plain http works there, and https fails to connect.
     pub fn new() -> Result<Self, reqwest::Error> {
         install_crypto();
-        let outward = client().build();
-        let rootless = outward.is_err();
-        let client = || if rootless { client().tls_certs_only([]) } else { client() };
-        Ok(Self {
-            direct: client().no_proxy().build()?,
-            public: client().no_proxy().dns_resolver(PublicOnly).build()?,
-            outward: outward.or_else(|_| client().build())?,
-        })
+        let usual = Waits::default().connect;
+        let clients = BTreeMap::from([(usual, Arc::new(Clients::new(usual)?))]);
+        Ok(Self { clients: Mutex::new(clients) })
     }
 
-    fn client_for(&self, request: &HttpRequest) -> &Client {
-        match request.reach {
-            Reach::Public => &self.public,
-            Reach::Anywhere if is_loopback(&request.url) => &self.direct,
-            Reach::Anywhere => &self.outward,
+    fn clients(&self, connect: Duration) -> Result<Arc<Clients>, TransportError> {
+        let mut all = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(&connect) {
+            return Ok(Arc::clone(known));
         }
+        if all.len() >= CLIENTS_MAX {
+            all.clear();
+        }
+        let made = Clients::new(connect).map_err(|error| TransportError::Connect(root_cause(&error)))?;
+        Ok(Arc::clone(all.entry(connect).or_insert_with(|| Arc::new(made))))
     }
 
     async fn send(&self, request: HttpRequest) -> Result<HttpReply, TransportError> {
-        let max = request.max_reply;
-        let mut response = self.begin(request, None).await?;
-        let body = read_body(&mut response, max).await?;
+        let (max, Waits { first_byte, idle, .. }) = (request.max_reply, request.waits);
+        let begun = self.begin(request, None);
+        let mut response = within(first_byte, begun).await.map_err(TransportError::Silent)??;
+        let body = read_body(&mut response, max, idle).await?;
         Ok(reply(&mut response, body))
     }
 
@@ -101,7 +109,7 @@ impl HttpTransport {
                 pour(&mut response, sink, motion).await?;
                 Bytes::new()
             }
-            None => read_body(&mut response, max).await?,
+            None => read_body(&mut response, max, None).await?,
         };
         Ok(reply(&mut response, body))
     }
@@ -116,7 +124,9 @@ impl HttpTransport {
         if request.reach == Reach::Public && !names_no_closed_address(host.as_ref()) {
             return Err(TransportError::NotPublic(host.map(|host| host.to_string()).unwrap_or_default()));
         }
-        let client = self.client_for(&request);
+        let connect = request.waits.connect;
+        let clients = self.clients(connect)?;
+        let client = clients.client_for(&request);
         let mut outgoing = reqwest::Request::new(request.method, request.url);
         *outgoing.headers_mut() = request.headers;
         match request.body {
@@ -129,7 +139,28 @@ impl HttpTransport {
                 *outgoing.body_mut() = Some(reqwest::Body::wrap_stream(request.body.into_stream(motion)));
             }
         }
-        client.execute(outgoing).await.map_err(|error| before_reply(&error))
+        client.execute(outgoing).await.map_err(|error| before_reply(&error, connect))
+    }
+}
+
+impl Clients {
+    fn new(connect: Duration) -> Result<Self, reqwest::Error> {
+        let outward = client(connect).build();
+        let rootless = outward.is_err();
+        let client = || if rootless { client(connect).tls_certs_only([]) } else { client(connect) };
+        Ok(Self {
+            direct: client().no_proxy().build()?,
+            public: client().no_proxy().dns_resolver(PublicOnly).build()?,
+            outward: outward.or_else(|_| client().build())?,
+        })
+    }
+
+    fn client_for(&self, request: &HttpRequest) -> &Client {
+        match request.reach {
+            Reach::Public => &self.public,
+            Reach::Anywhere if is_loopback(&request.url) => &self.direct,
+            Reach::Anywhere => &self.outward,
+        }
     }
 }
 
@@ -186,12 +217,12 @@ pub fn install_crypto() {
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 
-fn client() -> ClientBuilder {
+fn client(connect: Duration) -> ClientBuilder {
     Client::builder()
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(connect)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .pool_max_idle_per_host(POOL_IDLE_MAX)
         .tcp_nodelay(true)
@@ -207,18 +238,31 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Reads to the end, or to `max` bytes. Most replies come in one piece, which is then not copied.
-async fn read_body(response: &mut Response, max: u64) -> Result<Bytes, TransportError> {
+/// What comes of `future`, or the bound that it went beyond.
+async fn within<T>(bound: Option<Duration>, future: impl Future<Output = T>) -> Result<T, Duration> {
+    match bound {
+        Some(bound) => tokio::time::timeout(bound, future).await.map_err(|_| bound),
+        None => Ok(future.await),
+    }
+}
+
+/// Reads to the end, or to `max` bytes, with at most `idle` between two pieces. Most replies come in one piece, which
+/// is then not copied.
+async fn read_body(
+    response: &mut Response,
+    max: u64,
+    idle: Option<Duration>,
+) -> Result<Bytes, TransportError> {
     let fits = |bytes: usize| u64::try_from(bytes).is_ok_and(|bytes| bytes <= max);
     let too_large = Err(TransportError::TooLarge(max));
     if response.content_length().is_some_and(|announced| announced > max) {
         return too_large;
     }
-    let Some(first) = next_chunk(response).await? else { return Ok(Bytes::new()) };
+    let Some(first) = next_within(response, idle).await? else { return Ok(Bytes::new()) };
     if !fits(first.len()) {
         return too_large;
     }
-    let Some(second) = next_chunk(response).await? else { return Ok(first) };
+    let Some(second) = next_within(response, idle).await? else { return Ok(first) };
     let mut body = BytesMut::from(first);
     let mut chunk = Some(second);
     while let Some(bytes) = chunk {
@@ -226,7 +270,7 @@ async fn read_body(response: &mut Response, max: u64) -> Result<Bytes, Transport
             return too_large;
         }
         body.extend_from_slice(&bytes);
-        chunk = next_chunk(response).await?;
+        chunk = next_within(response, idle).await?;
     }
     Ok(body.freeze())
 }
@@ -255,17 +299,65 @@ async fn next_chunk(response: &mut Response) -> Result<Option<Bytes>, TransportE
     response.chunk().await.map_err(|error| TransportError::Cut(root_cause(&error)))
 }
 
-/// What it means that not even a reply's head arrived.
-fn before_reply(error: &reqwest::Error) -> TransportError {
-    if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<NotPublic>()) {
+async fn next_within(
+    response: &mut Response,
+    idle: Option<Duration>,
+) -> Result<Option<Bytes>, TransportError> {
+    within(idle, next_chunk(response)).await.map_err(TransportError::Stalled)?
+}
+
+/// What it means that not even a reply's head arrived. Where nothing proves that the request was not sent, it was.
+fn before_reply(error: &reqwest::Error, connect: Duration) -> TransportError {
+    if let Some(refused) = cause::<NotPublic>(error) {
         TransportError::NotPublic(refused.0.clone())
-    } else if let Some(unreadable) = causes(error).find_map(|cause| cause.downcast_ref::<Unreadable>()) {
+    } else if let Some(unreadable) = cause::<Unreadable>(error) {
         TransportError::File(printable(&unreadable.to_string()))
+    } else if let Some(untrusted) = cause::<rustls::Error>(error).filter(|error| is_about_trust(error)) {
+        TransportError::Certificate(printable(&untrusted.to_string()))
+    } else if error.is_connect() && error.is_timeout() {
+        TransportError::Connect(format!("no connection within {}", humantime::format_duration(connect)))
     } else if error.is_connect() || error.is_builder() {
         TransportError::Connect(root_cause(error))
+    } else if cause::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled) {
+        // It gives the request back as it was: nothing of it was written.
+        TransportError::Connect("the connection closed before the request was sent".to_owned())
     } else {
         TransportError::Lost(root_cause(error))
     }
+}
+
+/// A handshake that failed for a certificate, and not because something that speaks no TLS was there.
+fn is_about_trust(error: &rustls::Error) -> bool {
+    use rustls::{AlertDescription as Alert, Error};
+    matches!(
+        error,
+        // Its certificate, or the server's word about one that it wants of us.
+        Error::InvalidCertificate(_)
+            | Error::NoCertificatesPresented
+            | Error::AlertReceived(
+                Alert::BadCertificate
+                    | Alert::UnsupportedCertificate
+                    | Alert::CertificateRevoked
+                    | Alert::CertificateExpired
+                    | Alert::CertificateUnknown
+                    | Alert::CertificateRequired
+                    | Alert::UnknownCA
+            )
+    )
+}
+
+/// The first cause of this type. The source of an [`io::Error`] is its content's: what is in it, perhaps in another, is
+/// found only by asking.
+fn cause<T: Error + 'static>(error: &reqwest::Error) -> Option<&T> {
+    causes(error).find_map(|cause| {
+        let mut cause = cause;
+        loop {
+            if let Some(found) = cause.downcast_ref() {
+                return Some(found);
+            }
+            cause = cause.downcast_ref::<io::Error>()?.get_ref()?;
+        }
+    })
 }
 
 /// The innermost cause alone: the outer ones only say that sending failed, and with which url.
@@ -302,6 +394,7 @@ mod tests {
             headers: reqwest::header::HeaderMap::new(),
             body: Bytes::from_static(b"{}").into(),
             timeout,
+            waits: Waits::default(),
             max_reply,
             reach: Reach::Anywhere,
         }
@@ -438,6 +531,98 @@ mod tests {
         }
     }
 
+    /// An exchange with a server that reads the request, sends `begun` and then says nothing more.
+    async fn stalled(begun: &'static [u8], waits: Waits, timeout: Duration) -> TransportError {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = HttpRequest { waits, ..request(listener.local_addr().unwrap(), 1_000, timeout) };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream.write_all(begun).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        HttpTransport::new().unwrap().exchange(request).await.unwrap_err()
+    }
+
+    // Real time, as above: each bound is the only one that can end it.
+    #[tokio::test]
+    async fn a_stall_ends_at_the_bound_of_its_part_and_says_which() {
+        let (short, long) = (Duration::from_millis(100), Duration::from_mins(10));
+        let bounds = Waits { connect: long, first_byte: Some(long), idle: Some(long) };
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"choices\":";
+
+        let silent = Waits { first_byte: Some(short), ..bounds };
+        let error = stalled(b"", silent, long).await;
+        assert!(matches!(error, TransportError::Silent(_)), "{error:?}");
+        assert_eq!(error.to_string(), "no reply began within 100ms");
+
+        let idle = Waits { idle: Some(short), ..bounds };
+        let error = stalled(head, idle, long).await;
+        assert!(matches!(error, TransportError::Stalled(_)), "{error:?}");
+        assert_eq!(error.to_string(), "the reply stopped: nothing more came for 100ms");
+
+        for begun in [&b""[..], head] {
+            let error = stalled(begun, bounds, short).await;
+            assert!(matches!(error, TransportError::Timeout(_)), "{error:?}");
+            assert_eq!(error.to_string(), "no answer within 100ms");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_does_not_come_about_ends_at_its_bound_and_nothing_was_sent() {
+        // It takes the connection and then says nothing of TLS.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut request = request(listener.local_addr().unwrap(), 1, Duration::from_mins(10));
+        request.url.set_scheme("https").unwrap();
+        request.waits.connect = Duration::from_millis(100);
+        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        assert!(matches!(error, TransportError::Connect(_)), "{error:?}");
+        assert_eq!(error.to_string(), "can't connect: no connection within 100ms");
+    }
+
+    #[tokio::test]
+    async fn clients_are_kept_by_their_bound_on_connecting_and_bounded() {
+        let transport = HttpTransport::new().unwrap();
+        let clients = |millis| transport.clients(Duration::from_millis(millis)).unwrap();
+        assert!(Arc::ptr_eq(&clients(1), &clients(1)));
+        for millis in 0..20 {
+            clients(millis);
+            assert!(transport.clients.lock().unwrap().len() <= CLIENTS_MAX);
+        }
+    }
+
+    /// A certificate that its owner signed himself for this machine, and its key: nobody trusts it.
+    const UNTRUSTED: &str = "MIIBmzCCAUGgAwIBAgIUHmULCgFODqdDkre3WVJMgmFTpt4wCgYIKoZIzj0EAwIwFDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzAxNTEyMFoYDzIxMjYxMDMwMDE1MTIwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASN9xdmPPHgnnIXN1oE0CGoIsd/yUnA5VVL7f0oPVVs7PoIdWCOmZ7b9rzjXKT6xE14M8TbnE5WosVWRtP7Yv4fo28wbTAdBgNVHQ4EFgQUVGQ9jvikZzmCRjTHvxweYOziLbowHwYDVR0jBBgwFoAUVGQ9jvikZzmCRjTHvxweYOziLbowDwYDVR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZIzj0EAwIDSAAwRQIhANGrRjIgd2nIvFwUAShyA2qyrtMFN5B6skN/B46JSME5AiASTcDYAvJTzNBtS8hsx+Dl6WzMqgOclPqSX8lal58KrQ==";
+    const UNTRUSTED_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgq+93l6qHJ5AOPhyeax/Z66T7UlD7GiPFztIh0KQRwEKhRANCAASN9xdmPPHgnnIXN1oE0CGoIsd/yUnA5VVL7f0oPVVs7PoIdWCOmZ7b9rzjXKT6xE14M8TbnE5WosVWRtP7Yv4f";
+
+    fn untrusted() -> rustls::ServerConfig {
+        install_crypto();
+        let der = |text| base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(der(UNTRUSTED_KEY));
+        rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![der(UNTRUSTED).into()], key.into())
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_nobody_trusts_is_told_from_a_server_that_is_down() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut request = request(listener.local_addr().unwrap(), 1, Duration::from_mins(1));
+        request.url.set_scheme("https").unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(Arc::new(untrusted())).unwrap();
+            // It ends with the client's refusal.
+            tls.complete_io(&mut stream).unwrap_err();
+        });
+        let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
+        assert!(matches!(error, TransportError::Certificate(_)), "{error:?}");
+        tasks.join_next().await.unwrap().unwrap();
+    }
+
     fn file(content: &[u8]) -> Arc<File> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
@@ -567,13 +752,13 @@ mod tests {
 
     #[test]
     fn neither_this_machine_nor_a_url_from_a_reply_is_asked_through_a_proxy() {
-        let transport = HttpTransport::new().unwrap();
+        let clients = HttpTransport::new().unwrap().clients(Waits::default().connect).unwrap();
         let mut request = request("127.0.0.1:1".parse().unwrap(), 1, Duration::from_secs(1));
-        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.direct));
+        assert!(std::ptr::eq(clients.client_for(&request), &raw const clients.direct));
         request.url = "https://api.openai.com/v1".parse().unwrap();
-        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.outward));
+        assert!(std::ptr::eq(clients.client_for(&request), &raw const clients.outward));
         request.reach = Reach::Public;
-        assert!(std::ptr::eq(transport.client_for(&request), &raw const transport.public));
+        assert!(std::ptr::eq(clients.client_for(&request), &raw const clients.public));
     }
 
     #[tokio::test]

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::clock::Seed;
     use crate::domain::{JobId, TuningApi, TuningData};
-    use crate::provider::{self, Provider, Reach, TuningMark, TuningStatus, Upload};
+    use crate::provider::{self, Provider, Reach, TuningMark, TuningStatus, Upload, Waits};
     use crate::simulate::{Latency, Script, Settings, WhenFull};
 
     fn transport(settings: Settings) -> SimulatedTransport {
@@ -105,6 +105,7 @@ mod tests {
             headers: HeaderMap::new(),
             body: Bytes::from_static(br#"{"input":"x"}"#).into(),
             timeout,
+            waits: Waits::default(),
             max_reply: 1 << 20,
             reach: Reach::Anywhere,
         }
@@ -182,6 +183,7 @@ mod tests {
             base_url: Url::parse("http://sim.invalid/v1").unwrap(),
             api_key: None,
             timeout: Duration::from_mins(1),
+            waits: Waits::default(),
             max_reply: 1 << 20,
             flex_timeout: Duration::from_mins(15),
         };

@@ -92,6 +92,7 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         base_url: base_url.clone(),
         api_key: Some("sk-test".into()),
         timeout: TIMEOUT,
+        waits: provider::Waits::default(),
         max_reply: 1 << 20,
         flex_timeout: TIMEOUT,
     };
@@ -102,6 +103,9 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         api_key_env: None,
         api_key_file: None,
         timeout: TIMEOUT,
+        connect_timeout: Duration::from_secs(10),
+        first_byte_timeout: None,
+        idle_timeout: None,
         concurrency: plan.bound,
         max_reply: settings.max_reply,
         flex_timeout: TIMEOUT,

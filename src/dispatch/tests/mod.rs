@@ -105,6 +105,7 @@ impl World {
             base_url: config.base_url.clone(),
             api_key: config.api_key.clone(),
             timeout: config.timeout,
+            waits: crate::provider::Waits::default(),
             max_reply: config.max_reply,
             flex_timeout: config.flex_timeout,
         });

@@ -254,7 +254,7 @@ pub(super) fn words(outcome: &Outcome) -> String {
         Outcome::Unanswerable(error) => error.message.clone(),
         Outcome::Throttled { code, .. } => format!("it asks to come later: {code}"),
         Outcome::Failed(failure) => failure.message.clone(),
-        Outcome::Blocked(blocked) => format!("{}: {}", blocked.response.status_code, blocked.message),
+        Outcome::Blocked(blocked) => blocked.words(),
     };
     printable(&text)
 }
