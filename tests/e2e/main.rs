@@ -36,6 +36,7 @@ mod reload;
 mod results;
 mod schedules;
 mod secrets;
+mod sharing;
 mod soak;
 mod systemd;
 mod vanishing;
