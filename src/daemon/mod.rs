@@ -13,6 +13,8 @@ mod difference;
 mod faulty;
 mod idle;
 #[cfg(test)]
+mod pacing;
+#[cfg(test)]
 mod power;
 mod reload;
 mod report;

@@ -29,6 +29,12 @@ impl Latency {
         Self { least: a.min(b), most: a.max(b) }
     }
 
+    /// What it is on the average.
+    #[cfg(test)]
+    pub(crate) fn mean(self) -> Duration {
+        (self.least + self.most) / 2
+    }
+
     pub(super) fn draw(self, dice: &mut Rng) -> Duration {
         if self.least == self.most {
             self.least

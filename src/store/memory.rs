@@ -193,7 +193,7 @@ impl Inner {
         turns.share(queue, &candidates, max, |id, want| -> Result<usize> {
             let Some(entry) = jobs.get_mut(&id) else { return Ok(0) };
             let before = leased.leases.len();
-            for index in entry.claimable(queue, now).into_iter().take(want) {
+            for index in entry.claimable(queue, now, want) {
                 *epoch += 1;
                 leased.leases.push(entry.claim(index, *epoch));
             }
@@ -231,14 +231,14 @@ impl Entry {
         })
     }
 
-    /// Due retries by due time, then fresh requests in input order.
-    fn claimable(&self, queue: &QueueName, now: Timestamp) -> Vec<u32> {
+    /// Due retries by due time, then fresh requests in input order: at most `max`.
+    fn claimable(&self, queue: &QueueName, now: Timestamp, max: usize) -> Vec<u32> {
         let mut due: Vec<(Timestamp, u32)> =
             self.open(queue).filter_map(|(i, p)| Some((p.due()?, i))).collect();
         due.retain(|(due, _)| *due <= now);
         due.sort_unstable();
         let fresh = self.open(queue).filter(|(_, place)| *place == Place::Fresh).map(|(index, _)| index);
-        due.into_iter().map(|(_, index)| index).chain(fresh).collect()
+        due.into_iter().map(|(_, index)| index).chain(fresh).take(max).collect()
     }
 
     fn claim(&mut self, index: u32, epoch: u64) -> Lease {
