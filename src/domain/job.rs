@@ -120,7 +120,7 @@ impl Job {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JobSettings {
-    /// 0..=9, higher goes first; default 5.
+    /// 0..=9, default 5: a step doubles its share of a queue.
     pub priority: u8,
     /// Counted from acceptance.
     pub deadline: Option<Duration>,

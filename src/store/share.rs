@@ -86,6 +86,9 @@ impl Turns {
         max: usize,
         take: impl FnMut(JobId, usize) -> Result<usize, E>,
     ) -> Result<(), E> {
+        if candidates.is_empty() {
+            return Ok(());
+        }
         if !self.0.contains_key(queue) {
             self.0.insert(queue.clone(), Round::default());
         }
@@ -106,7 +109,7 @@ impl Round {
             Reverse(InLine { begin: ended.max(self.now), weight, ended, job })
         };
         let mut line: BinaryHeap<_> = candidates.iter().map(in_line).collect();
-        let longest = (max / (TURNS_MIN * candidates.len().max(1))).clamp(1, RUN_MAX);
+        let longest = (max / (TURNS_MIN * candidates.len()).max(1)).clamp(1, RUN_MAX);
         let heaviest = candidates.iter().map(|candidate| candidate.weight).max();
         let mut left = max;
         while left > 0
