@@ -52,7 +52,7 @@ fn outage(outage: &Outage) {
     }
     let output = daemon.stop();
     assert_eq!(output.code, Some(0), "{output:?}");
-    let seen = Seen::in_world(name, &world, &[("job", &job)], Some(CONCURRENCY));
+    let mut seen = Seen::in_world(name, &world, &[("job", &job)], Some(CONCURRENCY));
     seen.print();
     let (begins_us, ends_us) = (AT * 1_000_000, (AT + lasts) * 1_000_000);
     let during = seen.entries.iter().filter(|entry| (begins_us..ends_us).contains(&entry.at_us)).count();
@@ -60,6 +60,7 @@ fn outage(outage: &Outage) {
     let resumed = seen.entries.iter().find(answered).map(|entry| seconds(entry.at_us - ends_us));
     eprintln!("came during the {lasts} s: {during}; first answered after its end: {resumed:?} s");
     seen.assert_whole(LINES);
+    seen.assert_patient();
     assert!(resumed.is_some_and(|resumed| resumed <= *resumes_within), "{resumed:?}");
     let allowed = (CONCURRENCY + TRIES) as f64 + *lasts as f64 * tries;
     assert!(during as f64 <= allowed, "{during} came, at most {allowed} may");

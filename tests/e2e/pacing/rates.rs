@@ -21,11 +21,12 @@ fn strict(limits_told: LimitsTold) -> Settings {
 
 /// Runs a minute's worth; `used` and `refused` are the least and the most that may be.
 fn minute(name: &str, server: Settings, limits: &str, used: f64, refused: f64) {
-    let seen = Seen::of_job(name, &setup(server, limits), &chat_lines(LINES), WITHIN);
+    let mut seen = Seen::of_job(name, &setup(server, limits), &chat_lines(LINES), WITHIN);
     seen.print();
     let share = use_of(LINES as u64, PER_MINUTE.into(), 1.0, &seen);
     eprintln!("use {:.1} %", share * 100.0);
     seen.assert_whole(LINES);
+    seen.assert_patient();
     assert!(seen.pace.refused_share <= refused, "{} refused", seen.pace.refused_share);
     assert!(share >= used, "{share} used");
 }
@@ -83,11 +84,12 @@ fn tokens(name: &str, limits_told: LimitsTold, known: bool, used: f64, refused: 
     let server = Settings { tokens_per_minute: Some(per_minute), latency, limits_told, ..server() };
     let limits = if known { format!("tokens_per_minute = {per_minute}") } else { String::new() };
     let setup = setup(server, &format!("concurrency = 64\n{limits}"));
-    let seen = Seen::of_job(name, &setup, &job, WITHIN);
+    let mut seen = Seen::of_job(name, &setup, &job, WITHIN);
     seen.print();
     let share = use_of(LINES as u64, PER_MINUTE.into(), 1.0, &seen);
     eprintln!("use {:.1} %", share * 100.0);
     seen.assert_whole(LINES);
+    seen.assert_patient();
     assert!(seen.pace.refused_share <= refused, "{} refused", seen.pace.refused_share);
     assert!(share >= used, "{share} used");
 }
@@ -128,7 +130,7 @@ fn changing(name: &str, limits_told: LimitsTold) {
         std::thread::park_timeout(left);
     }
     assert_eq!(daemon.stop().code, Some(0));
-    let seen = Seen::in_world(name, &world, &[("job", &job)], None);
+    let mut seen = Seen::in_world(name, &world, &[("job", &job)], None);
     seen.print();
     let spans = [("3,000", 30.0, 59.0, 50.0), ("1,500", 120.0, 149.0, 25.0), ("3,000", 210.0, 235.0, 50.0)];
     let figures = spans.map(|(limit, from, to, per_second)| {
@@ -142,6 +144,7 @@ fn changing(name: &str, limits_told: LimitsTold) {
         (used, refused)
     });
     seen.assert_lawful();
+    seen.assert_patient();
     for (used, refused) in figures {
         assert!(used >= 0.90 && refused <= 0.03, "{used} used, {refused} refused");
     }
@@ -172,8 +175,9 @@ fn a_configured_limit_is_never_overrun() {
 #[test]
 fn a_refusing_server_loses_nothing() {
     let server = Settings { requests_per_minute: Some(6_000), ..server() };
-    let seen =
+    let mut seen =
         Seen::of_job("6,000 a minute, unknown", &setup(server, "concurrency = 16"), &chat_lines(200), WITHIN);
     seen.assert_whole(200);
+    seen.assert_patient();
     assert_eq!(seen.pace.admitted, 200);
 }
