@@ -21,7 +21,7 @@ const WORDS_BYTES_MAX: usize = 4 * 1024;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("config", config),
     ("data_rows", data_rows),
     ("error_reply", error_reply),
@@ -34,6 +34,7 @@ pub const TARGETS: [Target; 14] = [
     ("remote_objects", remote_objects),
     ("retry_after", retry_after),
     ("schedule", schedule),
+    ("streamed_answer", streamed_answer),
     ("toml_spec", toml_spec),
     ("training_file", training_file),
 ];
@@ -110,6 +111,11 @@ pub fn schedule(data: &[u8]) {
     if let Some(problem) = spec::fuzz::schedule(&text) {
         assert_readable(&problem.into(), "cron", data);
     }
+}
+
+/// An answer that comes as a stream of events.
+pub fn streamed_answer(data: &[u8]) {
+    provider::fuzz::stream(data);
 }
 
 /// A TOML spec, with the samples' data files beside it.
@@ -300,6 +306,11 @@ mod tests {
     #[test]
     fn schedules_hold() {
         hold("schedule", MUTANTS);
+    }
+
+    #[test]
+    fn streamed_answers_hold() {
+        hold("streamed_answer", MUTANTS);
     }
 
     #[test]

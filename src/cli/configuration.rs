@@ -82,6 +82,7 @@ mod tests {
         max_reply = "64MiB"
         flex_timeout = "15m"
         strict = false
+        stream = false
 
         [providers.limits]
         concurrency = 64

@@ -351,7 +351,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (11, 49));
+        assert_eq!((report.errors(), keys), (11, 50));
     }
 
     #[test]

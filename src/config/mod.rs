@@ -108,6 +108,8 @@ pub struct Provider {
     pub flex_fallback: Option<Duration>,
     /// A parameter value that the API would refuse is an error, not a warning. Default false.
     pub strict: bool,
+    /// Answers to chat and completions come as streams, where the job leaves it open. Default false.
+    pub stream: bool,
     /// `[providers.limits]`
     pub limits: Limits,
     /// `[[providers.models]]`: the first whose name matches replaces members of `limits`.

@@ -106,6 +106,7 @@ fn provider(
         flex_timeout: section.duration("flex_timeout", Duration::from_mins(15), MILLISECOND..=DAY),
         flex_fallback: section.duration_if_given("flex_fallback", MILLISECOND..=DAY),
         strict: section.flag("strict", false),
+        stream: section.flag("stream", false),
         limits: limits(&mut section),
         models: models(document, &mut section),
         name,

@@ -153,6 +153,7 @@ fn provider_settings(config: &config::Provider) -> provider::Settings {
         },
         max_reply: config.max_reply,
         flex_timeout: config.flex_timeout,
+        stream: config.stream,
     }
 }
 

@@ -130,6 +130,7 @@ impl Difference {
             flex_timeout,
             flex_fallback,
             strict,
+            stream,
             limits,
             models,
         } = new;
@@ -149,6 +150,7 @@ impl Difference {
         self.live(&key("flex_timeout"), &mut held.flex_timeout, flex_timeout);
         self.live(&key("flex_fallback"), &mut held.flex_fallback, flex_fallback);
         self.live(&key("strict"), &mut held.strict, strict);
+        self.live(&key("stream"), &mut held.stream, stream);
         let config::Limits { concurrency, requests_per_minute, tokens_per_minute } = limits;
         let limits = &mut held.limits;
         self.live(&key("limits.concurrency"), &mut limits.concurrency, concurrency);

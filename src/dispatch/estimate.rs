@@ -67,7 +67,7 @@ mod tests {
 
     fn cost(endpoint: Endpoint, body: &str) -> u64 {
         let body = RawValue::from_string(body.to_owned()).unwrap();
-        of(&Request { custom_id: "a".to_owned(), endpoint, model: None, body }).total()
+        of(&Request { custom_id: "a".to_owned(), endpoint, model: None, stream: None, body }).total()
     }
 
     #[test]

@@ -57,7 +57,7 @@ mod tests {
             job.settings.deadline = deadline.map(Duration::from_secs);
             let body = RawValue::from_string(body.to_owned()).unwrap();
             let (custom_id, endpoint) = ("a".to_owned(), Endpoint::ChatCompletions);
-            let request = Request { custom_id, endpoint, model: None, body };
+            let request = Request { custom_id, endpoint, model: None, stream: None, body };
             falls_back_at(&job, &request, left.map(Duration::from_secs))
         };
         assert_eq!(of(FLEX, Some(100), Some(30)), Some(after(70)));

@@ -113,7 +113,8 @@ mod tests {
         let mut limits = Limits::new(&of(64, None, Some(6_000)), now);
         let body = RawValue::from_string(format!("\"{}\"", "x".repeat(4_000))).unwrap();
         let endpoint = Endpoint::Embeddings;
-        let estimate = estimate::of(&Request { custom_id: String::new(), endpoint, model: None, body });
+        let estimate =
+            estimate::of(&Request { custom_id: String::new(), endpoint, model: None, stream: None, body });
         limits.spend(estimate.total(), now);
         assert!(limits.ready_at(1, now) > now + Duration::from_secs(9));
         let usage = Some(Usage { input_tokens: 5, output_tokens: 0 });

@@ -466,6 +466,7 @@ mod tests {
                 waits: provider::Waits::default(),
                 max_reply: 1 << 20,
                 flex_timeout: Duration::from_hours(9),
+                stream: false,
             };
             let limits = config::Limits {
                 concurrency: config::Concurrency::Fixed(slots),
@@ -486,6 +487,7 @@ mod tests {
                 flex_timeout: settings.flex_timeout,
                 flex_fallback: None,
                 strict: false,
+                stream: false,
                 limits,
                 models: Vec::new(),
             };

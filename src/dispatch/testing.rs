@@ -20,6 +20,7 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         waits: provider::Waits::default(),
         max_reply: 1 << 20,
         flex_timeout: timeout.max(Duration::from_mins(15)),
+        stream: false,
     };
     let config = config::Provider {
         name: "p".to_owned(),
@@ -36,6 +37,7 @@ pub(crate) fn provider(transport: Arc<dyn Transport>, timeout: Duration, limits:
         flex_timeout: settings.flex_timeout,
         flex_fallback: None,
         strict: false,
+        stream: false,
         limits,
         models: Vec::new(),
     };

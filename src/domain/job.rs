@@ -128,6 +128,9 @@ pub struct JobSettings {
     /// What replaces the config's `[retry]` for this job.
     pub retry: RetryOverride,
     pub on_uncertain: Option<OnUncertain>,
+    /// Whether answers come as streams; none leaves it to the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
     /// What each `job:<name>` of its requests' models stands for, by `<name>`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, TunedModel>,
@@ -141,6 +144,7 @@ impl Default for JobSettings {
             order: Order::Input,
             retry: RetryOverride::default(),
             on_uncertain: None,
+            stream: None,
             models: BTreeMap::new(),
         }
     }

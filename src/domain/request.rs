@@ -143,6 +143,8 @@ pub struct Request {
     pub custom_id: String,
     pub endpoint: Endpoint,
     pub model: Option<String>,
+    /// Whether its answer is to come as a stream; none leaves it to the provider.
+    pub stream: Option<bool>,
     /// The JSON object to send, byte for byte.
     pub body: Box<RawValue>,
 }

@@ -426,6 +426,7 @@ mod tests {
                 waits: provider::Waits::default(),
                 max_reply: 1 << 20,
                 flex_timeout: Duration::from_mins(15),
+                stream: false,
             };
             Provider::new(settings, Arc::clone(&lists) as Arc<dyn Transport>)
         };

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use futures_util::stream::{self, Stream};
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::provider::{HttpReply, HttpRequest, Transfer, Transport, TransportError};
+use crate::provider::{HttpReply, HttpRequest, Receiver, Transfer, Transport, TransportError};
 
 /// Large enough that reading costs little beside sending, small enough that progress moves on a slow line.
 const PIECE_BYTES: u64 = 128 * 1024;
@@ -165,6 +166,21 @@ pub(super) async fn transfer_whole(
     }
     sink.write.write_all(&std::mem::take(&mut reply.body)).map_err(|error| unwritable(&error))?;
     (transfer.progress)(bytes);
+    Ok(reply)
+}
+
+/// What [`Transport::receive`] does where it has no sockets: one exchange, in memory.
+pub(super) async fn receive_whole(
+    transport: &(impl Transport + ?Sized),
+    request: HttpRequest,
+    receiver: &mut dyn Receiver,
+) -> Result<HttpReply, TransportError> {
+    let mut reply = transport.exchange(request).await?;
+    if receiver.begins(reply.status, &reply.headers) {
+        // There is no rest of it.
+        let (ControlFlow::Continue(()) | ControlFlow::Break(())) =
+            receiver.take(&std::mem::take(&mut reply.body));
+    }
     Ok(reply)
 }
 

@@ -49,6 +49,11 @@ pub(super) fn classify(endpoint: Endpoint, reply: &HttpReply, now: Timestamp) ->
     Reply { outcome, usage, rate }
 }
 
+/// Reads a 2xx that holds an error, and nothing that was to be an answer.
+pub(super) fn classify_event(reply: &HttpReply, now: Timestamp) -> Outcome {
+    error_in_success(reply, &text_of(&reply.body), now)
+}
+
 /// What it means that there is no whole reply.
 pub(super) fn classify_transport(error: &TransportError) -> Outcome {
     let (code, maybe_paid) = match error {
@@ -161,7 +166,7 @@ fn class_of(status: u16, error: &ErrorBody, headers: &HeaderMap) -> Class {
 }
 
 /// A 2xx from which nothing can be made. It was most likely paid for, and may be right the next time.
-fn senseless(status: u16, why: &str) -> Outcome {
+pub(super) fn senseless(status: u16, why: &str) -> Outcome {
     Outcome::Failed(Failure {
         code: "invalid_answer",
         message: format!("the server answered {status} but gave no answer: {why}"),

@@ -138,6 +138,7 @@ mod tests {
             waits: Waits::default(),
             max_reply: 1024,
             flex_timeout: Duration::from_mins(15),
+            stream: false,
         };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }

@@ -55,6 +55,11 @@ fn reply_of(text: &[u8]) -> HttpReply {
     HttpReply { status, headers, body: Bytes::copy_from_slice(rest) }
 }
 
+/// A stream of events, and what is made of it.
+pub(crate) fn stream(body: &[u8]) {
+    crate::provider::stream::fuzz::stream(body);
+}
+
 /// Every reply has an outcome, and what is decided about it leaves one line or a wait that makes sense.
 pub(crate) fn reply(text: &[u8]) {
     let reply = reply_of(text);

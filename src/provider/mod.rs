@@ -27,6 +27,7 @@ mod multipart;
 mod openai;
 mod outcomes;
 mod retry_after;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;
@@ -35,6 +36,7 @@ mod uploads;
 
 use std::fmt;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +49,8 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::domain::{Outcome, Request};
-use crate::provider::classify::{classify, classify_transport};
 use crate::provider::openai::Api;
+use crate::provider::stream::Receiving;
 
 pub use address::is_public;
 pub use answer::usage_of;
@@ -76,6 +78,8 @@ pub struct Settings {
     pub max_reply: u64,
     /// In place of a shorter `timeout` for requests of the [flex tier](is_flex).
     pub flex_timeout: Duration,
+    /// Chat and completions are asked for as streams, where the request leaves it open.
+    pub stream: bool,
 }
 
 /// How long the parts of an exchange may take, within the time-out for all of it.
@@ -108,6 +112,7 @@ impl fmt::Debug for Settings {
             .field("waits", &self.waits)
             .field("max_reply", &self.max_reply)
             .field("flex_timeout", &self.flex_timeout)
+            .field("stream", &self.stream)
             .finish()
     }
 }
@@ -231,6 +236,15 @@ impl fmt::Debug for Sink<'_> {
     }
 }
 
+/// Takes the body of a reply as it comes.
+pub trait Receiver: Send {
+    /// The head is there: whether the body is to be handed over; else it is in the reply.
+    fn begins(&mut self, status: u16, headers: &HeaderMap) -> bool;
+
+    /// A piece of the body, of any size. `Break`: its rest is of no use.
+    fn take(&mut self, piece: &[u8]) -> ControlFlow<()>;
+}
+
 /// Moves one request and its reply. A trait, so that tests and simulations need no sockets.
 pub trait Transport: Send + Sync + fmt::Debug {
     fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>>;
@@ -243,6 +257,16 @@ pub trait Transport: Send + Sync + fmt::Debug {
         transfer: Transfer<'a>,
     ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
         Box::pin(body::transfer_whole(self, request, transfer))
+    }
+
+    /// An exchange whose reply is handed over as it comes; [`Waits::idle`] counts once its body has begun. What is
+    /// written here hands it over as a whole.
+    fn receive<'a>(
+        &'a self,
+        request: HttpRequest,
+        receiver: &'a mut dyn Receiver,
+    ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
+        Box::pin(body::receive_whole(self, request, receiver))
     }
 }
 
@@ -331,27 +355,41 @@ impl Provider {
     pub async fn call(&self, request: &Request) -> Reply {
         let access = self.access();
         let Access { settings, api } = &*access;
-        let (url, headers) = api.target(request.endpoint);
-        let exchange = self.transport.exchange(HttpRequest {
+        let is_streamed = request.stream.unwrap_or(settings.stream);
+        let question = is_streamed.then(|| stream::question(request)).flatten();
+        let mut came = match question {
+            None => {
+                let body = Bytes::copy_from_slice(request.body.get().as_bytes());
+                self.transport.exchange(access.asking(request, body)).await.into()
+            }
+            Some(question) => {
+                let mut receiving = Receiving::new(request.endpoint, question.choices, settings.max_reply);
+                let mut asking = access.asking(request, question.body.into());
+                asking.waits.idle.get_or_insert(stream::STILL_MAX);
+                let exchanged = self.transport.receive(asking, &mut receiving).await;
+                receiving.finish(exchanged)
+            }
+        };
+        if let Some(reply) = came.reply_mut().filter(|reply| api.leaks_into(&reply.body)) {
+            reply.body = api.without_key(&reply.body).into();
+        }
+        came.classify(request.endpoint, self.clock.now())
+    }
+}
+
+impl Access {
+    /// How `request` is sent, with this body.
+    fn asking(&self, request: &Request, body: Bytes) -> HttpRequest {
+        let (url, headers) = self.api.target(request.endpoint);
+        HttpRequest {
             method: reqwest::Method::POST,
             url: url.clone(),
             headers: headers.clone(),
-            body: HttpBody::Bytes(Bytes::copy_from_slice(request.body.get().as_bytes())),
-            timeout: settings.timeout_of(&request.body),
-            waits: settings.waits,
-            max_reply: settings.max_reply,
+            body: HttpBody::Bytes(body),
+            timeout: self.settings.timeout_of(&request.body),
+            waits: self.settings.waits,
+            max_reply: self.settings.max_reply,
             reach: Reach::Anywhere,
-        });
-        match exchange.await {
-            Ok(mut reply) => {
-                if api.leaks_into(&reply.body) {
-                    reply.body = api.without_key(&reply.body).into();
-                }
-                classify(request.endpoint, &reply, self.clock.now())
-            }
-            Err(error) => {
-                Reply { outcome: classify_transport(&error), usage: None, rate: RateHeaders::default() }
-            }
         }
     }
 }
@@ -373,6 +411,7 @@ mod tests {
             waits: Waits::default(),
             max_reply: 1024,
             flex_timeout: Duration::from_mins(15),
+            stream: false,
         };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }
@@ -382,6 +421,7 @@ mod tests {
             custom_id: "a".to_owned(),
             endpoint: Endpoint::ChatCompletions,
             model: None,
+            stream: None,
             body: serde_json::value::RawValue::from_string(body.to_owned()).unwrap(),
         }
     }
@@ -411,6 +451,61 @@ mod tests {
         assert!(sent.contains("content-type: application/json\r\n"), "{sent}");
         assert!(sent.contains(concat!("user-agent: batchd/", env!("CARGO_PKG_VERSION"), "\r\n")), "{sent}");
         assert!(sent.ends_with(&format!("\r\n\r\n{body}")), "{sent}");
+    }
+
+    /// A request, and a provider, that want a stream or leave it open.
+    async fn streamed(server: &Listener, of_request: Option<bool>, of_provider: bool) -> Reply {
+        let provider = provider(server);
+        let settings = Settings { stream: of_provider, ..provider.access().settings.clone() };
+        provider.change(&settings);
+        provider.call(&Request { stream: of_request, ..request(r#"{"model":"m"}"#) }).await
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_streamed_is_the_one_that_comes_without() {
+        let head =
+            "content-type: text/event-stream\r\nx-request-id: req_1\r\nx-ratelimit-remaining-requests: 7\r\n";
+        let key = CANARY.split_at(9);
+        let stream = format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n\
+             data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}},\"finish_reason\":\"stop\"}}]}}\n\n\
+             data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":9,\"completion_tokens\":1}}}}\n\ndata: [DONE]\n\n",
+            key.0, key.1
+        );
+        let server = Listener::new(&http("200 OK", head, &stream)).await;
+        let reply = streamed(&server, Some(true), false).await;
+        let Outcome::Answered(response) = reply.outcome else { panic!("{reply:?}") };
+        // Even a key that comes in pieces stays out of the record.
+        assert_eq!(
+            (response.status_code, response.request_id.as_str(), response.body.get()),
+            (
+                200,
+                "req_1",
+                r#"{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"[api key]"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}"#
+            )
+        );
+        assert_eq!(reply.usage, Some(Usage { input_tokens: 9, output_tokens: 1 }));
+        assert_eq!(reply.rate.remaining_requests, Some(7));
+        let sent = server.requests().pop().unwrap();
+        assert!(
+            sent.ends_with(r#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#),
+            "{sent}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_request_says_of_streams_goes_before_what_the_provider_says() {
+        let answer = http("200 OK", "", r#"{"choices":[{"message":{"content":"4"}}]}"#);
+        let server = Listener::new(&answer).await;
+        for (of_request, of_provider, is_streamed) in
+            [(None, false, false), (None, true, true), (Some(false), true, false), (Some(true), false, true)]
+        {
+            // A server that doesn't stream is heard all the same.
+            let reply = streamed(&server, of_request, of_provider).await;
+            assert!(matches!(reply.outcome, Outcome::Answered(_)), "{reply:?}");
+            let sent = server.requests().pop().unwrap();
+            assert_eq!(sent.ends_with(r#""stream_options":{"include_usage":true}}"#), is_streamed, "{sent}");
+        }
     }
 
     #[tokio::test]

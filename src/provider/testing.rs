@@ -102,6 +102,7 @@ pub(super) fn provider_at(base_url: &str) -> Provider {
         waits: Waits::default(),
         max_reply: 64 * 1024,
         flex_timeout: Duration::from_mins(15),
+        stream: false,
     };
     thread_local! {
         // Reading the machine's certificates takes a while. A test has its thread, so its connections are its own.

@@ -21,14 +21,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, HeaderValue};
 use reqwest::{Client, ClientBuilder, Response, redirect, retry};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
 use crate::diag::printable;
 use crate::provider::address::{NotPublic, PublicOnly, names_no_closed_address};
 use crate::provider::body::{Motion, Unreadable, unwritable};
 use crate::provider::{
-    HttpBody, HttpReply, HttpRequest, Reach, Sink, Transfer, Transport, TransportError, Waits,
+    HttpBody, HttpReply, HttpRequest, Reach, Receiver, Sink, Transfer, Transport, TransportError, Waits,
 };
 
 /// Shorter than the 5 s after which uvicorn (vLLM, LiteLLM) and Node close an idle connection: a request
@@ -45,6 +45,10 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// A set of clients for each bound on connecting, which is a client's own. That many providers with bounds of their
 /// own, or reloads that change one, keep theirs; then all are made anew, as they are wanted.
 const CLIENTS_MAX: usize = 8;
+
+/// How long the end of a reply is waited for of which nothing more is needed: it lies right behind, and with it the
+/// connection can serve again.
+const END_WAIT: Duration = Duration::from_millis(250);
 
 /// The transport over reqwest. Providers may share one: connections are pooled by origin.
 pub struct HttpTransport {
@@ -114,6 +118,32 @@ impl HttpTransport {
         Ok(reply(&mut response, body))
     }
 
+    /// Hands a reply over as it comes.
+    async fn hand_over(
+        &self,
+        request: HttpRequest,
+        receiver: &mut dyn Receiver,
+    ) -> Result<HttpReply, TransportError> {
+        let (max, Waits { first_byte, idle, .. }) = (request.max_reply, request.waits);
+        let begun = self.begin(request, None);
+        let mut response = within(first_byte, begun).await.map_err(TransportError::Silent)??;
+        if !receiver.begins(response.status().as_u16(), response.headers()) {
+            let body = read_body(&mut response, max, idle).await?;
+            return Ok(reply(&mut response, body));
+        }
+        // Servers send the head at once, and the first word when they have one.
+        let mut piece = next_chunk(&mut response).await?;
+        while let Some(bytes) = piece {
+            if receiver.take(&bytes).is_break() {
+                let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+                drop(timeout(END_WAIT, rest).await);
+                break;
+            }
+            piece = next_within(&mut response, idle).await?;
+        }
+        Ok(reply(&mut response, Bytes::new()))
+    }
+
     /// Sends, until the head of the reply is there.
     async fn begin(
         &self,
@@ -173,13 +203,24 @@ impl fmt::Debug for HttpTransport {
 
 impl Transport for HttpTransport {
     fn exchange(&self, request: HttpRequest) -> BoxFuture<'_, Result<HttpReply, TransportError>> {
-        let timeout = request.timeout;
+        let total = request.timeout;
         Box::pin(async move {
             // Ours, not reqwest's: it covers connect to last byte, so that a server that drips bytes ends
             // too.
-            tokio::time::timeout(timeout, self.send(request))
+            timeout(total, self.send(request)).await.unwrap_or(Err(TransportError::Timeout(total)))
+        })
+    }
+
+    fn receive<'a>(
+        &'a self,
+        request: HttpRequest,
+        receiver: &'a mut dyn Receiver,
+    ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
+        let total = request.timeout;
+        Box::pin(async move {
+            timeout(total, self.hand_over(request, receiver))
                 .await
-                .unwrap_or(Err(TransportError::Timeout(timeout)))
+                .unwrap_or(Err(TransportError::Timeout(total)))
         })
     }
 
@@ -188,11 +229,11 @@ impl Transport for HttpTransport {
         request: HttpRequest,
         transfer: Transfer<'a>,
     ) -> BoxFuture<'a, Result<HttpReply, TransportError>> {
-        let timeout = request.timeout;
+        let still_max = request.timeout;
         Box::pin(async move {
             let motion = Arc::new(Motion::default());
             let mut carried = pin!(self.carry(request, transfer.sink, &motion));
-            let mut stalled = pin!(tokio::time::sleep(timeout));
+            let mut stalled = pin!(tokio::time::sleep(still_max));
             loop {
                 tokio::select! {
                     biased; // a reply that is there counts, however late; what moves puts the end off
@@ -202,9 +243,9 @@ impl Transport for HttpTransport {
                     }
                     () = motion.moved() => {
                         (transfer.progress)(motion.bytes());
-                        stalled.as_mut().reset(Instant::now() + timeout);
+                        stalled.as_mut().reset(Instant::now() + still_max);
                     }
-                    () = &mut stalled => return Err(TransportError::Timeout(timeout)),
+                    () = &mut stalled => return Err(TransportError::Timeout(still_max)),
                 }
             }
         })
@@ -241,7 +282,7 @@ fn is_loopback(url: &Url) -> bool {
 /// What comes of `future`, or the bound that it went beyond.
 async fn within<T>(bound: Option<Duration>, future: impl Future<Output = T>) -> Result<T, Duration> {
     match bound {
-        Some(bound) => tokio::time::timeout(bound, future).await.map_err(|_| bound),
+        Some(bound) => timeout(bound, future).await.map_err(|_| bound),
         None => Ok(future.await),
     }
 }
@@ -377,8 +418,10 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
     use std::net::SocketAddr;
+    use std::ops::ControlFlow;
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use reqwest::header::HeaderMap;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinSet;
@@ -391,7 +434,7 @@ mod tests {
         HttpRequest {
             method: reqwest::Method::POST,
             url: format!("http://{address}/v1/chat/completions?secret=sk-query").parse().unwrap(),
-            headers: reqwest::header::HeaderMap::new(),
+            headers: HeaderMap::new(),
             body: Bytes::from_static(b"{}").into(),
             timeout,
             waits: Waits::default(),
@@ -733,6 +776,104 @@ mod tests {
         let (result, sunk, _) = transfer(request, Some(100)).await;
         assert!(matches!(result, Err(TransportError::Timeout(t)) if t == timeout), "{result:?}");
         assert_eq!(sunk.len(), 10, "it took longer than the time-out, but moved");
+    }
+
+    /// Collects a body, up to a byte that it has enough with.
+    #[derive(Default)]
+    struct Collector {
+        body: Vec<u8>,
+        enough: Option<u8>,
+    }
+
+    impl Receiver for Collector {
+        fn begins(&mut self, status: u16, _: &HeaderMap) -> bool {
+            status == 200
+        }
+
+        fn take(&mut self, piece: &[u8]) -> ControlFlow<()> {
+            self.body.extend_from_slice(piece);
+            match self.enough {
+                Some(byte) if piece.contains(&byte) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    /// Sends each of `pieces` after the wait before it, on the first connection, and then hangs up or waits for ever.
+    async fn dripping(pieces: &[(Duration, &'static str)], hangs_up: bool) -> (SocketAddr, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pieces = pieces.to_vec();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            for (wait, piece) in pieces {
+                tokio::time::sleep(wait).await;
+                stream.write_all(piece.as_bytes()).await.unwrap();
+            }
+            if !hangs_up {
+                std::future::pending::<()>().await;
+            }
+        });
+        (address, tasks)
+    }
+
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+
+    // Real time, as above: nothing here waits for longer than the time-out.
+    #[tokio::test]
+    async fn a_reply_that_is_handed_over_may_be_slow_to_begin_but_then_must_move() {
+        let still_max = Duration::from_millis(300);
+        let slow = [(Duration::ZERO, HEAD), (2 * still_max, "1\r\na\r\n")];
+        let moving = [(still_max / 4, "1\r\nb\r\n"); 6];
+        let (address, _tasks) = dripping(&[&slow[..], &moving].concat(), false).await;
+        let mut collector = Collector::default();
+        let mut request = request(address, 100, Duration::from_mins(1));
+        request.waits.idle = Some(still_max);
+        let result = HttpTransport::new().unwrap().receive(request, &mut collector).await;
+        assert!(matches!(result, Err(TransportError::Stalled(t)) if t == still_max), "{result:?}");
+        assert_eq!(collector.body, b"abbbbbb");
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_handed_over_ends_at_the_time_out_however_it_moves() {
+        let total = Duration::from_millis(300);
+        let (address, _tasks) =
+            dripping(&[(Duration::ZERO, HEAD), (Duration::ZERO, "1\r\na\r\n")], false).await;
+        let request = request(address, 100, total);
+        let result = HttpTransport::new().unwrap().receive(request, &mut Collector::default()).await;
+        assert!(matches!(result, Err(TransportError::Timeout(t)) if t == total), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_handed_over_ends_whole_or_cut_and_without_what_nobody_needs() {
+        let now = Duration::ZERO;
+        for (pieces, enough, expected) in [
+            (vec![(now, HEAD), (now, "2\r\nab\r\n0\r\n\r\n")], None, Some("ab")),
+            (vec![(now, HEAD), (now, "2\r\nab\r\n")], None, None),
+            // Whether it goes on, ends or breaks behind that.
+            (vec![(now, HEAD), (now, "2\r\nab\r\n"), (now, "2\r\ncd\r\n0\r\n\r\n")], Some(b'b'), Some("ab")),
+            (vec![(now, HEAD), (now, "2\r\nab\r\n")], Some(b'b'), Some("ab")),
+        ] {
+            let (address, _tasks) = dripping(&pieces, true).await;
+            let mut collector = Collector { enough, ..Collector::default() };
+            let request = request(address, 100, Duration::from_mins(1));
+            let result = HttpTransport::new().unwrap().receive(request, &mut collector).await;
+            match expected {
+                Some(expected) => {
+                    assert_eq!(result.unwrap().status, 200);
+                    assert!(collector.body.starts_with(expected.as_bytes()), "{:?}", collector.body);
+                }
+                None => assert!(matches!(result, Err(TransportError::Cut(_))), "{result:?}"),
+            }
+        }
+        // An error stands in the reply, within its bound.
+        let server = Listener::new(b"HTTP/1.1 429 Slow\r\ncontent-length: 2\r\n\r\n{}").await;
+        let mut collector = Collector::default();
+        let request = request(server.address(), 2, Duration::from_mins(1));
+        let reply = HttpTransport::new().unwrap().receive(request, &mut collector).await.unwrap();
+        assert_eq!((reply.status, &reply.body[..], &collector.body[..]), (429, &b"{}"[..], &b""[..]));
     }
 
     #[tokio::test]

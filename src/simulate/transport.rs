@@ -186,6 +186,7 @@ mod tests {
             waits: Waits::default(),
             max_reply: 1 << 20,
             flex_timeout: Duration::from_mins(15),
+            stream: false,
         };
         (Provider::new(settings, Arc::new(transport)), engine)
     }

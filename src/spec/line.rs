@@ -92,11 +92,13 @@ impl Body<'_> {
 }
 
 impl Parsed<'_> {
-    pub(super) fn into_request(self) -> Request {
+    /// As it is sent; `stream` as the job has it.
+    pub(super) fn into_request(self, stream: Option<bool>) -> Request {
         Request {
             custom_id: self.custom_id.into_owned(),
             endpoint: self.endpoint,
             model: self.model.map(Cow::into_owned),
+            stream,
             body: match self.body {
                 Body::Whole(body) => body.to_owned(),
                 Body::Cut(body) => body,
@@ -330,7 +332,7 @@ impl Reader<'_> {
         {
             self.refuse(
                 Problem::error(base + stream.offset, "`stream` is true, but a batch has no one to stream to")
-                    .hint("remove `stream`"),
+                    .hint("remove it; to have batchd stream, write `stream = true` at the top of a TOML spec or under the provider in `batchd.toml`: the answers are the same"),
             );
         }
     }

@@ -240,7 +240,7 @@ pub fn read_schedule(source: &Source, settings: &Settings) -> Result<Option<Sche
 ///
 /// An error means that the line is not the one that was accepted.
 pub fn parse_line(job: &Job, line: &[u8], number: u32) -> Result<Request, Diagnostic> {
-    parsed(job, line, number).map(line::Parsed::into_request)
+    parsed(job, line, number).map(|parsed| parsed.into_request(job.settings.stream))
 }
 
 /// The `custom_id` of one line of an accepted job's input, without the rest of it.

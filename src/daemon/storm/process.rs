@@ -95,6 +95,7 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         waits: provider::Waits::default(),
         max_reply: 1 << 20,
         flex_timeout: TIMEOUT,
+        stream: false,
     };
     let config = config::Provider {
         name: plan.name.to_owned(),
@@ -111,6 +112,7 @@ pub(super) fn settings(plan: &ProviderPlan, line: Line, clock: &Clock) -> Provid
         flex_timeout: TIMEOUT,
         flex_fallback: None,
         strict: false,
+        stream: false,
         limits: Limits {
             concurrency: Concurrency::Fixed(plan.slots),
             requests_per_minute: plan.requests_per_minute,

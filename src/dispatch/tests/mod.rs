@@ -108,6 +108,7 @@ impl World {
             waits: crate::provider::Waits::default(),
             max_reply: config.max_reply,
             flex_timeout: config.flex_timeout,
+            stream: config.stream,
         });
         let providers = vec![ProviderSettings { sites: sites.clone(), config }];
         self.live.change(Settings { providers, retry, grace: running.grace });
