@@ -235,7 +235,10 @@ mod tests {
                 format!(r#"{{{good},"method":"GET","body":{{"model":"m"}}}}"#),
                 "1:56: error: method `GET`, expected `POST`",
             ),
-            (format!(r#"{{{good},"body":{{"model":"m","stream":true}}}}"#), "1:76: error: `stream` is true"),
+            (
+                format!(r#"{{{good},"body":{{"model":"m","stream":true}}}}"#),
+                "1:76: error: `stream` is true, but a batch has no one to stream to\n  hint: remove it; to have batchd stream,",
+            ),
             (format!(r#"{{{good},"body":{{"messages":[]}}}}"#), "1:54: error: missing `model`"),
             (format!(r#"{{{good},"body":{{"model":7}}}}"#), "1:63: error: `model` is a number"),
             (format!(r#"{{{good},"body":{{"model":""}}}}"#), "1:63: error: `model` is empty"),

@@ -513,6 +513,8 @@ messages = []
             (format!("{chat}parameters = {{ a = 2026-01-01 }}\n{rows}{messages}"), "a.toml:3:20: error: JSON has no dates"),
             (format!("{chat}parameters = {{ a = nan }}\n{rows}{messages}"), "`nan` has no form in JSON"),
             (format!("{chat}parameters = {{ stream = true }}\n{rows}{messages}"), "r.jsonl:1: error: `stream` is true"),
+            (format!("{chat}stream = \"yes\"\n{rows}{messages}"), "a.toml:3:10: error: `stream` is a string, expected true or false"),
+            ("kind = \"embeddings\"\nmodel = \"m\"\nstream = true\n[[requests]]\ninput = \"a\"\n".to_owned(), "a.toml:3:1: error: `stream` is true, but only answers to `chat` and `completions` can come as streams\n  hint: remove `stream`"),
             ("kind = chat\n".to_owned(), "a.toml:1:8: error: invalid TOML: "),
             ("kind = \"chat\"\nkind = \"images\"\n".to_owned(), "a.toml:2:1: error: invalid TOML: duplicate key"),
             (format!("{chat}{rows}{messages}[schedule]\ncron = \"0 2 * *\"\ntimezone = \"Asia/Shangai\"\n"), "a.toml:7:8: error: bad cron expression `0 2 * *`: 4 fields"),

@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use crate::diag::{self, Diagnostic, Report};
-use crate::domain::{JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy, Timestamp};
+use crate::domain::{Endpoint, JobName, JobSettings, Kind, OnUncertain, Order, RetryPolicy, Timestamp};
 use crate::reading::problem::shown;
 use crate::schedule::{self, Calendar, CatchUp, Overlap, Schedule};
 use crate::spec::document::{Document, Placed, Section, meant, quoted};
@@ -81,7 +81,8 @@ impl<'d> Reader<'d, '_> {
         if let Some(now) = schedule::local(now, zone) {
             self.templates.set_now(now);
         }
-        let settings = self.settings(&mut top);
+        let mut settings = self.settings(&mut top);
+        settings.stream = self.stream(&mut top, kind);
         let mut parameters = self.parameters(&mut top);
         let work = self.work(&mut top, kind, model.as_ref());
         top.finish_with(self.report, |key| {
@@ -174,6 +175,22 @@ impl<'d> Reader<'d, '_> {
             self.error(named.offset, format!("unknown provider {}", shown(&named.value)), &hint);
         }
         found
+    }
+
+    fn stream(&mut self, top: &mut Section<'_, '_>, kind: Option<Kind>) -> Option<bool> {
+        let stream = top.boolean("stream", self.report)?;
+        let endpoint = kind.and_then(Kind::endpoint);
+        let can_stream = kind.is_none()
+            || kind == Some(Kind::Requests)
+            || matches!(endpoint, Some(Endpoint::ChatCompletions | Endpoint::Completions));
+        if stream && !can_stream {
+            self.error(
+                top.key_offset("stream"),
+                "`stream` is true, but only answers to `chat` and `completions` can come as streams",
+                "remove `stream`",
+            );
+        }
+        Some(stream)
     }
 
     fn settings(&mut self, top: &mut Section<'_, '_>) -> JobSettings {

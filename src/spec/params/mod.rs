@@ -445,7 +445,7 @@ mod tests {
                 ),
                 (
                     r#""stream_options": {"include_usage": true}"#,
-                    "`stream_options` is no parameter of a batch request to `/v1/chat/completions` | remove it: it belongs to `stream`, and a batch never streams",
+                    "`stream_options` is no parameter of a batch request to `/v1/chat/completions` | remove it: it belongs to `stream`; batchd adds it where it streams by itself",
                 ),
                 (r#""stream_options": null, "stream": false"#, "-"),
             ],
