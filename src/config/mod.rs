@@ -100,7 +100,8 @@ pub struct Provider {
     /// Largest reply that is read, in bytes. Default 64MiB.
     #[serde(serialize_with = "shown::size")]
     pub max_reply: u64,
-    /// For one whole exchange of a request with `service_tier` `flex`; `timeout` where that is longer. Default 15m.
+    /// For one whole exchange of a request with `service_tier` `flex`, its first byte included; `timeout` where that is
+    /// longer. Default 15m.
     #[serde(serialize_with = "shown::duration")]
     pub flex_timeout: Duration,
     /// When less than this is left to a job's deadline, its flex requests are sent in the ordinary tier. None = never.

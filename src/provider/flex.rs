@@ -6,7 +6,7 @@ use std::time::Duration;
 use memchr::memmem;
 use serde_json::value::RawValue;
 
-use crate::provider::Settings;
+use crate::provider::{Settings, Waits};
 use crate::reading::json::members;
 
 const KEY: &str = "service_tier";
@@ -16,9 +16,14 @@ const FLEX: &str = "\"flex\"";
 const DEFAULT: &str = "\"default\"";
 
 impl Settings {
-    /// How long an exchange of `body` may take.
-    pub(super) fn timeout_of(&self, body: &RawValue) -> Duration {
-        if is_flex(body) { self.flex_timeout.max(self.timeout) } else { self.timeout }
+    /// How long an exchange of `body` may take, as a whole and in its parts. In the flex tier the whole of it may be
+    /// spent in a queue, before the first byte.
+    pub(super) fn times_of(&self, body: &RawValue) -> (Duration, Waits) {
+        if is_flex(body) {
+            (self.flex_timeout.max(self.timeout), Waits { first_byte: None, ..self.waits })
+        } else {
+            (self.timeout, self.waits)
+        }
     }
 }
 
@@ -52,6 +57,26 @@ mod tests {
 
     fn body(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn flex_waits_for_its_first_byte_as_long_as_for_all_of_it() {
+        let waits = Waits { first_byte: Some(Duration::from_secs(5)), ..Waits::default() };
+        let mut settings = Settings {
+            name: "test".to_owned(),
+            base_url: "http://127.0.0.1/v1".parse().unwrap(),
+            api_key: None,
+            timeout: Duration::from_mins(10),
+            waits,
+            max_reply: 1,
+            flex_timeout: Duration::from_mins(15),
+        };
+        let [flex, other] = [r#"{"service_tier":"flex"}"#, "{}"].map(body);
+        let patient = Waits { first_byte: None, ..waits };
+        assert_eq!(settings.times_of(&flex), (Duration::from_mins(15), patient));
+        assert_eq!(settings.times_of(&other), (Duration::from_mins(10), waits));
+        settings.timeout = Duration::from_hours(2);
+        assert_eq!(settings.times_of(&flex), (Duration::from_hours(2), patient), "it never shortens");
     }
 
     #[test]

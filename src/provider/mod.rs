@@ -381,13 +381,14 @@ impl Access {
     /// How `request` is sent, with this body.
     fn asking(&self, request: &Request, body: Bytes) -> HttpRequest {
         let (url, headers) = self.api.target(request.endpoint);
+        let (timeout, waits) = self.settings.times_of(&request.body);
         HttpRequest {
             method: reqwest::Method::POST,
             url: url.clone(),
             headers: headers.clone(),
             body: HttpBody::Bytes(body),
-            timeout: self.settings.timeout_of(&request.body),
-            waits: self.settings.waits,
+            timeout,
+            waits,
             max_reply: self.settings.max_reply,
             reach: Reach::Anywhere,
         }
