@@ -234,7 +234,7 @@ fn readme_examples_do_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let readme = text("README.md");
     let toml = blocks(&readme, "toml");
-    let [openai, capitals, local, nightly, tune, service] = toml[..] else {
+    let [openai, capitals, local, endpoints, nightly, tune, service] = toml[..] else {
         panic!("{} blocks of TOML", toml.len())
     };
     fs::write(folder.path().join("capitals.toml"), capitals).unwrap();
@@ -244,6 +244,9 @@ fn readme_examples_do_what_it_says() {
         blocks(&readme, "console")[0].strip_prefix("$ batchd check capitals.toml\n").unwrap().to_owned();
     batchd(folder.path(), openai).args(["check", "capitals.toml"]).assert().code(0).stdout(said).stderr("");
     batchd(folder.path(), local).args(["check", "fruit.chat.jsonl"]).assert().code(0).stderr("");
+    let shown = batchd(folder.path(), endpoints).arg("config").assert().code(0);
+    let shown = String::from_utf8(shown.get_output().stdout.clone()).unwrap();
+    assert_eq!(shown.matches("[[providers.endpoints]]\n").count(), 2, "{shown}");
     // The keys that are shown with `#` are right, too.
     for nightly in [nightly.to_owned(), nightly.replace("\n# ", "\n")] {
         fs::write(folder.path().join("nightly.toml"), nightly).unwrap();

@@ -58,6 +58,56 @@ mod tests {
                         [[providers.models]]\nname = \"gpt-4*\"\nconcurrency = \"auto\"\n\
                         [storage]\nmin_free = \"1536MiB\"\n[retry]\nbase_delay = \"90s\"\nmax_delay = \"2m\"\n";
 
+    const ENDPOINTS: &str = "[[providers]]\nname = \"x\"\napi_version = \"1\"\nca_file = \"ca.pem\"\n\
+                             headers = { X-A = \"a\" }\nheaders_env = { X-B = \"TOKEN\" }\ntimeout = \"5m\"\n\
+                             [[providers.endpoints]]\nurl = \"https://a.example/v1\"\napi_key_env = \"A\"\n\
+                             [[providers.endpoints]]\nbase_url = \"https://b.example/v1\"\nweight = 3\n\
+                             headers_env = { X-B = \"OTHER\" }\n";
+
+    #[test]
+    fn endpoints_and_headers_are_shown_by_where_their_secrets_come_from() {
+        let out = shown(ENDPOINTS, &[]).out;
+        let (_, providers) = out.split_once("[[providers]]\n").unwrap();
+        let (providers, _) = providers.split_once("[retry]").unwrap();
+        insta::assert_snapshot!(providers, @r#"
+        name = "x"
+        base_url = "https://a.example/v1"
+        api_version = "1"
+        ca_file = "DIR/ca.pem"
+        timeout = "5m"
+        connect_timeout = "10s"
+        concurrency = 256
+        max_reply = "64MiB"
+        flex_timeout = "15m"
+        strict = false
+        stream = false
+        models = []
+
+        [providers.headers]
+        X-A = "a"
+
+        [providers.headers_env]
+        X-B = "TOKEN"
+
+        [[providers.endpoints]]
+        url = "https://a.example/v1"
+        api_key_env = "A"
+        weight = 1
+
+        [[providers.endpoints]]
+        url = "https://b.example/v1"
+        weight = 3
+
+        [providers.endpoints.headers_env]
+        X-B = "OTHER"
+
+        [providers.limits]
+        concurrency = 64
+        "#);
+        let json: serde_json::Value = serde_json::from_str(&shown(ENDPOINTS, &["--json"]).out).unwrap();
+        assert_eq!(json["providers"][0]["endpoints"][1]["headers_env"]["X-B"], "OTHER");
+    }
+
     #[test]
     fn every_key_is_shown_with_its_value_and_no_key_to_a_provider_is() {
         let printed = shown(TEXT, &[]);
@@ -121,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_a_configuration_that_says_the_same() {
-        for text in ["", TEXT] {
+        for text in ["", TEXT, ENDPOINTS] {
             let folder = tempfile::tempdir().unwrap();
             let once = shown_in(folder.path(), text, &[]);
             let twice = shown_in(folder.path(), &once.out, &[]);

@@ -6,7 +6,6 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Exit, Failure, load_config};
@@ -14,7 +13,7 @@ use crate::config::Keys;
 use crate::daemon;
 use crate::diag::nearest;
 use crate::domain::{Outcome, PauseReason};
-use crate::provider::{Called, HttpTransport, Provider, words_of};
+use crate::provider::{Called, Provider, words_of};
 
 /// Tries beyond the first.
 const RETRIES: u32 = 2;
@@ -42,9 +41,7 @@ pub(super) fn provider(config: Option<&Path>, name: Option<&str>) -> Result<Prov
         );
         Failure::new(Exit::Usage, format!("no provider is called `{wanted}`")).hint(hint)
     })?;
-    let transport = HttpTransport::new()
-        .map_err(|error| Failure::new(Exit::Internal, format!("can't make a client: {error}")))?;
-    Ok(daemon::provider(found, Arc::new(transport)))
+    daemon::provider(found).map_err(|error| Failure::new(Exit::Internal, error))
 }
 
 /// Asks for something that costs nothing to ask for twice, and tries again what may pass.

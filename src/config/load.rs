@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
+use reqwest::header::HeaderValue;
 use secrecy::SecretString;
 use toml::de::DeTable;
 
@@ -192,10 +193,29 @@ impl KeyReader<'_> {
 
     /// The key in an environment variable; the error says what is wrong with it.
     pub(super) fn read_variable(&self, name: &str) -> Result<SecretString, String> {
+        let (value, shown) = self.variable(name)?;
+        valid_key(&value, &shown)
+    }
+
+    /// A header's value in an environment variable, marked as a secret.
+    pub(super) fn read_header(&self, name: &str) -> Result<HeaderValue, String> {
+        let (value, shown) = self.variable(name)?;
+        let value = value.trim();
+        if value.is_empty() {
+            return Err(format!("{shown} is empty"));
+        }
+        let mut value = HeaderValue::from_str(value)
+            .map_err(|_| format!("{shown} holds characters that no header has"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// And how it is called in messages.
+    fn variable(&self, name: &str) -> Result<(String, String), String> {
         let shown = format!("the environment variable `{name}`");
         let value = (self.surroundings.variable)(name).ok_or_else(|| format!("{shown} is not set"))?;
         let value = value.into_string().map_err(|_| format!("{shown} is not UTF-8"))?;
-        valid_key(&value, &shown)
+        Ok((value, shown))
     }
 }
 
@@ -226,7 +246,7 @@ fn valid_key(text: &str, shown: &str) -> Result<SecretString, String> {
 }
 
 /// Opens a file for reading; `O_NONBLOCK`, because a FIFO would otherwise wait for its writer for ever.
-fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
+pub(super) fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -239,20 +259,20 @@ fn lower_first(message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
 
     /// A folder to load from, and an environment of our own.
-    struct Scene {
-        folder: tempfile::TempDir,
-        variables: Vec<(&'static str, OsString)>,
+    pub(in crate::config) struct Scene {
+        pub(in crate::config) folder: tempfile::TempDir,
+        pub(in crate::config) variables: Vec<(&'static str, OsString)>,
     }
 
     impl Scene {
-        fn new(toml: &str) -> Self {
+        pub(in crate::config) fn new(toml: &str) -> Self {
             let scene = Self {
                 folder: tempfile::tempdir().unwrap(),
                 variables: vec![("OPENAI_API_KEY", "sk-CANARY".into())],
@@ -265,14 +285,18 @@ mod tests {
             self.folder.path().join(name)
         }
 
-        fn write(&self, name: &str, text: &str) {
+        pub(in crate::config) fn write(&self, name: &str, text: &str) {
             let path = self.path(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
 
-        fn load_with(&self, explicit: Option<&Path>, keys: Keys) -> Result<Loaded, Report> {
+        pub(in crate::config) fn load_with(
+            &self,
+            explicit: Option<&Path>,
+            keys: Keys,
+        ) -> Result<Loaded, Report> {
             let variable = |name: &str| {
                 self.variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
             };
@@ -281,12 +305,12 @@ mod tests {
                 .load(explicit, keys)
         }
 
-        fn load(&self) -> Result<Loaded, Report> {
+        pub(in crate::config) fn load(&self) -> Result<Loaded, Report> {
             self.load_with(None, Keys::Required)
         }
 
         /// What is said about the file, errors or warnings, without the folder's random name.
-        fn said(&self) -> String {
+        pub(in crate::config) fn said(&self) -> String {
             let report = self.load().map_or_else(|errors| errors, |loaded| loaded.warnings);
             report.to_string().replace(&*self.folder.path().to_string_lossy(), "DIR")
         }
@@ -332,7 +356,7 @@ mod tests {
     fn sample_names_every_key_there_is() {
         let report = Scene::new(
             "x = 1\n[intake]\nx = 1\n[[providers]]\nx = 1\n[providers.limits]\nx = 1\n\
-             [[providers.models]]\nname = \"m\"\nx = 1\n[retry]\nx = 1\n[shutdown]\nx = 1\n[log]\nx = 1\n\
+             [[providers.models]]\nname = \"m\"\nx = 1\n[[providers.endpoints]]\nx = 1\n[retry]\nx = 1\n[shutdown]\nx = 1\n[log]\nx = 1\n\
              [control]\nx = 1\n[http]\nx = 1\n[storage]\nx = 1\n",
         )
         .load()
@@ -351,7 +375,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (11, 50));
+        assert_eq!((report.errors(), keys), (12, 63));
     }
 
     #[test]

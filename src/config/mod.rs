@@ -2,8 +2,11 @@
 //!
 //! Workers never see [`Config`]: `daemon::build` fills each one's own small `Settings` from it.
 
+mod ca_file;
+mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod headers;
 mod http;
 mod load;
 mod provider;
@@ -18,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono_tz::Tz;
+use reqwest::header::HeaderMap;
 use secrecy::SecretString;
 use serde::Serialize;
 use url::Url;
@@ -25,6 +29,8 @@ use url::Url;
 use crate::domain::{QueueName, RetryPolicy};
 
 pub use crate::telemetry::Format as LogFormat;
+pub use ca_file::CaFile;
+pub use headers::Headers;
 pub use load::{Keys, Loaded, journal_stream, load, sample};
 pub use supervisor::Supervisor;
 
@@ -83,6 +89,16 @@ pub struct Provider {
     pub api_key_env: Option<String>,
     #[serde(serialize_with = "shown::path_if_any")]
     pub api_key_file: Option<PathBuf>,
+    /// Azure's `api-version`; where the url names no deployment, requests then go to the one that their model names.
+    pub api_version: Option<String>,
+    /// `headers` and `headers_env`: what goes along with every request.
+    #[serde(flatten)]
+    pub headers: Headers,
+    /// Certificates to trust beside the system's.
+    pub ca_file: Option<CaFile>,
+    /// `[[providers.endpoints]]`: where it is asked in place of `base_url`. None = there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// For one whole exchange. Default 10m: a shorter one buys answers twice.
     #[serde(serialize_with = "shown::duration")]
     pub timeout: Duration,
@@ -115,6 +131,35 @@ pub struct Provider {
     pub limits: Limits,
     /// `[[providers.models]]`: the first whose name matches replaces members of `limits`.
     pub models: Vec<ModelLimits>,
+}
+
+/// `[[providers.endpoints]]`: what it leaves out is the provider's.
+#[derive(Clone, Debug, Serialize)]
+pub struct Endpoint {
+    #[serde(serialize_with = "shown::url_if_any")]
+    pub url: Option<Url>,
+    /// Read from `api_key_env` or `api_key_file`.
+    #[serde(skip)]
+    pub api_key: Option<SecretString>,
+    pub api_key_env: Option<String>,
+    #[serde(serialize_with = "shown::path_if_any")]
+    pub api_key_file: Option<PathBuf>,
+    pub api_version: Option<String>,
+    /// They replace the provider's of the same names.
+    #[serde(flatten)]
+    pub headers: Headers,
+    /// Its share of the requests beside the others'. Default 1.
+    pub weight: u32,
+}
+
+/// One place where a provider is asked: all that an endpoint, or a provider without any, says.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub url: Url,
+    pub api_key: Option<SecretString>,
+    pub api_version: Option<String>,
+    pub headers: HeaderMap,
+    pub weight: u32,
 }
 
 /// Limits of one queue.

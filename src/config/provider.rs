@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use url::{Host, Url};
 
+use super::endpoint::{self, OPENAI};
 use super::load::{KeyReader, read_key_file};
 use super::schema::{DAY, GIB, HOUR, KIB, MIB, MILLISECOND, Paths};
 use super::section::{Document, Found, Section};
-use crate::config::{Concurrency, Limits, ModelLimits, Provider};
+use super::{ca_file, headers};
+use crate::config::{Concurrency, Endpoint, Limits, ModelLimits, Provider};
 use crate::diag::printable;
 
-const OPENAI: &str = "openai";
-const OPENAI_URL: &str = "https://api.openai.com/v1";
 const OPENAI_KEY: &str = "OPENAI_API_KEY";
 
 /// It is a part of every queue's name and of metrics.
@@ -85,18 +84,24 @@ fn provider(
     keys: &KeyReader<'_>,
 ) -> Provider {
     let name = provider_name(document, &mut section);
-    let base_url = base_url(document, &mut section, &name);
-    let key = secret(document, &mut section, ["api_key_env", "api_key_file"], paths, keys);
-    if let Some(base_url) = &base_url {
-        let names_key = section.has("api_key_env") || section.has("api_key_file");
-        push_key_warnings(document, &name, base_url, names_key);
+    let (endpoints, mut places): (Vec<Endpoint>, Vec<Option<usize>>) =
+        endpoint::read_all(document, &mut section, paths, keys).into_iter().unzip();
+    let base_url = endpoint::base_url(document, &mut section, &name, &endpoints);
+    // Where it is wrong nothing can be odd about it.
+    if let (Some(base_url), true) = (&base_url, places.is_empty()) {
+        places.push(Some(base_url.at));
     }
+    let key = secret(document, &mut section, ["api_key_env", "api_key_file"], paths, keys);
     let provider = Provider {
         // Where it is wrong it has been reported, and stands for nothing.
-        base_url: base_url.map_or_else(openai_url, |found| found.value),
+        base_url: base_url.map_or_else(endpoint::openai_url, |found| found.value),
         api_key: key.value,
         api_key_env: key.variable,
         api_key_file: key.file,
+        api_version: endpoint::api_version(document, &mut section),
+        headers: headers::read(document, &mut section, keys),
+        ca_file: ca_file::read(document, &mut section, paths, keys),
+        endpoints,
         timeout: section.duration("timeout", Duration::from_mins(10), MILLISECOND..=DAY),
         connect_timeout: section.duration("connect_timeout", Duration::from_secs(10), MILLISECOND..=HOUR),
         first_byte_timeout: section.duration_if_given("first_byte_timeout", MILLISECOND..=DAY),
@@ -111,12 +116,8 @@ fn provider(
         models: models(document, &mut section),
         name,
     };
-    section.finish(|key| {
-        (key == "api_key").then_some(
-            "a key doesn't belong into this file: name the environment variable that holds it in `api_key_env`, \
-             or a file in `api_key_file`",
-        )
-    });
+    section.finish(endpoint::key_advice);
+    endpoint::push_oddities(document, &provider, &places);
     provider
 }
 
@@ -131,73 +132,6 @@ fn provider_name(document: &Document<'_>, section: &mut Section<'_>) -> String {
         document.push(document.error(Some(found.at), message));
     }
     found.value.to_owned()
-}
-
-/// A key on its way to the wrong ears, or none where one is asked for. `names_key`: the provider has one.
-fn push_key_warnings(document: &Document<'_>, name: &str, base_url: &Found<Url>, names_key: bool) {
-    let host = base_url.value.host_str().unwrap_or_default();
-    let (message, hint) =
-        if names_key && base_url.value.scheme() == "http" && !is_this_machine(&base_url.value) {
-            (format!("the key of `{name}` goes to `{host}` unencrypted"), "use https, or a tunnel")
-        } else if !names_key && base_url.value.host_str() == openai_url().host_str() {
-            (format!("no key is sent to `{host}`"), "write `api_key_env = \"OPENAI_API_KEY\"`")
-        } else {
-            return;
-        };
-    document.push(document.warning(Some(base_url.at), message).hint(hint));
-}
-
-/// None if it is wrong or missing, which has then been reported, and for the provider that no file names.
-fn base_url(document: &Document<'_>, section: &mut Section<'_>, name: &str) -> Option<Found<Url>> {
-    let Some(found) = section.text("base_url") else {
-        let at = section.at()?;
-        if name == OPENAI {
-            return Some(Found { value: openai_url(), at });
-        }
-        let message = format!("the provider `{}` has no `base_url`", printable(name));
-        let hint = "write where its API begins, like `base_url = \"http://127.0.0.1:8000/v1\"`";
-        document.push(document.error(Some(at), message).hint(hint));
-        return None;
-    };
-    let url = valid_url(found.value);
-    let url = url.inspect_err(|message| document.push(document.error(Some(found.at), message.clone())));
-    url.ok().map(|value| Found { value, at: found.at })
-}
-
-fn openai_url() -> Url {
-    Url::parse(OPENAI_URL).expect("our own url is one")
-}
-
-/// Without a trailing slash, and without anything that would end up in logs or be lost when paths are added.
-fn valid_url(text: &str) -> Result<Url, String> {
-    // What can't be parsed, and what holds a password, is not repeated: reports end up in logs.
-    let expected = "expected one like `https://api.openai.com/v1`";
-    let mut url = Url::parse(text).map_err(|error| format!("`base_url` is no url ({error}): {expected}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "`base_url` holds a user name or a password: use `api_key_env` or `api_key_file`".to_owned()
-        );
-    }
-    let shown = printable(text);
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("`base_url` must begin with `http://` or `https://`, found `{shown}`"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("`base_url` must not have a `?` or a `#`, found `{shown}`"));
-    }
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.pop_if_empty();
-    }
-    Ok(url)
-}
-
-fn is_this_machine(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(domain)) => domain == "localhost" || domain.ends_with(".localhost"),
-        None => false,
-    }
 }
 
 /// A secret, and where it is read from.

@@ -112,6 +112,24 @@ impl<'a> Section<'a> {
         texts
     }
 
+    /// The strings of the table `key`, each with its name.
+    pub(super) fn texts_by_name(&mut self, key: &'static str) -> Vec<(Found<&'a str>, Found<&'a str>)> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, "a table of strings, like `{ \"X-Name\" = \"value\" }`");
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for (name, value) in table {
+            let name = Found { value: name.get_ref().as_ref(), at: name.span().start };
+            match value.get_ref().as_str() {
+                Some(text) => texts.push((name, Found { value: text, at: value.span().start })),
+                None => self.wrong_type(name.value, value, "a string"),
+            }
+        }
+        texts
+    }
+
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
         let Some(value) = self.value(key) else { return default };
         value.get_ref().as_bool().unwrap_or_else(|| {

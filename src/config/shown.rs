@@ -71,6 +71,13 @@ pub(super) fn url<S: Serializer>(url: &Url, serializer: S) -> Result<S::Ok, S::E
     serializer.serialize_str(url.as_str())
 }
 
+pub(super) fn url_if_any<S: Serializer>(given: &Option<Url>, serializer: S) -> Result<S::Ok, S::Error> {
+    match given {
+        Some(given) => url(given, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 pub(super) fn format<S: Serializer>(format: &LogFormat, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(match format {
         LogFormat::Auto => "auto",

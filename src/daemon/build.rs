@@ -1,12 +1,15 @@
 //! From the configuration to workers: the one place that sees both.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
+
+use url::Url;
 
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
 use crate::control::{Board, Control};
-use crate::dispatch::{self, Fleet, ProviderSettings};
+use crate::dispatch::{self, Fleet, ProviderSettings, SiteSettings};
 use crate::http::{self, Health, Port, Socket, Vitals};
 use crate::intake::{self, Intake};
 use crate::metrics::Metrics;
@@ -39,31 +42,21 @@ pub(super) fn workers(
     seed: Seed,
     (metrics, roll): (&Metrics, &Roll),
 ) -> Result<Workers, String> {
-    let transport: Arc<dyn Transport> = Arc::new(HttpTransport::new().map_err(|error| error.to_string())?);
-    let providers: Vec<(Provider, &config::Provider)> =
-        config.providers.iter().map(|p| (provider(p, Arc::clone(&transport)), p)).collect();
+    let providers = providers(config)?;
     let board = Board::default();
     // The socket last: what fails before leaves none behind.
     let port = open_port(&config.http)?;
     let socket = listen(&config.control)?;
     let downloads: BTreeMap<String, Arc<dyn Download>> = providers
         .iter()
-        .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Download>))
+        .map(|p| (p.config.name.clone(), Arc::new(first(p).clone()) as Arc<dyn Download>))
         .collect();
     let artefacts: BTreeMap<String, Arc<dyn Artefacts>> = providers
         .iter()
-        .map(|(provider, _)| (provider.name().to_owned(), Arc::new(provider.clone()) as Arc<dyn Artefacts>))
+        .map(|p| (p.config.name.clone(), Arc::new(first(p).clone()) as Arc<dyn Artefacts>))
         .collect();
-    let catalogue =
-        Arc::new(Catalogue::new(providers.iter().map(|(provider, _)| provider.clone()).collect()));
-    let dispatch = dispatch::Settings {
-        providers: providers
-            .into_iter()
-            .map(|(provider, config)| ProviderSettings::with_one_site(provider, config.clone()))
-            .collect(),
-        retry: config.retry,
-        grace: config.shutdown.grace,
-    };
+    let catalogue = Arc::new(Catalogue::new(providers.iter().map(|p| first(p).clone()).collect()));
+    let dispatch = dispatch::Settings { providers, retry: config.retry, grace: config.shutdown.grace };
     let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
     control.remove_leftovers();
     let fleet = Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
@@ -105,11 +98,15 @@ pub(super) fn change(config: &Config, fleet: &dispatch::Handle, intake: &intake:
     let running = fleet.settings();
     let change = |running: &ProviderSettings| {
         let config = config.provider(&running.config.name).unwrap_or(&running.config);
-        // Before the fleet is told: who hears of another key asks with it.
-        for site in &running.sites {
-            site.provider.change(&provider_settings(config));
-        }
-        ProviderSettings { sites: running.sites.clone(), config: config.clone() }
+        let site = |(running, settings, weight): (&SiteSettings, provider::Settings, u32)| {
+            // Before the fleet is told: who hears of another key asks with it.
+            running.provider.change(&settings);
+            SiteSettings { provider: running.provider.clone(), weight }
+        };
+        // They are as many: others need a restart.
+        let sites = running.sites.iter().zip(sites(config));
+        let sites = sites.map(|(running, (settings, weight))| site((running, settings, weight))).collect();
+        ProviderSettings { sites, config: config.clone() }
     };
     fleet.change(dispatch::Settings {
         providers: running.providers.iter().map(change).collect(),
@@ -135,26 +132,71 @@ fn open_port(http: &config::Http) -> Result<Option<Port>, String> {
     Ok(Some(port))
 }
 
-/// A provider as the configuration has it; the commands that speak to one use the same.
-pub fn provider(config: &config::Provider, transport: Arc<dyn Transport>) -> Provider {
-    Provider::new(provider_settings(config), transport)
+/// Each with all of its endpoints. Those that trust the same certificates share their connections.
+fn providers(config: &Config) -> Result<Vec<ProviderSettings>, String> {
+    let mut transports: BTreeMap<&[u8], Arc<dyn Transport>> = BTreeMap::new();
+    let mut built = Vec::new();
+    for config in &config.providers {
+        let transport = match transports.entry(trusted(config)) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(unknown) => Arc::clone(unknown.insert(transport(config)?)),
+        };
+        let site = |(settings, weight)| {
+            let provider = Provider::new(settings, Arc::clone(&transport));
+            SiteSettings { provider, weight }
+        };
+        let sites = sites(config).into_iter().map(site).collect();
+        built.push(ProviderSettings { sites, config: config.clone() });
+    }
+    Ok(built)
 }
 
-fn provider_settings(config: &config::Provider) -> provider::Settings {
-    provider::Settings {
-        name: config.name.clone(),
-        base_url: config.base_url.clone(),
-        api_key: config.api_key.clone(),
-        timeout: config.timeout,
-        waits: provider::Waits {
-            connect: config.connect_timeout,
-            first_byte: config.first_byte_timeout,
-            idle: config.idle_timeout,
-        },
-        max_reply: config.max_reply,
-        flex_timeout: config.flex_timeout,
-        stream: config.stream,
-    }
+/// Where its files, fine-tunes and downloads are.
+fn first(provider: &ProviderSettings) -> &Provider {
+    &provider.sites.first().expect("a provider has at least one site").provider
+}
+
+/// A provider as the configuration has it, at the first of its endpoints: the commands that speak to one use this. An
+/// error is a sentence for a person.
+pub fn provider(config: &config::Provider) -> Result<Provider, String> {
+    let (settings, _) = sites(config).into_iter().next().expect("a provider has at least one site");
+    Ok(Provider::new(settings, transport(config)?))
+}
+
+fn transport(config: &config::Provider) -> Result<Arc<dyn Transport>, String> {
+    let transport = HttpTransport::trusting(trusted(config));
+    Ok(Arc::new(transport.map_err(|error| format!("can't make a client: {error}"))?))
+}
+
+/// The certificates to trust beside the system's, as PEM.
+fn trusted(config: &config::Provider) -> &[u8] {
+    config.ca_file.as_ref().map_or(&[], |file| &file.pem)
+}
+
+/// What is asked for each endpoint, and its weight.
+fn sites(config: &config::Provider) -> Vec<(provider::Settings, u32)> {
+    let sites = config.sites();
+    let urls: Vec<Url> = sites.iter().map(|site| site.url.clone()).collect();
+    let settings = |site: config::Site| {
+        let siblings = urls.iter().filter(|url| **url != site.url).cloned().collect();
+        let settings = provider::Settings {
+            name: config.name.clone(),
+            base_url: site.url,
+            api_key: site.api_key,
+            custom: provider::Custom { api_version: site.api_version, headers: site.headers, siblings },
+            timeout: config.timeout,
+            waits: provider::Waits {
+                connect: config.connect_timeout,
+                first_byte: config.first_byte_timeout,
+                idle: config.idle_timeout,
+            },
+            max_reply: config.max_reply,
+            flex_timeout: config.flex_timeout,
+            stream: config.stream,
+        };
+        (settings, site.weight)
+    };
+    sites.into_iter().map(settings).collect()
 }
 
 fn intake_settings(config: &Config) -> intake::Settings {

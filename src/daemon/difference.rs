@@ -4,10 +4,11 @@
 //!
 //! - Every key is taken apart by name here, without `..`: one that is added to the configuration does not compile
 //!   before somebody has said what a reload does with it.
-//! - A provider at another address is another server: nothing of what is written for it, least of all its key, goes
+//! - A provider at another address, or with other endpoints, is another server: nothing of what is written for it, least of all its key, goes
 //!   to the old one.
 
 use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
 use crate::config::{self, Config};
 use crate::domain::RetryPolicy;
@@ -101,10 +102,12 @@ impl Difference {
         }
         for provider in new {
             match running.iter_mut().find(|held| held.name == provider.name) {
-                Some(held) if held.base_url == provider.base_url => self.provider(held, provider),
+                Some(held) if addresses(held) == addresses(&provider) => self.provider(held, provider),
                 Some(held) => {
                     let mut other = Self::default();
-                    other.needs_restart.push(format!("{} base_url", header(&provider.name)));
+                    let own = held.base_url != provider.base_url;
+                    let key = if own { "base_url" } else { "endpoints" };
+                    other.needs_restart.push(format!("{} {key}", header(&provider.name)));
                     other.provider(&mut held.clone(), provider);
                     self.needs_restart.extend(other.needs_restart.into_iter().chain(other.applied));
                 }
@@ -121,6 +124,10 @@ impl Difference {
             api_key,
             api_key_env,
             api_key_file,
+            api_version,
+            headers,
+            ca_file,
+            endpoints,
             timeout,
             connect_timeout,
             first_byte_timeout,
@@ -141,6 +148,10 @@ impl Difference {
             held.api_key = api_key;
             self.applied.push(key("api_key"));
         }
+        self.live(&key("api_version"), &mut held.api_version, api_version);
+        self.live(&key("headers"), &mut held.headers, headers);
+        self.fixed(&key("ca_file"), &held.ca_file, &ca_file);
+        self.endpoints(&name, &mut held.endpoints, endpoints);
         self.live(&key("timeout"), &mut held.timeout, timeout);
         self.live(&key("connect_timeout"), &mut held.connect_timeout, connect_timeout);
         self.live(&key("first_byte_timeout"), &mut held.first_byte_timeout, first_byte_timeout);
@@ -158,6 +169,35 @@ impl Difference {
         self.live(&key("limits.tokens_per_minute"), &mut limits.tokens_per_minute, tokens_per_minute);
         self.live(&key("models"), &mut held.models, models);
     }
+
+    /// Of a provider whose endpoints are where they were, or are told of.
+    fn endpoints(&mut self, name: &str, held: &mut Vec<config::Endpoint>, new: Vec<config::Endpoint>) {
+        for (number, (held, new)) in (1..).zip(held.iter_mut().zip(&new)) {
+            let config::Endpoint {
+                url: _,
+                api_key,
+                api_key_env: _,
+                api_key_file: _,
+                api_version,
+                headers,
+                weight,
+            } = new.clone();
+            let key = |key: &str| format!("{} endpoint {number} {key}", header(name));
+            if secret(held.api_key.as_ref()) != secret(api_key.as_ref()) {
+                self.applied.push(key("api_key"));
+            }
+            self.live(&key("api_version"), &mut held.api_version, api_version);
+            self.live(&key("headers"), &mut held.headers, headers);
+            self.live(&key("weight"), &mut held.weight, weight);
+        }
+        // With their keys, and where those come from, which is no news by itself.
+        *held = new;
+    }
+}
+
+/// Where a provider is asked, one after the other.
+fn addresses(provider: &config::Provider) -> (Vec<Url>, &Url) {
+    (provider.sites().into_iter().map(|site| site.url).collect(), &provider.base_url)
 }
 
 fn secret(key: Option<&SecretString>) -> Option<&str> {
@@ -172,6 +212,7 @@ fn header(provider: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
     use std::fs;
+    use std::path::Path;
     use std::time::Duration;
 
     use tempfile::TempDir;
@@ -181,10 +222,12 @@ mod tests {
     use crate::config::Keys;
 
     /// What a reload can't do, as `table.key` and, for tables of which there may be more, with their number.
-    const NEEDS_RESTART: [&str; 13] = [
+    const NEEDS_RESTART: [&str; 15] = [
         "root",
         "providers.0.name",
         "providers.0.base_url",
+        "providers.0.ca_file",
+        "providers.0.endpoints.0.url",
         "providers.1.name",
         "providers.1.base_url",
         "log.format",
@@ -202,6 +245,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a", "b", "c"] {
             fs::write(folder.path().join(name), format!("sk-{name}")).unwrap();
+        }
+        for name in ["ca.pem", "other-ca.pem"] {
+            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/certificates").join(name);
+            fs::copy(from, folder.path().join(name)).unwrap();
         }
         folder
     }
@@ -226,6 +273,10 @@ mod tests {
             provider.remove("api_key_env");
             provider.insert("api_key_file".to_owned(), key.into());
         }
+        let first = table["providers"][0].as_table_mut().unwrap();
+        first.insert("ca_file".to_owned(), "ca.pem".into());
+        // No variable is set wherever tests run.
+        first.remove("headers_env");
         table["http"].as_table_mut().unwrap().insert("token_file".to_owned(), "c".into());
         table
     }
@@ -234,7 +285,8 @@ mod tests {
     fn other(key: &str, value: &Value) -> Value {
         let text = value.as_str().unwrap_or_default();
         match (key, value) {
-            ("base_url", _) => "http://127.0.0.1:9/v1".into(),
+            ("ca_file", _) => "other-ca.pem".into(),
+            ("base_url" | "url", _) => "http://127.0.0.1:9/v1".into(),
             ("api_key_file", _) => "c".into(),
             ("token_file", _) => "a".into(),
             ("listen", _) => "127.0.0.1:9465".into(),
@@ -310,6 +362,8 @@ mod tests {
                 "name" if !path.contains("models") => "added",
                 "api_key_file" => "api_key",
                 "token_file" => "token",
+                "url" => "endpoints",
+                _ if path.contains(".headers") => "headers",
                 _ if path.contains("models") => "models",
                 leaf => leaf,
             };
@@ -342,7 +396,7 @@ mod tests {
                     table = "providers.1".to_owned();
                 } else {
                     table = name.trim_matches(['[', ']']).replace("providers", "providers.0") + ".";
-                    table = table.replace("models.", "models.0.");
+                    table = table.replace("models.", "models.0.").replace("endpoints.", "endpoints.0.");
                 }
                 above.clear();
             } else if let Some((key, _)) = setting.split_once(" = ").filter(|_| is_setting) {
@@ -412,6 +466,49 @@ mod tests {
             assert_eq!((found.applied, found.needs_restart), (Vec::new(), to_owned(&expected)), "{new}");
             let names: Vec<&str> = running.providers.iter().map(|provider| provider.name.as_str()).collect();
             assert_eq!(names, ["x", "y"]);
+        }
+    }
+
+    const ENDPOINTS: &str = "[[providers]]\nname = \"x\"\nbase_url = \"http://x.localhost/v1\"\napi_key_file = \"a\"\n\
+         [[providers.endpoints]]\n[[providers.endpoints]]\napi_key_file = \"b\"\n";
+
+    #[test]
+    fn keys_and_weights_of_endpoints_hold_at_once_each_for_its_own() {
+        let folder = folder();
+        let mut running = load(&folder, ENDPOINTS);
+        let new = ENDPOINTS.replace("\"b\"", "\"c\"\nweight = 5");
+        let found = take_over(&mut running, load(&folder, &new));
+        let names = ["api_key", "weight"].map(|key| format!("[[providers]] `x` endpoint 2 {key}"));
+        assert_eq!((found.applied, found.needs_restart), (names.to_vec(), Vec::new()));
+        let sites = running.providers[0].sites();
+        let keys: Vec<_> = sites.iter().map(|site| secret(site.api_key.as_ref()).unwrap()).collect();
+        assert_eq!((keys, sites[1].weight), (vec!["sk-a", "sk-c"], 5));
+
+        // The provider's own is that of the first.
+        let new = new.replace("\"a\"", "\"b\"");
+        let found = take_over(&mut running, load(&folder, &new));
+        assert_eq!(
+            (found.applied, found.needs_restart),
+            (to_owned(&["[[providers]] `x` api_key"]), Vec::new())
+        );
+        assert_eq!(secret(running.providers[0].sites()[0].api_key.as_ref()), Some("sk-b"));
+    }
+
+    #[test]
+    fn endpoints_that_come_go_or_move_need_a_restart_and_get_nothing_before() {
+        let folder = folder();
+        for new in [
+            format!("{ENDPOINTS}[[providers.endpoints]]\napi_key_file = \"c\"\n"),
+            ENDPOINTS.replacen("[[providers.endpoints]]\n", "", 1),
+            ENDPOINTS.replace("api_key_file = \"b\"", "api_key_file = \"c\"\nurl = \"http://z.localhost\""),
+        ] {
+            let mut running = load(&folder, ENDPOINTS);
+            let held = format!("{running:?}");
+            let found = take_over(&mut running, load(&folder, &new));
+            assert_eq!(found.applied, [""; 0], "{new}");
+            assert_eq!(found.needs_restart[0], "[[providers]] `x` endpoints", "{new}");
+            assert_eq!(format!("{running:?}"), held, "{new}");
+            assert_eq!(secret(running.providers[0].endpoints[1].api_key.as_ref()), Some("sk-b"));
         }
     }
 

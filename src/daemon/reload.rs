@@ -186,9 +186,8 @@ mod tests {
             let path = folder.path().join("batchd.toml");
             fs::write(&path, TEXT).unwrap();
             let loaded = config::load(Some(&path), Keys::Required).unwrap();
-            let transport = Arc::new(crate::provider::HttpTransport::new().unwrap());
             let config = loaded.config.providers[0].clone();
-            let provider = build::provider(&config, transport);
+            let provider = build::provider(&config).unwrap();
             let settings = dispatch::Settings {
                 providers: vec![dispatch::ProviderSettings::with_one_site(provider, config)],
                 retry: RetryPolicy::default(),

@@ -115,7 +115,7 @@ impl Reporter {
         let names: BTreeSet<&QueueName> = queues.keys().chain(pauses.keys()).collect();
         let (shown, more) = first(names.into_iter());
         for name in shown {
-            let queue = queues.get(name).copied().unwrap_or_default();
+            let queue = queues.get(name).cloned().unwrap_or_default();
             let pause = pauses.get(name);
             tracing::info!(
                 queue = %name,
@@ -125,6 +125,7 @@ impl Reporter {
                 allowed = queue.allowed,
                 requests_per_minute = queue.requests_per_minute,
                 tokens_per_minute = queue.tokens_per_minute,
+                out = (!queue.out.is_empty()).then(|| printable(&queue.out.join("; "))),
                 paused = pause.map(|pause| pause.reason.as_str()),
                 error = pause.map(|pause| printable(&pause.message)),
                 "status of a queue"

@@ -2,7 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,12 +14,14 @@ use crate::diag::printable;
 use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
+use crate::dispatch::known::KnownModel;
 use crate::dispatch::lane::{Places, Site};
 use crate::dispatch::live::Handle;
 use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
 use crate::domain::{
-    Outcome, PauseReason, Record, RecordError, Request, RetryPolicy, Settlement, Shortage, Timestamp,
+    Outcome, PauseReason, Record, RecordError, Request, RequestId, RetryPolicy, Settlement, Shortage,
+    Timestamp,
 };
 use crate::fault;
 use crate::metrics::{AttemptEnd, QueueMeter, Settled};
@@ -39,8 +40,7 @@ pub(super) struct Parts {
     pub(super) live: Handle,
     /// Says when requests in flight are given up because their job ends.
     pub(super) endings: Arc<Endings>,
-    /// Whether the model has answered since the start.
-    pub(super) has_answered: AtomicBool,
+    pub(super) model: KnownModel,
     /// What is remembered of the fine-tunes that run at the provider.
     pub(super) watches: Watches,
     /// Nothing more is begun; what is in flight may finish.
@@ -72,6 +72,8 @@ pub(super) struct Ended {
     pub(super) exchanges: u32,
     /// The index of its lane.
     pub(super) lane: usize,
+    /// Where it is to be asked again, and better elsewhere.
+    pub(super) failed: Option<RequestId>,
     /// None where nothing came back, and for fine-tunes.
     pub(super) exchange: Option<Exchange>,
 }
@@ -88,7 +90,7 @@ impl Ended {
     /// One that was served and of which nothing else is known.
     pub(super) fn in_lane(lane: usize) -> Self {
         let (kind, estimate) = (EndedKind::Served, Estimate::default());
-        Self { kind, estimate, usage: None, exchanges: 1, lane, exchange: None }
+        Self { kind, estimate, usage: None, exchanges: 1, lane, failed: None, exchange: None }
     }
 }
 
@@ -159,18 +161,19 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     }
     let exchange = exchange(rate);
     let kind = parts.notice(&outcome, &places, now);
-    log(&lease, &request, &outcome);
+    log(&lease, &request, &outcome, site.label.as_deref());
+    let failed = matches!(kind, EndedKind::Failed | EndedKind::Throttled { .. }).then_some(lease.request);
     let history = History {
         request: lease.request,
         custom_id: request.custom_id,
         attempt: lease.attempt,
-        model_has_answered: parts.has_answered.load(Ordering::Relaxed),
+        model_has_answered: parts.model.may_exist(),
     };
     let settlement = decide(outcome, history, &policy, now, dice);
     parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
     drop(places);
-    Ok(Ended { kind, usage, exchange: Some(exchange), ..unserved })
+    Ok(Ended { kind, usage, failed, exchange: Some(exchange), ..unserved })
 }
 
 impl Parts {
@@ -193,7 +196,7 @@ impl Parts {
         self.meter.saw(outcome, now);
         match outcome {
             Outcome::Answered(_) => {
-                self.has_answered.store(true, Ordering::Relaxed);
+                self.model.answered(places.at.index);
                 places.passed();
                 EndedKind::Served
             }
@@ -206,8 +209,11 @@ impl Parts {
             }
             Outcome::Failed(_) => EndedKind::Failed,
             Outcome::Blocked(blocked) => {
+                if blocked.reason == PauseReason::Model {
+                    self.model.is_lacked(places.at.index);
+                }
                 let place = match blocked.reason {
-                    PauseReason::Model if !self.has_answered.load(Ordering::Relaxed) => {
+                    PauseReason::Model if !self.model.may_exist() => {
                         places.passed();
                         return EndedKind::Served;
                     }
@@ -224,10 +230,15 @@ impl Parts {
                     | PauseReason::User => &places.site,
                 };
                 let status = blocked.response.as_ref().map(|response| response.status_code);
-                let pause = QueuePause { reason: blocked.reason, message: blocked.words(), since: now };
+                let pause = QueuePause {
+                    reason: blocked.reason,
+                    message: places.at.told(&blocked.words()),
+                    since: now,
+                };
                 if place.refused(pause, blocked.retry_after, Instant::now()) {
                     tracing::error!(
                         provider = self.provider.name(),
+                        endpoint = places.at.label,
                         reason = blocked.reason.as_str(),
                         status,
                         error = printable(&blocked.message),
@@ -240,27 +251,28 @@ impl Parts {
     }
 }
 
-fn log(lease: &Lease, request: &Request, outcome: &Outcome) {
+/// `endpoint`: which one was asked, where there are several.
+fn log(lease: &Lease, request: &Request, outcome: &Outcome, endpoint: Option<&str>) {
     let (request_id, custom_id, attempt) = (lease.request, &request.custom_id, lease.attempt);
     match outcome {
         Outcome::Answered(response) => {
-            tracing::trace!(request = %request_id, custom_id, attempt, status = response.status_code, "answered");
+            tracing::trace!(request = %request_id, custom_id, attempt, endpoint, status = response.status_code, "answered");
         }
         Outcome::Refused(response) => {
-            tracing::debug!(request = %request_id, custom_id, attempt, status = response.status_code, "refused");
+            tracing::debug!(request = %request_id, custom_id, attempt, endpoint, status = response.status_code, "refused");
         }
         Outcome::Unanswerable(error) => {
-            tracing::debug!(request = %request_id, custom_id, attempt, code = error.code, "unanswerable");
+            tracing::debug!(request = %request_id, custom_id, attempt, endpoint, code = error.code, "unanswerable");
         }
         Outcome::Throttled { code, retry_after, short_of } => {
-            tracing::debug!(request = %request_id, custom_id, attempt, code, ?retry_after, ?short_of, "told to come later");
+            tracing::debug!(request = %request_id, custom_id, attempt, endpoint, code, ?retry_after, ?short_of, "told to come later");
         }
         Outcome::Failed(failure) => {
             let (code, error) = (failure.code, printable(&failure.message));
-            tracing::debug!(request = %request_id, custom_id, attempt, code, error, "failed");
+            tracing::debug!(request = %request_id, custom_id, attempt, endpoint, code, error, "failed");
         }
         Outcome::Blocked(blocked) => {
-            tracing::debug!(request = %request_id, custom_id, attempt, reason = blocked.reason.as_str(), "blocked");
+            tracing::debug!(request = %request_id, custom_id, attempt, endpoint, reason = blocked.reason.as_str(), "blocked");
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::dispatch::lane::{Lane, Places};
 use crate::dispatch::live::QueueReport;
 use crate::dispatch::prepare::{Next, Work};
 use crate::dispatch::queue::Dispatcher;
+use crate::dispatch::spread;
 
 /// What the loop waits for besides attempts and news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +83,11 @@ impl Dispatcher {
             requests_per_minute: given.requests_per_minute,
             tokens_per_minute: given.tokens_per_minute,
             in_flight: self.in_flight(),
+            out: self.lanes.iter().filter_map(Lane::out).collect(),
         }
     }
 
-    /// Chooses the emptiest among the lanes that may take `next` at once, and takes its places there.
+    /// Chooses among the lanes that may take `next` at once, and takes its places there.
     pub(super) fn choose(&mut self, next: &Next, now: Instant) -> Result<Chosen, Blocked> {
         let tokens = next.estimate.total();
         let of_queue = self.limits.ready_at(tokens, now);
@@ -95,24 +97,25 @@ impl Dispatcher {
             Work::FineTune(_) => 1,
         };
         let mut blocked = Blocked::Nothing;
-        let mut best: Option<(usize, f64)> = None;
+        let mut free = Vec::with_capacity(lanes);
         for (index, lane) in self.lanes.iter_mut().enumerate().take(lanes) {
             match ready(lane, tokens, now) {
                 Err(wait) => blocked = blocked.or(wait),
                 Ok(ready_at) if ready_at.max(of_queue) > now => {
                     blocked = blocked.or(Blocked::Until(ready_at.max(of_queue)));
                 }
-                Ok(_) => {
-                    let load = lane.load();
-                    if best.is_none_or(|(_, least)| load < least) {
-                        best = Some((index, load));
-                    }
-                }
+                Ok(_) => free.push(index),
             }
         }
-        let Some((index, _)) = best else { return Err(blocked) };
+        // One that is tried again goes elsewhere, if anybody else has room for it now.
+        let failed_at = self.failed_at.lane_of(next.lease.request);
+        if free.len() > 1 {
+            free.retain(|index| Some(*index) != failed_at);
+        }
+        let Some(index) = spread::fairest(&self.lanes, &free) else { return Err(blocked) };
         let lane = self.lanes.get(index).expect("it was among them");
         let places = lane.enter(&self.provider_gate, now)?;
+        spread::take_turn(&mut self.lanes, &free, index);
         Ok(Chosen { lane: index, places })
     }
 }

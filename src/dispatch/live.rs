@@ -10,8 +10,11 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use crate::bell::{Bell, Listener};
+use crate::config;
+use crate::diag::printable;
 use crate::dispatch::failure::Result;
 use crate::dispatch::gate::Gate;
+use crate::dispatch::lane::Lane;
 use crate::dispatch::queue::Dispatcher;
 use crate::dispatch::{ProviderSettings, Settings};
 use crate::domain::{QueueName, Settlement};
@@ -54,7 +57,7 @@ impl Gates {
 }
 
 /// A queue that has a dispatcher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueReport {
     /// Requests that may be in flight.
     pub slots: usize,
@@ -65,6 +68,8 @@ pub struct QueueReport {
     /// None = unlimited.
     pub tokens_per_minute: Option<u64>,
     pub in_flight: usize,
+    /// Endpoints of the provider that get nothing but a try now and then, and why.
+    pub out: Vec<String>,
 }
 
 /// How many requests the providers have judged, whatever the verdict.
@@ -93,8 +98,8 @@ impl Handle {
     }
 
     /// Lets `settings` hold from now on, for jobs that run, too. They name the providers of the old ones: none comes
-    /// and none goes. A provider whose key has [changed](crate::provider::Provider::change), which comes first, is
-    /// tried again at once.
+    /// and none goes, nor does an endpoint. One whose key has [changed](crate::provider::Provider::change), which comes
+    /// first, is tried again at once.
     pub fn change(&self, settings: Settings) {
         let now = Instant::now();
         let before = std::mem::replace(&mut *lock(&self.0.settings), Arc::new(settings));
@@ -104,8 +109,12 @@ impl Handle {
                 continue;
             };
             gates.all.set_slots(new.config.concurrency as usize);
-            if key(new) != key(old) {
-                gates.sites.iter().for_each(|gate| gate.renew(now));
+            let (new, old) = (new.config.sites(), old.config.sites());
+            for (gate, (new, old)) in gates.sites.iter().zip(new.iter().zip(&old)) {
+                // Some are let in by a header.
+                if key(new) != key(old) || new.headers != old.headers {
+                    gate.renew(now);
+                }
             }
         }
         self.0.changed.ring();
@@ -114,7 +123,7 @@ impl Handle {
     /// The queues that have something to do, or had a while ago.
     pub fn queues(&self) -> BTreeMap<QueueName, QueueReport> {
         let queues = lock(&self.0.queues);
-        queues.iter().map(|(queue, report)| (queue.clone(), *lock(report))).collect()
+        queues.iter().map(|(queue, report)| (queue.clone(), lock(report).clone())).collect()
     }
 
     pub fn answered(&self) -> Answered {
@@ -148,8 +157,8 @@ impl Settings {
     }
 }
 
-fn key(provider: &ProviderSettings) -> Option<&str> {
-    provider.config.api_key.as_ref().map(ExposeSecret::expose_secret)
+fn key(site: &config::Site) -> Option<&str> {
+    site.api_key.as_ref().map(ExposeSecret::expose_secret)
 }
 
 /// A queue's place in what a fleet shows; it is gone when this is dropped.
@@ -185,7 +194,10 @@ impl Dispatcher {
             self.flex_fallback = provider.config.flex_fallback;
             let (limits, now) = (provider.config.limits_of(&self.limits_name), Instant::now());
             self.limits.change(&limits, now);
-            self.lanes.iter_mut().for_each(|lane| lane.slots.change(&limits, now));
+            for (lane, site) in self.lanes.iter_mut().zip(&provider.sites) {
+                lane.slots.change(&limits, now);
+                lane.weight = site.weight;
+            }
         }
         self.prepare_anew();
         // Who takes his time now must not sit on what others may have to send first.
@@ -195,6 +207,33 @@ impl Dispatcher {
             self.dry = false;
         }
         Ok(())
+    }
+
+    /// Shows on the board whether the queue is paused.
+    pub(super) fn show_pause(&mut self) {
+        self.tell_of_lanes();
+        // One that is open is enough to go on.
+        let pauses: Option<Vec<_>> = self.lanes.iter().map(Lane::pause).collect();
+        match pauses.and_then(|pauses| pauses.into_iter().next()) {
+            Some(pause) => self.board.pause(&self.queue, pause),
+            None => self.board.clear(&self.queue),
+        }
+    }
+
+    /// Says in the log which lanes are out, and which are asked again, where there are several.
+    fn tell_of_lanes(&mut self) {
+        for lane in &mut self.lanes {
+            let out = lane.out();
+            if out.is_some() == lane.is_told_out {
+                continue;
+            }
+            lane.is_told_out = out.is_some();
+            let (queue, endpoint) = (&self.queue, lane.site.label.as_deref());
+            match out.as_deref().map(printable) {
+                Some(error) => tracing::warn!(%queue, endpoint, error, "the queue does without an endpoint"),
+                None => tracing::info!(%queue, endpoint, "the endpoint is asked again"),
+            }
+        }
     }
 
     /// Lets others see how the queue stands.

@@ -13,17 +13,18 @@ mod estimate;
 mod failure;
 mod flex;
 mod gate;
+mod known;
 mod lane;
 mod limits;
 mod live;
 mod prepare;
 mod queue;
+mod spread;
 mod tuned;
 mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -34,6 +35,7 @@ use self::attempt::Parts;
 use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
+use self::known::KnownModel;
 use self::lane::{Lane, Site};
 use self::live::Gates;
 use self::queue::{Dispatcher, Extras};
@@ -271,7 +273,7 @@ impl Fleet {
             meter: self.metrics.queue(queue),
             live: self.live.clone(),
             endings: Arc::clone(&self.endings),
-            has_answered: AtomicBool::new(false),
+            model: KnownModel::new(u32::try_from(settings.sites.len()).unwrap_or(u32::MAX)),
             watches: Watches::default(),
             stopping: stop.work.clone(),
         };
@@ -320,11 +322,17 @@ fn lanes(queue: &QueueName, settings: &ProviderSettings, gates: &Gates) -> Vec<L
     let sites = settings.sites.iter().zip(&gates.sites).enumerate();
     sites
         .map(|(index, (site, gate))| {
-            let (provider, weight, gate) = (site.provider.clone(), site.weight, Arc::clone(gate));
+            let (provider, gate) = (site.provider.clone(), Arc::clone(gate));
+            let label = (settings.sites.len() > 1).then(|| label(index, &provider));
             let model_gate = Gate::new(usize::MAX, gates.bell.clone());
-            Lane::new(queue, Site { index, provider, weight, gate, model_gate }, &limits, now)
+            Lane::new(queue, Site { index, label, provider, gate, model_gate }, &limits, now)
         })
         .collect()
+}
+
+/// How a person is told of one of several sites: there may be several keys at one address.
+fn label(index: usize, provider: &Provider) -> String {
+    format!("endpoint {} ({})", index + 1, provider.authority())
 }
 
 #[cfg(test)]

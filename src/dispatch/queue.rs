@@ -29,6 +29,7 @@ use crate::dispatch::lane::Lane;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::live::Shown;
 use crate::dispatch::prepare::{Next, Work};
+use crate::dispatch::spread::FailedAt;
 use crate::dispatch::tuned::TunedModels;
 use crate::dispatch::tuning;
 use crate::domain::{JobId, JobState, QueueName, RetryPolicy, Settlement, Timestamp};
@@ -76,6 +77,8 @@ pub(super) struct Dispatcher {
     next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
     pub(super) dry: bool,
+    /// Where requests have failed that are tried again.
+    pub(super) failed_at: FailedAt,
     /// Its model had no name yet when its limits were looked up: another dispatcher takes its place.
     pub(super) is_early: bool,
     /// Its place on the roll, for its own loop and nothing else.
@@ -116,6 +119,7 @@ impl Dispatcher {
             rivals: BTreeSet::new(),
             next_due: None,
             dry: false,
+            failed_at: FailedAt::default(),
             is_early: false,
             member: Arc::new(member),
         }
@@ -278,6 +282,9 @@ impl Dispatcher {
         if let Some(lane) = self.lanes.get_mut(ended.lane) {
             lane.on_ended(&ended, now);
         }
+        if let Some(failed) = ended.failed.filter(|_| self.lanes.len() > 1) {
+            self.failed_at.remember(failed, ended.lane);
+        }
         if ended.kind == attempt::EndedKind::Served {
             self.parts.live.count_answer();
         }
@@ -323,16 +330,6 @@ impl Dispatcher {
         self.dry = false;
         let now = Instant::now();
         self.lanes.iter().for_each(|lane| lane.resume(now));
-    }
-
-    /// Shows on the board whether the queue is paused.
-    fn show_pause(&self) {
-        // One that is open is enough to go on.
-        let pauses: Option<Vec<_>> = self.lanes.iter().map(Lane::pause).collect();
-        match pauses.and_then(|pauses| pauses.into_iter().next()) {
-            Some(pause) => self.board.pause(&self.queue, pause),
-            None => self.board.clear(&self.queue),
-        }
     }
 
     fn wake_at(&self, blocked: Blocked, idle_since: Instant) -> Instant {
@@ -462,6 +459,7 @@ mod tests {
                 name: "p".to_owned(),
                 base_url: url.clone(),
                 api_key: None,
+                custom: provider::Custom::default(),
                 timeout: Duration::from_hours(9),
                 waits: provider::Waits::default(),
                 max_reply: 1 << 20,
@@ -478,6 +476,10 @@ mod tests {
                 api_key: None,
                 api_key_env: None,
                 api_key_file: None,
+                api_version: None,
+                headers: config::Headers::default(),
+                ca_file: None,
+                endpoints: Vec::new(),
                 timeout: settings.timeout,
                 connect_timeout: Duration::from_secs(10),
                 first_byte_timeout: None,

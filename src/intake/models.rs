@@ -422,6 +422,7 @@ mod tests {
                 name: name.to_owned(),
                 base_url: "http://localhost/v1".parse().unwrap(),
                 api_key: None,
+                custom: provider::Custom::default(),
                 timeout: Duration::from_mins(1),
                 waits: provider::Waits::default(),
                 max_reply: 1 << 20,

@@ -44,7 +44,7 @@ pub fn words_of(response: &Response) -> String {
 }
 
 /// What an id may hold in a url. `:` and `/` stand in the ids of models.
-const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub(super) const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Something with an id that lies at a provider.
 pub(super) trait Object: Sized {

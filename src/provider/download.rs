@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - The url is data from outside. It leads to public addresses, or to the host of `base_url`, which the
-//!   operator chose (a local server hands out urls of its own, perhaps from another port).
+//! - The url is data from outside. It leads to public addresses, or to the host of `base_url` or of another endpoint
+//!   of the provider, which the operator chose (a local server hands out urls of its own, perhaps from another port).
 //! - No key is sent, not even there: such urls carry their own permission.
 //! - A redirect stays on its host and port, never falls from https to http, and is checked like the first url.
 
@@ -13,7 +13,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::diag::printable;
-use crate::provider::{HttpBody, HttpRequest, Provider, Reach, TransportError, openai};
+use crate::provider::{HttpBody, HttpRequest, Provider, Reach, Settings, TransportError, openai};
 
 /// Stores send one to a region's own address at most; the rest is patience.
 pub(super) const REDIRECTS_MAX: u32 = 3;
@@ -58,12 +58,13 @@ impl Provider {
     /// often a signed permission.
     pub async fn download(&self, url: &str, max: u64) -> Result<Bytes, DownloadError> {
         let access = self.access();
-        let base_url = &access.settings.base_url;
+        let Settings { base_url, custom, .. } = &access.settings;
+        let own = || std::iter::once(base_url).chain(&custom.siblings);
         let mut url = Url::parse(url).map_err(|error| refused(&error.to_string()))?;
         for _ in 0..=REDIRECTS_MAX {
             let exchange = self.transport.exchange(HttpRequest {
                 method: reqwest::Method::GET,
-                reach: reach(&url, base_url)?,
+                reach: reach(&url, own())?,
                 url: url.clone(),
                 headers: openai::plain_headers(),
                 body: HttpBody::EMPTY,
@@ -91,7 +92,8 @@ fn refused(why: &str) -> DownloadError {
 }
 
 /// How far a request to `url` may reach; an error if it may not be made at all.
-pub(super) fn reach(url: &Url, base_url: &Url) -> Result<Reach, DownloadError> {
+/// `own`: where the provider itself is.
+pub(super) fn reach<'a>(url: &Url, mut own: impl Iterator<Item = &'a Url>) -> Result<Reach, DownloadError> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refused(&format!("`{}` is neither http nor https", url.scheme())));
     }
@@ -99,7 +101,7 @@ pub(super) fn reach(url: &Url, base_url: &Url) -> Result<Reach, DownloadError> {
         return Err(refused("it holds a user name or a password"));
     }
     // A server of one's own may serve its files on another port.
-    if url.host() == base_url.host() {
+    if own.any(|own| url.host() == own.host()) {
         return Ok(Reach::Anywhere);
     }
     Ok(Reach::Public)
@@ -121,25 +123,16 @@ fn redirect(from: &Url, target: &str) -> Result<Url, DownloadError> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use secrecy::SecretString;
 
     use super::*;
+    use crate::provider::HttpTransport;
     use crate::provider::testing::{Listener, http};
-    use crate::provider::{HttpTransport, Settings, Waits};
 
     fn provider(base_url: &str) -> Provider {
-        let settings = Settings {
-            name: "test".to_owned(),
-            base_url: base_url.parse().unwrap(),
-            api_key: Some(SecretString::from("sk-CANARY")),
-            timeout: Duration::from_mins(1),
-            waits: Waits::default(),
-            max_reply: 1024,
-            flex_timeout: Duration::from_mins(15),
-            stream: false,
-        };
+        let api_key = Some(SecretString::from("sk-CANARY"));
+        let settings = Settings { api_key, max_reply: 1024, ..Settings::at(base_url) };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }
 
@@ -165,7 +158,7 @@ mod tests {
             ("file:///etc/passwd", None),
             ("data:image/png;base64,AAAA", None),
         ] {
-            let found = reach(&url.parse().unwrap(), &base_url);
+            let found = reach(&url.parse().unwrap(), std::iter::once(&base_url));
             assert_eq!(found.as_ref().ok(), expected.as_ref(), "{url}: {found:?}");
         }
     }

@@ -210,8 +210,8 @@ impl Provider {
         };
         for _ in 0..=REDIRECTS_MAX {
             let mut request = self.request(Method::GET, url.clone());
-            request.reach =
-                reach(&url, &self.access().settings.base_url).map_err(|error| not_followed(&error))?;
+            request.reach = reach(&url, std::iter::once(&self.access().settings.base_url))
+                .map_err(|error| not_followed(&error))?;
             let transfer = Transfer { sink: Some(Sink { write: &mut *sink, max }), progress: &counted };
             let result = self.transport.transfer(request, transfer).await;
             if let Some(next) = target(&url, result.as_ref().ok()).map_err(|error| not_followed(&error))? {

@@ -12,8 +12,8 @@ use crate::domain::attempt::{History, Settlement, decide};
 use crate::domain::record::{JournalLine, text_of};
 use crate::domain::{Endpoint, JobId, Outcome, PauseReason, RequestId, RetryPolicy, Timestamp};
 use crate::provider::ask::Object;
+use crate::provider::azure::Places;
 use crate::provider::classify::classify;
-use crate::provider::openai::Api;
 use crate::provider::retry_after::{rate_headers, retry_after};
 use crate::provider::{
     HttpReply, Listed, Model, RateHeaders, RemoteFile, RemoteTuning, TuningEvent, TuningStatus, ask, list,
@@ -238,7 +238,7 @@ fn url_is_below(id: &str) {
     let Ok(path) = ask::object_path("/files", id, "/content") else {
         return assert!(matches!(id, "" | "." | ".."), "`{id}` can be asked for");
     };
-    let url = Api::new(&base, None).resource(&path);
+    let url = Places::new(&base, None).resource(&path);
     let segments: Vec<&str> = url.path_segments().expect("it has a path").collect();
     assert!(matches!(segments.as_slice(), ["v1", "files", _, "content"]), "{url}");
     assert!(url.host_str() == base.host_str() && url.query().is_none() && url.fragment().is_none(), "{url}");

@@ -11,6 +11,7 @@
 mod address;
 mod answer;
 mod ask;
+mod azure;
 mod body;
 mod classify;
 mod closed;
@@ -49,6 +50,7 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::domain::{Outcome, Request};
+use crate::provider::classify::unanswerable;
 use crate::provider::openai::Api;
 use crate::provider::stream::Receiving;
 
@@ -65,12 +67,13 @@ pub use transport::{HttpTransport, install_crypto};
 pub use tuning::{RemoteTuning, TuningError, TuningEvent, TuningMark, TuningStatus};
 pub use uploads::{PART_BYTES_MAX, UPLOAD_BYTES_MAX};
 
-/// One provider's part of the configuration.
+/// One endpoint of a provider, as the configuration has it.
 #[derive(Clone)]
 pub struct Settings {
     pub name: String,
     pub base_url: Url,
     pub api_key: Option<SecretString>,
+    pub custom: Custom,
     /// For one whole exchange, connect to last byte.
     pub timeout: Duration,
     pub waits: Waits,
@@ -100,6 +103,17 @@ impl Default for Waits {
     }
 }
 
+/// How an endpoint differs from OpenAI's own.
+#[derive(Clone, Debug, Default)]
+pub struct Custom {
+    /// Azure's: a part of every url, and often the deployment is one, too.
+    pub api_version: Option<String>,
+    /// What goes along with every request to it; what is marked sensitive is a secret.
+    pub headers: HeaderMap,
+    /// Where else the same provider is: images may lie there, too.
+    pub siblings: Vec<Url>,
+}
+
 impl fmt::Debug for Settings {
     /// Without what a url can hide: user, password and query.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +122,8 @@ impl fmt::Debug for Settings {
             .field("name", &self.name)
             .field("base_url", &base_url)
             .field("api_key", &self.api_key)
+            .field("api_version", &self.custom.api_version)
+            .field("headers", &self.custom.headers)
             .field("timeout", &self.timeout)
             .field("waits", &self.waits)
             .field("max_reply", &self.max_reply)
@@ -315,19 +331,19 @@ struct Access {
 impl Provider {
     pub fn new(settings: Settings, transport: Arc<dyn Transport>) -> Self {
         let name = settings.name.as_str().into();
-        let api = Api::new(&settings.base_url, settings.api_key.as_ref());
+        let api = Api::new(&settings);
         let access = Arc::new(Mutex::new(Arc::new(Access { settings, api })));
         Self { name, access, transport, clock: Clock::System }
     }
 
-    /// Takes over the key, the time-outs and the largest reply of `settings`, for every exchange that begins from now
-    /// on, of every clone. The name and the address stay.
+    /// Takes over all of `settings` but the name and the address, which stay, for every exchange that begins from now
+    /// on, of every clone.
     pub fn change(&self, settings: &Settings) {
         let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
         let before = &access.settings;
         let settings =
             Settings { name: before.name.clone(), base_url: before.base_url.clone(), ..settings.clone() };
-        let api = access.api.with_key(&settings.base_url, settings.api_key.as_ref());
+        let api = access.api.changed(&settings);
         *access = Arc::new(Access { settings, api });
     }
 
@@ -347,6 +363,11 @@ impl Provider {
         &self.name
     }
 
+    /// Host and port of its address: how a person tells it from the provider's other endpoints.
+    pub fn authority(&self) -> String {
+        self.access().settings.base_url.authority().to_owned()
+    }
+
     pub fn transport(&self) -> &dyn Transport {
         self.transport.as_ref()
     }
@@ -355,16 +376,22 @@ impl Provider {
     pub async fn call(&self, request: &Request) -> Reply {
         let access = self.access();
         let Access { settings, api } = &*access;
+        let Some(target) = api.target(request.endpoint, request.model.as_deref()) else {
+            let message = "the request names no model, and this server's urls are made of it: give it a `model`, the name \
+                           of a deployment";
+            let outcome = unanswerable("model_required", message.to_owned());
+            return Reply { outcome, usage: None, rate: RateHeaders::default() };
+        };
         let is_streamed = request.stream.unwrap_or(settings.stream);
         let question = is_streamed.then(|| stream::question(request)).flatten();
         let mut came = match question {
             None => {
                 let body = Bytes::copy_from_slice(request.body.get().as_bytes());
-                self.transport.exchange(access.asking(request, body)).await.into()
+                self.transport.exchange(access.asking(request, target, body)).await.into()
             }
             Some(question) => {
                 let mut receiving = Receiving::new(request.endpoint, question.choices, settings.max_reply);
-                let mut asking = access.asking(request, question.body.into());
+                let mut asking = access.asking(request, target, question.body.into());
                 asking.waits.idle.get_or_insert(stream::STILL_MAX);
                 let exchanged = self.transport.receive(asking, &mut receiving).await;
                 receiving.finish(exchanged)
@@ -378,14 +405,13 @@ impl Provider {
 }
 
 impl Access {
-    /// How `request` is sent, with this body.
-    fn asking(&self, request: &Request, body: Bytes) -> HttpRequest {
-        let (url, headers) = self.api.target(request.endpoint);
+    /// How `request` is sent to its url, with this body.
+    fn asking(&self, request: &Request, (url, headers): (Url, HeaderMap), body: Bytes) -> HttpRequest {
         let (timeout, waits) = self.settings.times_of(&request.body);
         HttpRequest {
             method: reqwest::Method::POST,
-            url: url.clone(),
-            headers: headers.clone(),
+            url,
+            headers,
             body: HttpBody::Bytes(body),
             timeout,
             waits,
@@ -404,16 +430,9 @@ mod tests {
     const CANARY: &str = "sk-CANARY-0123456789";
 
     fn provider(server: &Listener) -> Provider {
-        let settings = Settings {
-            name: "test".to_owned(),
-            base_url: format!("http://{}/v1", server.address()).parse().unwrap(),
-            api_key: Some(SecretString::from(CANARY)),
-            timeout: Duration::from_mins(1),
-            waits: Waits::default(),
-            max_reply: 1024,
-            flex_timeout: Duration::from_mins(15),
-            stream: false,
-        };
+        let api_key = Some(SecretString::from(CANARY));
+        let base_url = format!("http://{}/v1", server.address());
+        let settings = Settings { api_key, max_reply: 1024, ..Settings::at(&base_url) };
         Provider::new(settings, Arc::new(HttpTransport::new().unwrap()))
     }
 
@@ -510,6 +529,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn azures_deployments_are_asked_by_the_model_of_the_request() {
+        let answer = http("200 OK", "", r#"{"choices":[{"message":{"content":"4"}}]}"#);
+        let server = Listener::with_replies(vec![answer; 3]).await;
+        let custom = Custom { api_version: Some("2024-10-21".to_owned()), ..Custom::default() };
+        let settings = Settings {
+            api_key: Some(SecretString::from(CANARY)),
+            custom,
+            ..Settings::at(&format!("http://{}", server.address()))
+        };
+        let provider = Provider::new(settings, Arc::new(HttpTransport::new().unwrap()));
+        let model = Some("gpt 4/o".to_owned());
+        let reply = provider.call(&Request { model, ..request(r#"{"model":"gpt 4/o"}"#) }).await;
+        assert!(matches!(reply.outcome, Outcome::Answered(_)), "{reply:?}");
+        let Outcome::Unanswerable(error) = provider.call(&request("{}")).await.outcome else { panic!() };
+        assert_eq!(error.code, "model_required");
+        provider.model("gpt 4/o").await.unwrap_err();
+        let asked = server.first_lines();
+        let path = "/openai/deployments/gpt%204%2Fo/chat/completions?api-version=2024-10-21";
+        assert_eq!(asked[0], format!("POST {path} HTTP/1.1"));
+        assert_eq!(asked[1], "GET /openai/models/gpt%204%2Fo?api-version=2024-10-21 HTTP/1.1");
+        assert_eq!(asked.len(), 2, "what names no model is not sent");
+        assert!(server.requests()[0].contains(&format!("api-key: {CANARY}\r\n")));
+    }
+
+    #[tokio::test]
     async fn a_date_to_come_back_at_counts_from_our_clock_where_the_server_shows_none() {
         let server =
             Listener::new(&http("503 Busy", "retry-after: Thu, 01 Jan 1970 00:01:30 GMT\r\n", "")).await;
@@ -583,12 +627,12 @@ mod tests {
         let mut settings = provider.access().settings.clone();
         settings.base_url =
             format!("http://{CANARY}:{CANARY}@{}/v1?key={CANARY}", server.address()).parse().unwrap();
-        let api = Api::new(&settings.base_url, settings.api_key.as_ref());
-        let (url, headers) = api.target(Endpoint::Images);
+        let api = Api::new(&settings);
+        let (url, headers) = api.target(Endpoint::Images, None).unwrap();
         let sent = HttpRequest {
             method: reqwest::Method::POST,
-            url: url.clone(),
-            headers: headers.clone(),
+            url,
+            headers,
             body: Bytes::from_static(CANARY.as_bytes()).into(),
             timeout: settings.timeout,
             waits: settings.waits,

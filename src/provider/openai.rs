@@ -2,9 +2,9 @@
 //!
 //! # Invariants
 //!
-//! - The key goes to the origin (scheme, host, port) of `base_url` and nowhere else: [`Api::headers_for`]
-//!   is the only place that hands it out.
-//! - The header that holds it is marked sensitive, so that no `Debug` shows it.
+//! - The key, and the headers that the configuration adds, go to the origin (scheme, host, port) of `base_url` and
+//!   nowhere else: [`Api::headers`] is the only place that hands them out.
+//! - A header that holds a secret is marked sensitive, so that no `Debug` shows it.
 
 use std::fmt;
 
@@ -14,18 +14,11 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Origin, Url};
 
 use crate::domain::Endpoint;
+use crate::provider::Settings;
+use crate::provider::azure::{self, Places};
 
 /// Some providers sort their traffic by it, and an operator finds us in a proxy's log.
 const AGENT: &str = concat!("batchd/", env!("CARGO_PKG_VERSION"));
-
-/// Where Azure's resources for models stand, in all its clouds.
-const AZURE: [&str; 5] = [
-    ".openai.azure.com",
-    ".cognitiveservices.azure.com",
-    ".services.ai.azure.com",
-    ".openai.azure.us",
-    ".openai.azure.cn",
-];
 
 /// Where Azure looks for a resource's key; `Authorization` is for Entra's tokens there.
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
@@ -40,42 +33,46 @@ const FORMER_MAX: usize = 8;
 /// A provider's address and key, made ready once so that a request costs a clone.
 pub(super) struct Api {
     origin: Origin,
-    /// Below it stand files, models and fine-tunes.
-    resources: Url,
+    places: Places,
     is_azure: bool,
     /// The header that carries the key.
     authorization: Option<(HeaderName, HeaderValue)>,
-    /// What must not show: this key, if it is one, and those that were sent before it.
+    /// What the configuration adds.
+    extra: HeaderMap,
+    /// What must not show: this key and the secrets among the headers, and those that were sent before them.
     secrets: Vec<SecretString>,
-    /// In the order of [`Endpoint::ALL`].
+    /// Of those endpoints whose url no model changes.
     targets: Vec<(Endpoint, Url, HeaderMap)>,
 }
 
 impl Api {
     /// A key that no header can hold (control characters; `config` refuses those) is not sent.
-    pub(super) fn new(base_url: &Url, api_key: Option<&SecretString>) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let Settings { base_url, api_key, custom, .. } = settings;
+        let version = custom.api_version.as_deref();
+        let is_azure = azure::is_azure(base_url, version);
         let mut api = Self {
             origin: base_url.origin(),
-            resources: without_deployment(base_url),
-            is_azure: is_azure(base_url),
-            authorization: api_key.and_then(|key| authorization(base_url, key.expose_secret())),
-            secrets: api_key.filter(|key| is_secret(key.expose_secret())).cloned().into_iter().collect(),
+            places: Places::new(base_url, version),
+            is_azure,
+            authorization: api_key.as_ref().and_then(|key| authorization(is_azure, key.expose_secret())),
+            extra: custom.headers.clone(),
+            secrets: api_key.iter().cloned().chain(secrets_of(&custom.headers)).collect(),
             targets: Vec::new(),
         };
-        api.targets = Endpoint::ALL
-            .into_iter()
-            .map(|endpoint| {
-                let url = below(base_url, endpoint.path());
-                let headers = api.headers_for(&url);
-                (endpoint, url, headers)
-            })
-            .collect();
+        api.secrets.retain(|secret| is_secret(secret.expose_secret()));
+        let target = |endpoint| {
+            let url = api.places.of_all_models(endpoint)?;
+            let headers = api.headers_for(&url);
+            Some((endpoint, url, headers))
+        };
+        api.targets = Endpoint::ALL.into_iter().filter_map(target).collect();
         api
     }
 
     /// The same address with another key. A reply to what was sent with this one may still quote it.
-    pub(super) fn with_key(&self, base_url: &Url, api_key: Option<&SecretString>) -> Self {
-        let mut api = Self::new(base_url, api_key);
+    pub(super) fn changed(&self, settings: &Settings) -> Self {
+        let mut api = Self::new(settings);
         for former in &self.secrets {
             let is_known = |known: &SecretString| known.expose_secret() == former.expose_secret();
             if api.secrets.len() <= FORMER_MAX && !api.secrets.iter().any(is_known) {
@@ -85,16 +82,19 @@ impl Api {
         api
     }
 
-    /// The url and headers of a request to `endpoint`.
-    pub(super) fn target(&self, endpoint: Endpoint) -> (&Url, &HeaderMap) {
-        let target = self.targets.iter().find(|(known, ..)| *known == endpoint);
-        let (_, url, headers) = target.expect("there is a target for each of Endpoint::ALL");
-        (url, headers)
+    /// The url and headers of a request to `endpoint`; none if the model is missing that its url is made of.
+    pub(super) fn target(&self, endpoint: Endpoint, model: Option<&str>) -> Option<(Url, HeaderMap)> {
+        if let Some((_, url, headers)) = self.targets.iter().find(|(known, ..)| *known == endpoint) {
+            return Some((url.clone(), headers.clone()));
+        }
+        let url = self.places.of_model(endpoint, model?)?;
+        let headers = self.headers_for(&url);
+        Some((url, headers))
     }
 
     /// The url of what lies at `path`, which begins with a slash and is written as urls are.
     pub(super) fn resource(&self, path: &str) -> Url {
-        below(&self.resources, path)
+        self.places.resource(path)
     }
 
     /// Azure: what a request calls `model` is a deployment there, and no list names those.
@@ -112,10 +112,11 @@ impl Api {
     /// What goes with any request to `url`: the key only if that is the provider itself.
     pub(super) fn headers(&self, url: &Url) -> HeaderMap {
         let mut headers = plain_headers();
-        if let Some((name, value)) = &self.authorization
-            && url.origin() == self.origin
-        {
-            headers.insert(name, value.clone());
+        if url.origin() == self.origin {
+            headers.extend(self.extra.clone());
+            if let Some((name, value)) = &self.authorization {
+                headers.insert(name, value.clone());
+            }
         }
         headers
     }
@@ -158,38 +159,8 @@ pub(super) fn plain_headers() -> HeaderMap {
     [(USER_AGENT, HeaderValue::from_static(AGENT))].into_iter().collect()
 }
 
-/// `base_url` with `path` added; a query (Azure's `api-version`) stays.
-fn below(base_url: &Url, path: &str) -> Url {
-    let mut url = base_url.clone();
-    url.set_path(&format!("{}{path}", base_url.path().trim_end_matches('/')));
-    url.set_fragment(None);
-    // A password in a url would show wherever the url does; keys have their own place.
-    if url.set_username("").and_then(|()| url.set_password(None)).is_err() {
-        return base_url.clone(); // `data:` and its like, which lead nowhere anyway
-    }
-    url
-}
-
-/// Azure's `…/openai/deployments/NAME` serves one model; files and fine-tunes lie beside all of them.
-fn without_deployment(base_url: &Url) -> Url {
-    let mut url = base_url.clone();
-    let path = base_url.path().trim_end_matches('/');
-    if let Some((resource, name)) = path.rsplit_once("/deployments/")
-        && resource.ends_with("/openai")
-        && !name.contains('/')
-    {
-        url.set_path(resource);
-    }
-    url
-}
-
-fn is_azure(base_url: &Url) -> bool {
-    base_url.host_str().is_some_and(|host| AZURE.iter().any(|domain| host.ends_with(domain)))
-}
-
-fn authorization(base_url: &Url, key: &str) -> Option<(HeaderName, HeaderValue)> {
-    // Entra's tokens are JWTs, and no key begins like one.
-    let (name, value) = if is_azure(base_url) && !key.starts_with("eyJ") {
+fn authorization(is_azure: bool, key: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = if is_azure && azure::is_key(key) {
         (API_KEY, HeaderValue::from_str(key))
     } else {
         (AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}")))
@@ -199,6 +170,12 @@ fn authorization(base_url: &Url, key: &str) -> Option<(HeaderName, HeaderValue)>
     Some((name, value))
 }
 
+/// What is marked as one.
+fn secrets_of(headers: &HeaderMap) -> impl Iterator<Item = SecretString> {
+    let secrets = headers.values().filter(|value| value.is_sensitive());
+    secrets.filter_map(|value| value.to_str().ok().map(SecretString::from))
+}
+
 fn is_secret(key: &str) -> bool {
     key.len() >= SECRET_BYTES_MIN || (key.starts_with("sk-") && key.len() > "sk-".len())
 }
@@ -206,9 +183,20 @@ fn is_secret(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Custom;
+
+    fn settings(base_url: &str, key: &str) -> Settings {
+        let key = Some(SecretString::from(key)).filter(|key| !key.expose_secret().is_empty());
+        Settings { api_key: key, ..Settings::at(base_url) }
+    }
 
     fn api(base_url: &str, key: &str) -> Api {
-        Api::new(&base_url.parse().unwrap(), Some(&SecretString::from(key)))
+        Api::new(&settings(base_url, key))
+    }
+
+    /// Of a request without a model.
+    fn sent(api: &Api, endpoint: Endpoint) -> (Url, HeaderMap) {
+        api.target(endpoint, None).unwrap()
     }
 
     #[test]
@@ -224,39 +212,50 @@ mod tests {
             ),
         ] {
             let api = api(base_url, "sk-x");
-            assert_eq!(api.target(Endpoint::ChatCompletions).0.as_str(), expected);
+            assert_eq!(sent(&api, Endpoint::ChatCompletions).0.as_str(), expected);
         }
         let api = api("http://h/v1", "sk-x");
         for endpoint in Endpoint::ALL {
-            assert!(api.target(endpoint).0.path().ends_with(endpoint.url()));
+            assert!(sent(&api, endpoint).0.path().ends_with(endpoint.url()));
         }
     }
 
     #[test]
-    fn files_and_fine_tunes_stand_beside_azures_deployments() {
-        for (base_url, expected, azure) in [
-            ("https://api.openai.com/v1", "https://api.openai.com/v1/files", false),
-            ("http://user:password@localhost:8000/v1/", "http://localhost:8000/v1/files", false),
-            (
-                "https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21",
-                "https://r.openai.azure.com/openai/files?api-version=2024-10-21",
-                true,
-            ),
-            (
-                "https://r.openai.azure.com/openai/deployments/d/",
-                "https://r.openai.azure.com/openai/files",
-                true,
-            ),
-            ("https://r.openai.azure.com/openai/v1/", "https://r.openai.azure.com/openai/v1/files", true),
-            (
-                "https://azure.com.evil.test/deployments/d",
-                "https://azure.com.evil.test/deployments/d/files",
-                false,
-            ),
-        ] {
-            let api = api(base_url, "sk-x");
-            assert_eq!((api.resource("/files").as_str(), api.is_azure()), (expected, azure));
-        }
+    fn a_request_without_a_model_has_no_url_where_that_is_made_of_it() {
+        let custom = Custom { api_version: Some("2024-10-21".to_owned()), ..Custom::default() };
+        let settings = Settings { custom, ..settings("http://127.0.0.1:9", "CANARY") };
+        let api = Api::new(&settings);
+        let (url, headers) = api.target(Endpoint::ChatCompletions, Some("gpt 4")).unwrap();
+        assert_eq!(url.path(), "/openai/deployments/gpt%204/chat/completions");
+        assert_eq!(headers[&API_KEY], "CANARY");
+        assert_eq!(headers[CONTENT_TYPE], "application/json");
+        assert!(api.target(Endpoint::ChatCompletions, None).is_none() && api.is_azure());
+        assert_eq!(sent(&api, Endpoint::Responses).0.path(), "/openai/responses");
+    }
+
+    #[test]
+    fn added_headers_go_to_the_providers_origin_alone_and_their_secrets_are_struck_out() {
+        let mut headers = HeaderMap::new();
+        headers.insert("openai-organization", HeaderValue::from_static("org-5"));
+        headers.insert("user-agent", HeaderValue::from_static("mine"));
+        let mut token = HeaderValue::from_static("t-CANARY-0123456789");
+        token.set_sensitive(true);
+        headers.insert("x-token", token);
+        let before = settings("https://api.example.com/v1", "sk-CANARY");
+        let with = Settings { custom: Custom { headers, ..Custom::default() }, ..before.clone() };
+        let api = Api::new(&before).changed(&with);
+        let there = sent(&api, Endpoint::Embeddings).1;
+        assert_eq!(there["openai-organization"], "org-5");
+        assert_eq!(there["x-token"], "t-CANARY-0123456789");
+        assert_eq!(there[USER_AGENT], "mine");
+        assert_eq!(there[AUTHORIZATION], "Bearer sk-CANARY");
+        assert!(!format!("{there:?}{with:?}").contains("CANARY"));
+        let elsewhere = api.headers(&"https://example.com/v1".parse().unwrap());
+        assert_eq!(elsewhere, plain_headers());
+        assert_eq!(api.without_key(b"t-CANARY-0123456789, org-5"), b"[api key], org-5");
+        let without = api.changed(&before);
+        assert!(!sent(&without, Endpoint::Embeddings).1.contains_key("x-token"));
+        assert!(without.leaks_into(b"t-CANARY-0123456789"), "it is still a secret");
     }
 
     #[test]
@@ -280,7 +279,7 @@ mod tests {
     #[test]
     fn requests_say_who_we_are_and_carry_the_key_unseen() {
         let api = api("https://api.example.com/v1", "sk-CANARY");
-        let (_, headers) = api.target(Endpoint::Completions);
+        let (_, headers) = sent(&api, Endpoint::Completions);
         assert_eq!(headers[AUTHORIZATION], "Bearer sk-CANARY");
         assert_eq!(headers[CONTENT_TYPE], "application/json");
         assert_eq!(headers[USER_AGENT], AGENT);
@@ -289,24 +288,23 @@ mod tests {
 
     #[test]
     fn azure_takes_keys_and_tokens_in_headers_of_their_own() {
-        let sent = |base_url: &str, key: &str| {
-            let api = api(base_url, key);
-            let (_, headers) = api.target(Endpoint::ChatCompletions);
+        let named = |base_url: &str, key: &str| {
+            let (_, headers) = sent(&api(base_url, key), Endpoint::ChatCompletions);
             assert!(!format!("{headers:?}").contains(key), "{headers:?}");
             let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
             (text(&API_KEY), text(&AUTHORIZATION))
         };
         let azure = "https://r.openai.azure.com/openai/v1";
-        assert_eq!(sent(azure, "CANARY"), (Some("CANARY".to_owned()), None));
-        assert_eq!(sent(azure, "eyJ0.CANARY"), (None, Some("Bearer eyJ0.CANARY".to_owned())));
+        assert_eq!(named(azure, "CANARY"), (Some("CANARY".to_owned()), None));
+        assert_eq!(named(azure, "eyJ0.CANARY"), (None, Some("Bearer eyJ0.CANARY".to_owned())));
         let other = "https://models.inference.ai.azure.com";
-        assert_eq!(sent(other, "CANARY"), (None, Some("Bearer CANARY".to_owned())));
+        assert_eq!(named(other, "CANARY"), (None, Some("Bearer CANARY".to_owned())));
     }
 
     #[test]
     fn a_server_without_a_key_gets_none() {
-        let api = Api::new(&"http://localhost:11434/v1".parse().unwrap(), None);
-        assert!(!api.target(Endpoint::ChatCompletions).1.contains_key(AUTHORIZATION));
+        let api = api("http://localhost:11434/v1", "");
+        assert!(!sent(&api, Endpoint::ChatCompletions).1.contains_key(AUTHORIZATION));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::provider::{HttpTransport, Provider, Settings, Waits};
+use crate::provider::{Custom, HttpTransport, Provider, Settings, Waits};
 
 /// Listens on a port of its own until dropped.
 #[derive(Debug)]
@@ -93,17 +93,25 @@ pub(super) fn provider(server: &Listener) -> Provider {
     provider_at(&format!("http://{}/v1", server.address()))
 }
 
+impl Settings {
+    /// Of a server without a key.
+    pub(super) fn at(base_url: &str) -> Self {
+        Self {
+            name: "test".to_owned(),
+            base_url: base_url.parse().unwrap(),
+            api_key: None,
+            custom: Custom::default(),
+            timeout: Duration::from_mins(1),
+            waits: Waits::default(),
+            max_reply: 64 * 1024,
+            flex_timeout: Duration::from_mins(15),
+            stream: false,
+        }
+    }
+}
+
 pub(super) fn provider_at(base_url: &str) -> Provider {
-    let settings = Settings {
-        name: "test".to_owned(),
-        base_url: base_url.parse().unwrap(),
-        api_key: Some(SecretString::from(CANARY)),
-        timeout: Duration::from_mins(1),
-        waits: Waits::default(),
-        max_reply: 64 * 1024,
-        flex_timeout: Duration::from_mins(15),
-        stream: false,
-    };
+    let settings = Settings { api_key: Some(SecretString::from(CANARY)), ..Settings::at(base_url) };
     thread_local! {
         // Reading the machine's certificates takes a while. A test has its thread, so its connections are its own.
         static TRANSPORT: Arc<HttpTransport> = Arc::new(HttpTransport::new().unwrap());

@@ -20,7 +20,7 @@ use std::{fmt, io};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, HeaderValue};
-use reqwest::{Client, ClientBuilder, Response, redirect, retry};
+use reqwest::{Certificate, Client, ClientBuilder, Response, redirect, retry};
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
@@ -50,8 +50,11 @@ const CLIENTS_MAX: usize = 8;
 /// connection can serve again.
 const END_WAIT: Duration = Duration::from_millis(250);
 
-/// The transport over reqwest. Providers may share one: connections are pooled by origin.
+/// The transport over reqwest. Providers that trust the same certificates may share one: connections are pooled by
+/// origin.
 pub struct HttpTransport {
+    /// Certificates that are trusted beside the system's.
+    own: Vec<Certificate>,
     clients: Mutex<BTreeMap<Duration, Arc<Clients>>>,
 }
 
@@ -73,10 +76,20 @@ impl HttpTransport {
     /// The TLS or proxy settings of the machine can't be used. A machine without any root certificate is no
     /// error: plain http works there, and https fails to connect.
     pub fn new() -> Result<Self, reqwest::Error> {
+        Self::trusting(b"")
+    }
+
+    /// Trusts the certificates of the PEM bundle `pem`, too, for the servers that the operator chose.
+    ///
+    /// # Errors
+    ///
+    /// As [`HttpTransport::new`]; and `pem` holds what is no certificate.
+    pub fn trusting(pem: &[u8]) -> Result<Self, reqwest::Error> {
         install_crypto();
+        let own = Certificate::from_pem_bundle(pem)?;
         let usual = Waits::default().connect;
-        let clients = BTreeMap::from([(usual, Arc::new(Clients::new(usual)?))]);
-        Ok(Self { clients: Mutex::new(clients) })
+        let clients = BTreeMap::from([(usual, Arc::new(Clients::new(usual, &own)?))]);
+        Ok(Self { own, clients: Mutex::new(clients) })
     }
 
     fn clients(&self, connect: Duration) -> Result<Arc<Clients>, TransportError> {
@@ -87,7 +100,8 @@ impl HttpTransport {
         if all.len() >= CLIENTS_MAX {
             all.clear();
         }
-        let made = Clients::new(connect).map_err(|error| TransportError::Connect(root_cause(&error)))?;
+        let made =
+            Clients::new(connect, &self.own).map_err(|error| TransportError::Connect(root_cause(&error)))?;
         Ok(Arc::clone(all.entry(connect).or_insert_with(|| Arc::new(made))))
     }
 
@@ -174,14 +188,17 @@ impl HttpTransport {
 }
 
 impl Clients {
-    fn new(connect: Duration) -> Result<Self, reqwest::Error> {
-        let outward = client(connect).build();
-        let rootless = outward.is_err();
-        let client = || if rootless { client(connect).tls_certs_only([]) } else { client(connect) };
+    /// `own`: certificates that are trusted beside the system's, for the servers that the operator chose.
+    fn new(connect: Duration, own: &[Certificate]) -> Result<Self, reqwest::Error> {
+        let rootless = client(connect).build().is_err();
+        let client = |own: &[Certificate]| {
+            let (client, own) = (client(connect), own.iter().cloned());
+            if rootless { client.tls_certs_only(own) } else { client.tls_certs_merge(own) }
+        };
         Ok(Self {
-            direct: client().no_proxy().build()?,
-            public: client().no_proxy().dns_resolver(PublicOnly).build()?,
-            outward: outward.or_else(|_| client().build())?,
+            direct: client(own).no_proxy().build()?,
+            public: client(&[]).no_proxy().dns_resolver(PublicOnly).build()?,
+            outward: client(own).build()?,
         })
     }
 
@@ -664,6 +681,49 @@ mod tests {
         let error = HttpTransport::new().unwrap().exchange(request).await.unwrap_err();
         assert!(matches!(error, TransportError::Certificate(_)), "{error:?}");
         tasks.join_next().await.unwrap().unwrap();
+    }
+
+    /// Asks a server whose certificate is by the authority of `ca.pem`, trusting `pem` beside the system's.
+    async fn ask_trusting(pem: &[u8]) -> Result<HttpReply, TransportError> {
+        use std::io::Read;
+
+        use rustls::pki_types::pem::PemObject;
+        install_crypto();
+        let certificate = include_bytes!("../../tests/certificates/server.pem");
+        let certificate = rustls::pki_types::CertificateDer::from_pem_slice(certificate).unwrap();
+        let key = include_bytes!("../../tests/certificates/server.key");
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(key).unwrap();
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        let config = Arc::new(config.with_single_cert(vec![certificate], key).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut request = request(listener.local_addr().unwrap(), 100, Duration::from_mins(1));
+        request.url.set_scheme("https").unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn_blocking(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(config).unwrap();
+            if tls.complete_io(&mut socket).is_ok() {
+                let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+            }
+        });
+        let reply = HttpTransport::trusting(pem).unwrap().exchange(request).await;
+        tasks.join_next().await.unwrap().unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn an_authority_of_ones_own_is_trusted_where_it_is_named() {
+        let reply = ask_trusting(include_bytes!("../../tests/certificates/ca.pem")).await.unwrap();
+        assert_eq!((reply.status, &reply.body[..]), (200, &b"{}"[..]));
+        for others in [&b""[..], include_bytes!("../../tests/certificates/other-ca.pem")] {
+            let error = ask_trusting(others).await.unwrap_err();
+            assert!(matches!(error, TransportError::Certificate(_)), "{error:?}");
+        }
+        assert!(
+            HttpTransport::trusting(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").is_err()
+        );
     }
 
     fn file(content: &[u8]) -> Arc<File> {

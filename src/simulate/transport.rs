@@ -182,6 +182,7 @@ mod tests {
             name: "sim".to_owned(),
             base_url: Url::parse("http://sim.invalid/v1").unwrap(),
             api_key: None,
+            custom: provider::Custom::default(),
             timeout: Duration::from_mins(1),
             waits: Waits::default(),
             max_reply: 1 << 20,

@@ -26,6 +26,12 @@ pub(super) struct Lane {
     pub(super) site: Arc<Site>,
     pub(super) pace: Pace,
     pub(super) slots: Slots,
+    /// Its share of the requests, beside those of the others.
+    pub(super) weight: u32,
+    /// Turns that it has coming; below zero where it got more than its share for a moment.
+    pub(super) credit: f64,
+    /// The log says that it is out.
+    pub(super) is_told_out: bool,
     in_flight: usize,
 }
 
@@ -34,9 +40,9 @@ pub(super) struct Lane {
 pub(super) struct Site {
     /// Its place among the provider's.
     pub(super) index: usize,
+    /// How a person is told of it; none where the provider has no other.
+    pub(super) label: Option<String>,
     pub(super) provider: Provider,
-    /// Its share of the requests, beside those of the others.
-    pub(super) weight: u32,
     /// Closes for a refused key, a used-up quota and a server that is down: for all queues at this site.
     pub(super) gate: Arc<Gate>,
     /// Closes for a model that has gone from this site: for this queue alone.
@@ -46,10 +52,18 @@ pub(super) struct Site {
 /// The places that a request in flight takes.
 #[derive(Debug)]
 pub(super) struct Places {
+    pub(super) at: Arc<Site>,
     pub(super) site: Inside,
     pub(super) model: Inside,
     /// One of those that all queues of the provider have together.
     _provider: Inside,
+}
+
+impl Site {
+    /// These words, and of which site they are where the provider has several.
+    pub(super) fn told(&self, words: &str) -> String {
+        self.label.as_ref().map_or_else(|| words.to_owned(), |label| format!("{label}: {words}"))
+    }
 }
 
 impl Places {
@@ -68,6 +82,9 @@ impl Lane {
             site: Arc::new(site),
             pace: Pace::new(queue.clone()),
             slots: Slots::new(limits, now),
+            weight: 1,
+            credit: 0.0,
+            is_told_out: false,
             in_flight: 0,
         }
     }
@@ -82,15 +99,27 @@ impl Lane {
         self.site.gate.pause().or_else(|| self.site.model_gate.pause())
     }
 
+    /// What a person is told of it if a gate of it is closed and others may still be open.
+    pub(super) fn out(&self) -> Option<String> {
+        let (label, pause) = (self.site.label.as_ref()?, self.pause()?);
+        // The pause says itself of which site it is.
+        debug_assert!(pause.message.starts_with(label), "{}", pause.message);
+        Some(format!("{}: {}", pause.reason.as_str(), pause.message))
+    }
+
     /// How many more may be in flight.
     pub(super) fn free(&self) -> usize {
         self.slots.allowed().saturating_sub(self.in_flight)
     }
 
-    /// How full it is beside its share: the one with the least is asked next.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Its part of what the lanes of the queue bear together.
     #[expect(clippy::cast_precision_loss, reason = "slots are counted in thousands")]
-    pub(super) fn load(&self) -> f64 {
-        self.in_flight as f64 / (self.slots.allowed().max(1) as f64 * f64::from(self.site.weight.max(1)))
+    pub(super) fn share(&self) -> f64 {
+        self.slots.allowed().max(1) as f64 * f64::from(self.weight.max(1))
     }
 
     /// Takes the places that a request needs. One that is taken and left again rings the gate's bell, so the gate
@@ -102,7 +131,7 @@ impl Lane {
         }
         let provider = provider.enter(now)?;
         let (site, model) = (self.site.gate.enter(now)?, self.site.model_gate.enter(now)?);
-        Ok(Places { site, model, _provider: provider })
+        Ok(Places { at: Arc::clone(&self.site), site, model, _provider: provider })
     }
 
     /// Counts a request that is being sent.

@@ -1,6 +1,7 @@
 //! Dispatch under the paused clock, against the stand-in provider without sockets: minutes of traffic in
 //! milliseconds, and one seed gives one run.
 
+mod several;
 mod sharing;
 
 use std::collections::BTreeSet;
@@ -41,13 +42,20 @@ impl World {
 
     /// `bound` is that of the provider over all its queues.
     fn with(seed: u64, server: Server, limits: Limits, bound: u32) -> Self {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let server = Arc::new(Engine::new(server, Seed::fixed(seed)).unwrap());
-        let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
         let transport = Arc::new(SimulatedTransport::new(Arc::clone(&server)));
         let mut provider = testing::provider(transport, Duration::from_mins(10), limits);
         provider.config.concurrency = bound;
-        provider.sites[0].provider = provider.sites[0].provider.clone().with_clock(clock.clone());
+        Self::of(seed, server, provider)
+    }
+
+    /// `server` is the first of the provider's.
+    fn of(seed: u64, server: Arc<Engine>, mut provider: ProviderSettings) -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let clock = Clock::simulated(Timestamp::from_millis(1_000_000));
+        for site in &mut provider.sites {
+            site.provider = site.provider.clone().with_clock(clock.clone());
+        }
         let settings = Settings {
             providers: vec![provider],
             retry: RetryPolicy::default(),
@@ -97,20 +105,24 @@ impl World {
     fn reload(&self, change: impl FnOnce(&mut config::Provider, &mut RetryPolicy)) {
         let running = self.live.settings();
         let [ProviderSettings { sites, config }] = running.providers.as_slice() else { unreachable!() };
-        let provider = &sites[0].provider;
         let (mut config, mut retry) = (config.clone(), running.retry);
         change(&mut config, &mut retry);
-        provider.change(&crate::provider::Settings {
-            name: config.name.clone(),
-            base_url: config.base_url.clone(),
-            api_key: config.api_key.clone(),
-            timeout: config.timeout,
-            waits: crate::provider::Waits::default(),
-            max_reply: config.max_reply,
-            flex_timeout: config.flex_timeout,
-            stream: config.stream,
-        });
-        let providers = vec![ProviderSettings { sites: sites.clone(), config }];
+        let mut sites = sites.clone();
+        for (running, site) in sites.iter_mut().zip(config.sites()) {
+            running.weight = site.weight;
+            running.provider.change(&crate::provider::Settings {
+                name: config.name.clone(),
+                base_url: site.url,
+                api_key: site.api_key,
+                custom: crate::provider::Custom::default(),
+                timeout: config.timeout,
+                waits: crate::provider::Waits::default(),
+                max_reply: config.max_reply,
+                flex_timeout: config.flex_timeout,
+                stream: config.stream,
+            });
+        }
+        let providers = vec![ProviderSettings { sites, config }];
         self.live.change(Settings { providers, retry, grace: running.grace });
     }
 
@@ -417,7 +429,7 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
     world.reload(|provider, _| provider.limits = slots(16));
     assert_eq!(world.most_in_flight(second).await, 16);
     let queue = QueueName::new("p", Some("m"));
-    let report = world.live.queues()[&queue];
+    let report = &world.live.queues()[&queue];
     assert_eq!((report.slots, report.allowed, report.in_flight), (16, 16, 16));
 
     // The provider's own bound, and what is said of one model.
