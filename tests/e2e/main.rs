@@ -21,6 +21,7 @@ mod bad_input;
 mod burst;
 mod commands;
 mod crash;
+mod endpoints;
 mod faults;
 mod fine_tunes;
 mod full_disk;
