@@ -2,12 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
 
 use crate::control::{Board, Control, JobReport};
 use crate::daemon::{Ending, Stuck};
-use crate::domain::{JobId, JobState, JobStatus, QueueName};
+use crate::domain::{JobId, JobState, JobStatus, PauseReason, QueueName};
 use crate::intake;
 use crate::store::{self, Store};
+
+/// A server that is down may come back by itself. One that has not for this long needs a person.
+const OUTAGE_MAX: Duration = Duration::from_mins(15);
 
 /// See the module's words.
 #[derive(Debug)]
@@ -37,15 +43,20 @@ impl Watch {
         let mut news = self.store.changes();
         let mut pauses = self.board.changes();
         let mut intake = self.intake.changes();
+        let mut patient_until = None;
         loop {
             news.mark_seen();
             pauses.mark_seen();
             intake.mark_seen();
+            let is_out = self.board.pauses().values().any(|pause| pause.reason == PauseReason::Outage);
+            let now = Instant::now();
+            patient_until = is_out.then(|| patient_until.unwrap_or(now + OUTAGE_MAX));
+            let waits_for_servers = patient_until.is_some_and(|until| now < until);
             // A spec dropped after the last look, and before the last job ended, still counts.
             if self.intake.status().is_idle()
-                && self.is_quiet().await?
+                && self.is_quiet(waits_for_servers).await?
                 && self.intake.look().await.is_idle()
-                && self.is_quiet().await?
+                && self.is_quiet(waits_for_servers).await?
             {
                 return self.ending().await;
             }
@@ -53,15 +64,20 @@ impl Watch {
                 () = news.changed() => {}
                 () = pauses.changed() => {}
                 () = intake.changed() => {}
+                () = sleep_until(patient_until.unwrap_or(now)), if waits_for_servers => {}
             }
         }
     }
 
-    async fn is_quiet(&self) -> store::Result<bool> {
+    /// `waits_for_servers`: a queue whose server is down has not stopped.
+    async fn is_quiet(&self, waits_for_servers: bool) -> store::Result<bool> {
         if self.store.shortage().is_some() {
             return Ok(false); // it goes on by itself, and ticks
         }
-        let pauses = self.board.pauses();
+        let mut pauses = self.board.pauses();
+        if waits_for_servers {
+            pauses.retain(|_, pause| pause.reason != PauseReason::Outage);
+        }
         let open: BTreeSet<QueueName> =
             self.store.queues().await?.into_iter().map(|depth| depth.queue).collect();
         let jobs = self.store.jobs().await?;
@@ -108,7 +124,8 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::{Job, JobSettings, PauseReason, Run, TunedModel};
+    use crate::control::QueuePause;
+    use crate::domain::{Job, JobSettings, Run, TunedModel};
     use crate::store::conformance::{self, NOW};
     use crate::store::memory::MemoryStore;
 
@@ -129,6 +146,25 @@ mod tests {
         stops_and_goes_on_with(maker, user).await;
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_down_is_waited_for_and_not_for_ever() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let job = conformance::job(1, 5, &["m"], 1);
+        conformance::put(&*store, &job).await;
+        let board = Board::default();
+        let pause = |reason| QueuePause { reason, message: String::new(), since: NOW };
+        let [queue] = job.queues.as_slice() else { unreachable!("it has one") };
+        board.pause(queue, pause(PauseReason::Outage));
+        let control =
+            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
+        let watch =
+            Watch::new(control, board.clone(), intake::Handle::default(), Arc::clone(&store), Vec::new());
+        assert!(!watch.is_quiet(true).await.unwrap(), "it may come back");
+        assert!(watch.is_quiet(false).await.unwrap());
+        board.pause(queue, pause(PauseReason::Quota));
+        assert!(watch.is_quiet(true).await.unwrap(), "this is for a person");
+    }
+
     /// `user` waits for `maker`.
     async fn stops_and_goes_on_with(maker: Job, user: Job) {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
@@ -139,14 +175,14 @@ mod tests {
         let control =
             Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
         let watch = Watch::new(control, board, intake::Handle::default(), Arc::clone(&store), Vec::new());
-        assert!(!watch.is_quiet().await.unwrap(), "the one before is at work");
+        assert!(!watch.is_quiet(false).await.unwrap(), "the one before is at work");
 
         for stopped in [
             JobStatus::Paused { reason: PauseReason::User },
             JobStatus::Held { why: "a person must decide".to_owned() },
         ] {
             store.set_status(maker.id, stopped, NOW).await.unwrap();
-            assert!(watch.is_quiet().await.unwrap(), "nobody goes on without a person");
+            assert!(watch.is_quiet(false).await.unwrap(), "nobody goes on without a person");
             let Ending::Stuck(stuck) = watch.ending().await.unwrap() else { panic!("both are stuck") };
             let named: Vec<&str> = stuck.jobs.iter().map(|job| job.name.as_str()).collect();
             assert_eq!(named, ["job-1", "job-2"]);
@@ -154,11 +190,11 @@ mod tests {
 
         for ending in [JobStatus::Cancelling, JobStatus::Cancelled] {
             store.set_status(maker.id, ending, NOW).await.unwrap();
-            assert!(!watch.is_quiet().await.unwrap(), "upkeep has yet to let the other go on");
+            assert!(!watch.is_quiet(false).await.unwrap(), "upkeep has yet to let the other go on");
         }
         store.set_status(user.id, JobStatus::InProgress, NOW).await.unwrap();
-        assert!(!watch.is_quiet().await.unwrap());
+        assert!(!watch.is_quiet(false).await.unwrap());
         store.set_status(user.id, JobStatus::Completed, NOW).await.unwrap();
-        assert!(watch.is_quiet().await.unwrap());
+        assert!(watch.is_quiet(false).await.unwrap());
     }
 }

@@ -11,17 +11,20 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::control::QueuePause;
 use crate::diag::printable;
+use crate::dispatch::breaker::Failing;
+use crate::dispatch::budget::Budget;
 use crate::dispatch::ending::Endings;
 use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
+use crate::dispatch::gate::Felt;
 use crate::dispatch::known::KnownModel;
 use crate::dispatch::lane::{Places, Site};
 use crate::dispatch::live::Handle;
 use crate::dispatch::tuning::Watches;
 use crate::domain::attempt::{History, decide};
 use crate::domain::{
-    Outcome, PauseReason, Record, RecordError, Request, RequestId, RetryPolicy, Settlement, Shortage,
-    Timestamp,
+    Failure, Outcome, PauseReason, Record, RecordError, Request, RequestId, RetryPolicy, Settlement,
+    Shortage, Timestamp,
 };
 use crate::fault;
 use crate::metrics::{AttemptEnd, QueueMeter, Settled};
@@ -43,6 +46,8 @@ pub(super) struct Parts {
     pub(super) model: KnownModel,
     /// What is remembered of the fine-tunes that run at the provider.
     pub(super) watches: Watches,
+    /// How soon what has failed may be sent again.
+    pub(super) budget: Budget,
     /// Nothing more is begun; what is in flight may finish.
     pub(super) stopping: CancellationToken,
 }
@@ -124,6 +129,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     let given_up = parts.endings.of(lease.request.job);
     let in_flight = parts.meter.in_flight();
     let sent_at = Instant::now();
+    parts.budget.sent(sent_at);
     let call = async {
         fault::point("dispatch-calling");
         site.provider.call(&request).await
@@ -169,7 +175,12 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         attempt: lease.attempt,
         model_has_answered: parts.model.may_exist(),
     };
-    let settlement = decide(outcome, history, &policy, now, dice);
+    let settlement = match &outcome {
+        // It only tried whether the server is there, and never came to it: that is no attempt of the request.
+        Outcome::Failed(_) if kind == EndedKind::Blocked => Settlement::Release,
+        Outcome::Failed(_) => parts.within_budget(decide(outcome, history, &policy, now, dice)),
+        _ => decide(outcome, history, &policy, now, dice),
+    };
     parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
     drop(places);
@@ -191,6 +202,50 @@ impl Parts {
         Ok(())
     }
 
+    /// Puts a failure's retry off where too many have failed.
+    fn within_budget(&self, settlement: Settlement) -> Settlement {
+        match settlement {
+            Settlement::Retry { due, attempts, maybe_paid } => {
+                let due = due + self.budget.take(Instant::now());
+                Settlement::Retry { due, attempts, maybe_paid }
+            }
+            Settlement::Complete(_)
+            | Settlement::Discard(_)
+            | Settlement::Snooze { .. }
+            | Settlement::Release => settlement,
+        }
+    }
+
+    /// Counts a failure for the site's gate, unless it says nothing of the server.
+    fn notice_failure(&self, failure: &Failure, places: &Places, now: Timestamp) -> EndedKind {
+        let failing = match failure.code {
+            "connection_error" => Failing::Unreached,
+            // Ours.
+            "file_error" | "internal_error" => return EndedKind::Failed,
+            _ if failure.response.as_ref().is_some_and(|response| response.status_code < 500) => {
+                places.site.heard();
+                return EndedKind::Failed;
+            }
+            _ => Failing::Broken,
+        };
+        match places.site.failed(failing, &failure.message, now, Instant::now()) {
+            Felt::Counted => EndedKind::Failed,
+            Felt::Down => {
+                let status = failure.response.as_ref().map(|response| response.status_code);
+                tracing::error!(
+                    provider = self.provider.name(),
+                    reason = PauseReason::Outage.as_str(),
+                    status,
+                    error = printable(&failure.message),
+                    "the server is down; nothing more is sent to it but a try now and then"
+                );
+                EndedKind::Failed
+            }
+            Felt::Tried if failing == Failing::Unreached => EndedKind::Blocked,
+            Felt::Tried => EndedKind::Failed,
+        }
+    }
+
     /// Counts what was seen, and opens and closes gates by it.
     pub(super) fn notice(&self, outcome: &Outcome, places: &Places, now: Timestamp) -> EndedKind {
         self.meter.saw(outcome, now);
@@ -205,9 +260,10 @@ impl Parts {
                 EndedKind::Served
             }
             Outcome::Throttled { retry_after, short_of, .. } => {
+                places.site.heard();
                 EndedKind::Throttled { retry_after: *retry_after, short_of: *short_of }
             }
-            Outcome::Failed(_) => EndedKind::Failed,
+            Outcome::Failed(failure) => self.notice_failure(failure, places, now),
             Outcome::Blocked(blocked) => {
                 if blocked.reason == PauseReason::Model {
                     self.model.is_lacked(places.at.index);

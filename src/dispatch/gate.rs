@@ -5,6 +5,8 @@
 //! request is let through to try: if it is answered the gate opens, if it is refused again the gate
 //! stays closed twice as long. [`Gate::resume`] lets one try at once.
 //!
+//! A server that is down closes it too ([`Breaker`]), for less long, and anything that it answers opens it again.
+//!
 //! # Invariants
 //!
 //! - What was sent with a key that has been replaced since says nothing about the gate any more: its refusal
@@ -17,11 +19,21 @@ use tokio::time::Instant;
 
 use crate::bell::{Bell, Listener};
 use crate::control::QueuePause;
+use crate::dispatch::breaker::{Breaker, Failing};
+use crate::domain::{PauseReason, Timestamp};
 
 /// The first wait before a try, and the longest. A person who tops up or changes a key need not wait for
 /// it: `resume`, a reload and a restart all try at once.
 const FIRST_WAIT: Duration = Duration::from_mins(1);
 const LONGEST_WAIT: Duration = Duration::from_mins(30);
+
+/// The same for a server that is down. It comes back by itself, unannounced: at the longest it idles for a minute then,
+/// and a try a minute is nothing to one that is still down, nor to what the tries may use up of attempts.
+const FIRST_OUTAGE_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_OUTAGE_WAIT: Duration = Duration::from_mins(1);
+
+/// A server that is down again this soon after it came back was not back: its waits go on where they were.
+const RELAPSE: Duration = Duration::from_mins(1);
 
 /// Shared by all that send through it.
 #[derive(Debug)]
@@ -40,6 +52,9 @@ struct Room {
     /// Grows with every other key.
     generation: u64,
     state: State,
+    breaker: Breaker,
+    /// When a try opened it after an outage, and how many had failed before.
+    recovered: Option<(Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -67,6 +82,17 @@ pub(super) struct Inside {
     trying: bool,
 }
 
+/// What a failure does to a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Felt {
+    /// It counts, if at all.
+    Counted,
+    /// It was one too many: the gate has closed.
+    Down,
+    /// It was the try whether the gate may open, which stays closed.
+    Tried,
+}
+
 /// Why nobody may enter now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -79,7 +105,8 @@ pub(super) enum Refused {
 impl Gate {
     /// Rings `changed` when it opens or closes, and when a place is free that somebody waits for.
     pub(super) fn new(slots: usize, changed: Bell) -> Arc<Self> {
-        let room = Room { slots, taken: 0, is_wanted: false, generation: 0, state: State::Open };
+        let (state, breaker) = (State::Open, Breaker::default());
+        let room = Room { slots, taken: 0, is_wanted: false, generation: 0, state, breaker, recovered: None };
         Arc::new(Self { room: Mutex::new(room), changed })
     }
 
@@ -173,36 +200,110 @@ impl State {
 impl Inside {
     /// The server has judged the request itself: whatever it said, the key, quota and model are good.
     pub(super) fn passed(&self) {
-        let mut room = self.gate.lock();
+        let (mut room, now) = (self.gate.lock(), Instant::now());
         if self.is_the_try(&room) {
-            room.state = State::Open;
+            room.open(now);
+            drop(room);
+            self.gate.tick();
+        } else if matches!(room.state, State::Open) {
+            room.breaker.served(now);
+        }
+    }
+
+    /// The server has said something with sense in it, though it did not judge the request: it is not down.
+    pub(super) fn heard(&self) {
+        let mut room = self.gate.lock();
+        let State::Trying { pause, .. } = &room.state else { return };
+        if pause.reason == PauseReason::Outage && self.is_the_try(&room) {
+            room.open(Instant::now());
             drop(room);
             self.gate.tick();
         }
     }
 
-    /// The server has refused more than the request. Says whether the gate was open.
+    /// The exchange failed for the server's sake. `words` say how, for people.
+    pub(super) fn failed(&self, failing: Failing, words: &str, since: Timestamp, now: Instant) -> Felt {
+        let mut room = self.gate.lock();
+        let felt = if matches!(room.state, State::Open) && room.breaker.failed(failing, now) {
+            Felt::Down
+        } else if self.is_the_try(&room) {
+            Felt::Tried
+        } else {
+            return Felt::Counted;
+        };
+        let (pause, strikes) = match &room.state {
+            State::Trying { pause, strikes } if pause.reason == PauseReason::Outage => {
+                (QueuePause { message: words.to_owned(), ..pause.clone() }, strikes + 1)
+            }
+            // It says nothing about the key, but the next one need not try at once.
+            State::Trying { pause, strikes } => (pause.clone(), *strikes),
+            State::Open | State::Closed { .. } => {
+                let relapse = room.recovered.filter(|(at, _)| now.saturating_duration_since(*at) < RELAPSE);
+                let pause = QueuePause { reason: PauseReason::Outage, message: words.to_owned(), since };
+                (pause, relapse.map_or(0, |(_, strikes)| strikes + 1))
+            }
+        };
+        let until = now + wait(pause.reason, strikes).min(LONGEST_OUTAGE_WAIT);
+        room.state = State::Closed { pause, strikes, until };
+        drop(room);
+        self.gate.tick();
+        felt
+    }
+
+    /// The server has refused more than the request. Says whether that is news.
     pub(super) fn refused(&self, pause: QueuePause, retry_after: Option<Duration>, now: Instant) -> bool {
         let mut room = self.gate.lock();
-        let (was_open, strikes) = match &room.state {
+        let (is_news, strikes, since) = match &room.state {
             _ if self.generation != room.generation => return false,
-            State::Open => (true, 0),
+            State::Open => (true, 0, pause.since),
             // Those who were inside when it closed are refused too; that says nothing new.
             State::Closed { .. } => return false,
             State::Trying { .. } if !self.trying => return false,
-            State::Trying { strikes, .. } => (false, strikes + 1),
+            State::Trying { pause: before, strikes } if before.reason == pause.reason => {
+                (false, strikes + 1, before.since)
+            }
+            State::Trying { .. } => (true, 0, pause.since),
         };
-        let wait = FIRST_WAIT.saturating_mul(1 << strikes.min(16)).min(LONGEST_WAIT);
-        room.state = State::Closed { pause, strikes, until: now + wait.max(retry_after.unwrap_or_default()) };
+        let wait = wait(pause.reason, strikes).max(retry_after.unwrap_or_default());
+        let pause = QueuePause { since, ..pause };
+        room.state = State::Closed { pause, strikes, until: now + wait };
         drop(room);
         self.gate.tick();
-        was_open
+        is_news
     }
 
     /// Whether the gate waits for what comes of this one.
     fn is_the_try(&self, room: &Room) -> bool {
         self.trying && self.generation == room.generation && matches!(room.state, State::Trying { .. })
     }
+}
+
+impl Room {
+    /// For everybody; what failed before counts no more.
+    fn open(&mut self, now: Instant) {
+        if let State::Trying { pause, strikes } = &self.state
+            && pause.reason == PauseReason::Outage
+        {
+            self.recovered = Some((now, *strikes));
+        }
+        self.state = State::Open;
+        self.breaker = Breaker::default();
+    }
+}
+
+/// How long the gate stays closed for this, after so many tries in vain.
+fn wait(reason: PauseReason, strikes: u32) -> Duration {
+    let (first, longest) = match reason {
+        PauseReason::Outage => (FIRST_OUTAGE_WAIT, LONGEST_OUTAGE_WAIT),
+        PauseReason::Auth
+        | PauseReason::Quota
+        | PauseReason::Model
+        | PauseReason::Disk
+        | PauseReason::FineTune
+        | PauseReason::Overlap
+        | PauseReason::User => (FIRST_WAIT, LONGEST_WAIT),
+    };
+    first.saturating_mul(1 << strikes.min(16)).min(longest)
 }
 
 impl Drop for Inside {
@@ -213,7 +314,7 @@ impl Drop for Inside {
         let is_awaited = room.taken < room.slots && std::mem::take(&mut room.is_wanted);
         let undecided = self.is_the_try(&room);
         if undecided && let State::Trying { pause, strikes } = &room.state {
-            // Neither passed nor refused (a time-out, say): the next one tries.
+            // Neither passed nor refused (given up, say): the next one tries.
             let (pause, strikes) = (pause.clone(), *strikes);
             room.state = State::Closed { pause, strikes, until: Instant::now() };
         }
@@ -227,7 +328,6 @@ impl Drop for Inside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{PauseReason, Timestamp};
 
     fn pause() -> QueuePause {
         QueuePause { reason: PauseReason::Auth, message: String::new(), since: Timestamp::default() }
@@ -271,6 +371,78 @@ mod tests {
         trying.passed();
         assert!(gate.pause().is_none());
         gate.enter(Instant::now()).unwrap();
+    }
+
+    fn fail(inside: &Inside) -> Felt {
+        inside.failed(Failing::Broken, "the server answered 502", Timestamp::default(), Instant::now())
+    }
+
+    /// A gate that has closed for an outage.
+    fn down() -> Arc<Gate> {
+        let gate = Gate::new(99, Bell::default());
+        let inside: Vec<Inside> = (0..10).map(|_| gate.enter(Instant::now()).unwrap()).collect();
+        assert!(inside[..9].iter().all(|inside| fail(inside) == Felt::Counted));
+        assert_eq!(fail(&inside[9]), Felt::Down);
+        assert_eq!(fail(&inside[0]), Felt::Counted, "what was in flight says nothing new");
+        inside[1].passed();
+        assert_eq!(gate.pause().unwrap().reason, PauseReason::Outage);
+        gate
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_down_is_tried_by_one_at_a_time_at_growing_intervals_of_a_minute_at_most() {
+        let gate = down();
+        for seconds in [5, 10, 20, 40, 60, 60] {
+            let until = Instant::now() + Duration::from_secs(seconds);
+            assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            let trying = gate.enter(Instant::now()).unwrap();
+            assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(None));
+            assert_eq!(fail(&trying), Felt::Tried);
+        }
+        assert_eq!(gate.pause().unwrap().since, Timestamp::default(), "one outage, since its beginning");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_server_says_that_was_down_opens_the_gate() {
+        for say in [Inside::passed, Inside::heard] {
+            let gate = down();
+            gate.resume(Instant::now());
+            say(&gate.enter(Instant::now()).unwrap());
+            assert!(gate.pause().is_none());
+            // What failed before counts no more.
+            assert_eq!(fail(&gate.enter(Instant::now()).unwrap()), Felt::Counted);
+        }
+        let gate = down();
+        gate.resume(Instant::now());
+        let trying = gate.enter(Instant::now()).unwrap();
+        assert!(trying.refused(pause(), None, Instant::now()), "the key is refused: that is news");
+        assert_eq!(gate.pause().unwrap().reason, PauseReason::Auth);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_falls_down_again_at_once_is_left_alone_for_longer() {
+        let gate = down();
+        gate.resume(Instant::now());
+        gate.enter(Instant::now()).unwrap().passed();
+        let inside = gate.enter(Instant::now()).unwrap();
+        assert!((0..10).any(|_| fail(&inside) == Felt::Down));
+        let until = Instant::now() + FIRST_OUTAGE_WAIT * 2;
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_with_a_refused_key_that_finds_the_server_down_waits_for_the_next() {
+        let gate = Gate::new(9, Bell::default());
+        gate.enter(Instant::now()).unwrap().refused(pause(), None, Instant::now());
+        gate.resume(Instant::now());
+        let trying = gate.enter(Instant::now()).unwrap();
+        trying.heard();
+        assert_eq!(fail(&trying), Felt::Tried);
+        drop(trying);
+        assert_eq!(gate.pause().unwrap().reason, PauseReason::Auth);
+        let until = Instant::now() + LONGEST_OUTAGE_WAIT;
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,9 @@
 //! a dispatcher for every queue that has work.
 
 mod attempt;
+mod breaker;
 mod bucket;
+mod budget;
 mod choice;
 mod ending;
 mod estimate;
@@ -32,6 +34,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::Parts;
+use self::budget::Budget;
 use self::ending::Endings;
 use self::failure::guarded;
 use self::gate::Gate;
@@ -275,6 +278,7 @@ impl Fleet {
             endings: Arc::clone(&self.endings),
             model: KnownModel::new(u32::try_from(settings.sites.len()).unwrap_or(u32::MAX)),
             watches: Watches::default(),
+            budget: Budget::new(Instant::now()),
             stopping: stop.work.clone(),
         };
         let limits_name = tuned::limits_name(&*self.store, queue).await?;
