@@ -54,6 +54,7 @@ fn tiers(text: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Custom;
 
     fn body(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
@@ -66,10 +67,12 @@ mod tests {
             name: "test".to_owned(),
             base_url: "http://127.0.0.1/v1".parse().unwrap(),
             api_key: None,
+            custom: Custom::default(),
             timeout: Duration::from_mins(10),
             waits,
             max_reply: 1,
             flex_timeout: Duration::from_mins(15),
+            stream: false,
         };
         let [flex, other] = [r#"{"service_tier":"flex"}"#, "{}"].map(body);
         let patient = Waits { first_byte: None, ..waits };
