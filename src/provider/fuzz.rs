@@ -172,7 +172,8 @@ pub(crate) fn hint(lines: &[u8]) {
 /// What a hint in one of the two forms of RFC 9110 means, zero for no wait; none of any other.
 fn expected(hint: &str) -> Option<Duration> {
     if let Ok(seconds) = hint.parse::<u32>() {
-        return (!hint.starts_with('+')).then(|| Duration::from_secs(seconds.into()).min(DAY));
+        let meant = if seconds <= 365 * 86_400 { seconds } else { 0 };
+        return (!hint.starts_with('+')).then(|| Duration::from_secs(meant.into()).min(DAY));
     }
     let date = NaiveDateTime::parse_from_str(hint, "%a, %d %b %Y %H:%M:%S GMT").ok()?.and_utc();
     // How the format writes it back tells the form of the RFC from what chrono takes beside it.

@@ -14,7 +14,14 @@ use crate::provider::RateHeaders;
 /// A daily quota may say "tomorrow". What says more is a mistake or an attack, and tomorrow is asked again.
 const HINT_MAX: Duration = Duration::from_hours(24);
 
+/// No server means more seconds than a year has: it is a date in seconds, or a mistake, and nobody should wait a day
+/// for it.
+const SECONDS_MAX: f64 = 365.0 * 86_400.0;
+
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// As LiteLLM's proxy hands on what the server behind it says. It has none of its own when its own limits refuse.
+const BEHIND: HeaderName = HeaderName::from_static("llm_provider-retry-after");
+const BEHIND_MS: HeaderName = HeaderName::from_static("llm_provider-retry-after-ms");
 const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
 const RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
@@ -25,15 +32,22 @@ const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-toke
 /// How long the server asks to wait: more than zero, at most a day. A date counts from the reply's own
 /// `Date`, so that a clock that is wrong here or there does no harm, and from `now` where there is none.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let millis = text(headers, &RETRY_AFTER_MS).and_then(decimal).map(|ms| ms / 1000.0);
-    let hint = millis.and_then(wait).or_else(|| {
-        let hint = text(headers, &RETRY_AFTER)?;
-        match decimal(hint) {
-            Some(seconds) => wait(seconds),
-            None => Some(date(hint)?.since(text(headers, &DATE).and_then(date).unwrap_or(now))),
-        }
-    })?;
+    let says = |[millis, seconds]: [&HeaderName; 2]| {
+        let millis = text(headers, millis).and_then(decimal).map(|millis| millis / 1000.0).filter(is_meant);
+        millis.and_then(wait).or_else(|| {
+            let hint = text(headers, seconds)?;
+            match decimal(hint) {
+                Some(seconds) => wait(Some(seconds).filter(is_meant)?),
+                None => Some(date(hint)?.since(text(headers, &DATE).and_then(date).unwrap_or(now))),
+            }
+        })
+    };
+    let hint = says([&RETRY_AFTER_MS, &RETRY_AFTER]).or_else(|| says([&BEHIND_MS, &BEHIND]))?;
     (!hint.is_zero()).then(|| hint.min(HINT_MAX))
+}
+
+fn is_meant(seconds: &f64) -> bool {
+    *seconds <= SECONDS_MAX
 }
 
 /// What the reply says of the server's rate limits.
@@ -130,7 +144,10 @@ mod tests {
             ("7200", secs(7200)),
             ("86400", secs(86400)),
             ("86401", secs(86400)),
-            ("1000000000000000000000", secs(86400)),
+            ("31536000", secs(86400)),
+            ("31536001", None),
+            ("1795401193", None),
+            ("1000000000000000000", None),
             ("0", None),
             ("0.0", None),
             ("-5", None),
@@ -158,6 +175,19 @@ mod tests {
         assert_eq!(both("250", "9"), Some(Duration::from_millis(250)));
         assert_eq!(both("soon", "9"), Some(Duration::from_secs(9)));
         assert_eq!(both("-1", "9"), Some(Duration::from_secs(9)));
+        assert_eq!(both("1795401193000", "9"), Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn what_a_proxy_hands_on_counts_where_it_says_nothing_itself() {
+        assert_eq!(hint(&[("llm_provider-retry-after", "60")]), Some(Duration::from_mins(1)));
+        let all = [
+            ("llm_provider-retry-after", "60"),
+            ("llm_provider-retry-after-ms", "500"),
+            ("retry-after", "2"),
+        ];
+        assert_eq!(hint(&all), Some(Duration::from_secs(2)));
+        assert_eq!(hint(&all[..2]), Some(Duration::from_millis(500)));
     }
 
     #[test]
