@@ -10,7 +10,6 @@ mod capacity;
 mod chaos;
 mod outages;
 mod rates;
-mod shares;
 
 use std::time::Duration;
 
