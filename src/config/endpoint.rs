@@ -81,8 +81,8 @@ fn read(
         let message = "`url` and `base_url` are both set: they say the same";
         document.push(document.error(Some(second.at), message));
     }
-    let url = url.map(|found| ("url", found)).or(base_url.map(|found| ("base_url", found)));
-    let mut at = url.map(|(_, found)| found.at).or(section.at());
+    let url = url.map(|found| ("url", found)).or_else(|| base_url.map(|found| ("base_url", found)));
+    let mut at = url.map(|(_, found)| found.at).or_else(|| section.at());
     let url = url.map(|(key, found)| {
         address(document, key, found).unwrap_or_else(|| {
             at = None;
@@ -266,7 +266,9 @@ mod tests {
 
     /// Url, key, version and weight of each.
     fn sites(provider: &Provider) -> Vec<(String, Option<String>, Option<String>, u32)> {
-        let key = |site: &super::Site| site.api_key.as_ref().map(|key| key.expose_secret()[10..].to_owned());
+        let key = |site: &super::Site| {
+            site.api_key.as_ref().map(|key| key.expose_secret().trim_start_matches("sk-CANARY-").to_owned())
+        };
         let sites = provider.sites().into_iter();
         sites.map(|site| (site.url.to_string(), key(&site), site.api_version.clone(), site.weight)).collect()
     }

@@ -179,7 +179,11 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         // It only tried whether the server is there, and never came to it: that is no attempt of the request.
         Outcome::Failed(_) if kind == EndedKind::Blocked => Settlement::Release,
         Outcome::Failed(_) => parts.within_budget(decide(outcome, history, &policy, now, dice)),
-        _ => decide(outcome, history, &policy, now, dice),
+        Outcome::Answered(_)
+        | Outcome::Refused(_)
+        | Outcome::Unanswerable(_)
+        | Outcome::Throttled { .. }
+        | Outcome::Blocked(_) => decide(outcome, history, &policy, now, dice),
     };
     parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
@@ -228,12 +232,14 @@ impl Parts {
             }
             _ => Failing::Broken,
         };
-        match places.site.failed(failing, &failure.message, now, Instant::now()) {
-            Felt::Counted => EndedKind::Failed,
+        match places.site.failed(failing, &places.at.told(&failure.message), now, Instant::now()) {
+            Felt::Tried if failing == Failing::Unreached => EndedKind::Blocked,
+            Felt::Counted | Felt::Tried => EndedKind::Failed,
             Felt::Down => {
                 let status = failure.response.as_ref().map(|response| response.status_code);
                 tracing::error!(
                     provider = self.provider.name(),
+                    endpoint = places.at.label,
                     reason = PauseReason::Outage.as_str(),
                     status,
                     error = printable(&failure.message),
@@ -241,8 +247,6 @@ impl Parts {
                 );
                 EndedKind::Failed
             }
-            Felt::Tried if failing == Failing::Unreached => EndedKind::Blocked,
-            Felt::Tried => EndedKind::Failed,
         }
     }
 

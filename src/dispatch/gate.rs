@@ -255,14 +255,13 @@ impl Inside {
         let mut room = self.gate.lock();
         let (is_news, strikes, since) = match &room.state {
             _ if self.generation != room.generation => return false,
-            State::Open => (true, 0, pause.since),
             // Those who were inside when it closed are refused too; that says nothing new.
             State::Closed { .. } => return false,
             State::Trying { .. } if !self.trying => return false,
             State::Trying { pause: before, strikes } if before.reason == pause.reason => {
                 (false, strikes + 1, before.since)
             }
-            State::Trying { .. } => (true, 0, pause.since),
+            State::Open | State::Trying { .. } => (true, 0, pause.since),
         };
         let wait = wait(pause.reason, strikes).max(retry_after.unwrap_or_default());
         let pause = QueuePause { since, ..pause };

@@ -229,9 +229,10 @@ impl Dispatcher {
             }
             lane.is_told_out = out.is_some();
             let (queue, endpoint) = (&self.queue, lane.site.label.as_deref());
-            match out.as_deref().map(printable) {
-                Some(error) => tracing::warn!(%queue, endpoint, error, "the queue does without an endpoint"),
-                None => tracing::info!(%queue, endpoint, "the endpoint is asked again"),
+            if let Some(error) = out.as_deref().map(printable) {
+                tracing::warn!(%queue, endpoint, error, "the queue does without an endpoint");
+            } else {
+                tracing::info!(%queue, endpoint, "the endpoint is asked again");
             }
         }
     }

@@ -101,9 +101,9 @@ impl Lane {
 
     /// What a person is told of it if a gate of it is closed and others may still be open.
     pub(super) fn out(&self) -> Option<String> {
-        let (label, pause) = (self.site.label.as_ref()?, self.pause()?);
-        // The pause says itself of which site it is.
-        debug_assert!(pause.message.starts_with(label), "{}", pause.message);
+        self.site.label.as_ref()?;
+        let pause = self.pause()?;
+        // The message says itself of which site it is.
         Some(format!("{}: {}", pause.reason.as_str(), pause.message))
     }
 
