@@ -66,11 +66,20 @@ impl Breaker {
         };
         let span = self.span(now);
         span.failed = span.failed.saturating_add(1);
-        let served: u32 = self.spans.iter().map(|span| span.served).sum();
+        let served = self.served_lately();
         let failed: u32 = self.spans.iter().map(|span| span.failed).sum();
         self.in_a_row >= IN_A_ROW
             || self.unreached_in_a_row >= UNREACHED_IN_A_ROW
             || (served + failed >= COUNTED_MIN && failed > served)
+    }
+
+    /// Whether it has been seen at work: what falls down then has worked, and not just answered a try.
+    pub(super) fn has_worked(&self) -> bool {
+        self.served_lately() >= COUNTED_MIN
+    }
+
+    fn served_lately(&self) -> u32 {
+        self.spans.iter().map(|span| span.served).sum()
     }
 
     /// The span of `now`. Older ones move on and drop out.

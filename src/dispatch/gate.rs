@@ -32,7 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(30);
 const FIRST_OUTAGE_WAIT: Duration = Duration::from_secs(5);
 const LONGEST_OUTAGE_WAIT: Duration = Duration::from_mins(1);
 
-/// A server that is down again this soon after it came back was not back: its waits go on where they were.
+/// A server that is down again this soon after it came back, and has done no work, was not back: its waits go on where
+/// they were.
 const RELAPSE: Duration = Duration::from_mins(1);
 
 /// Shared by all that send through it.
@@ -238,7 +239,9 @@ impl Inside {
             // It says nothing about the key, but the next one need not try at once.
             State::Trying { pause, strikes } => (pause.clone(), *strikes),
             State::Open | State::Closed { .. } => {
-                let relapse = room.recovered.filter(|(at, _)| now.saturating_duration_since(*at) < RELAPSE);
+                let is_relapse =
+                    |at| now.saturating_duration_since(at) < RELAPSE && !room.breaker.has_worked();
+                let relapse = room.recovered.filter(|(at, _)| is_relapse(*at));
                 let pause = QueuePause { reason: PauseReason::Outage, message: words.to_owned(), since };
                 (pause, relapse.map_or(0, |(_, strikes)| strikes + 1))
             }
@@ -427,6 +430,15 @@ mod tests {
         let inside = gate.enter(Instant::now()).unwrap();
         assert!((0..10).any(|_| fail(&inside) == Felt::Down));
         let until = Instant::now() + FIRST_OUTAGE_WAIT * 2;
+        assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
+
+        // One that works in between is only sick.
+        gate.resume(Instant::now());
+        gate.enter(Instant::now()).unwrap().passed();
+        let inside = gate.enter(Instant::now()).unwrap();
+        (0..20).for_each(|_| inside.passed());
+        assert!((0..10).any(|_| fail(&inside) == Felt::Down));
+        let until = Instant::now() + FIRST_OUTAGE_WAIT;
         assert_eq!(gate.enter(Instant::now()).unwrap_err(), Refused::Closed(Some(until)));
     }
 

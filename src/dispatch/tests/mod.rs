@@ -1,6 +1,7 @@
 //! Dispatch under the paused clock, against the stand-in provider without sockets: minutes of traffic in
 //! milliseconds, and one seed gives one run.
 
+mod outage;
 mod several;
 mod sharing;
 
