@@ -37,6 +37,8 @@ pub(super) enum Said {
     Later(Option<Duration>),
     /// Not executed.
     Failed,
+    /// Nothing was sent. Counts as an attempt, unless it was a try whether the server is there.
+    Unreached,
     /// The key or the quota is refused.
     Blocked,
     /// Nobody can tell from it whether the work was done.
@@ -291,7 +293,7 @@ impl Drop for Call<'_> {
 fn read(reply: &Result<HttpReply, TransportError>) -> Said {
     let reply = match reply {
         Ok(reply) => reply,
-        Err(TransportError::Connect(_)) => return Said::Failed,
+        Err(TransportError::Connect(_)) => return Said::Unreached,
         Err(_) => return Said::Unsure,
     };
     let has = |word: &[u8]| memchr::memmem::find(&reply.body, word).is_some();

@@ -160,6 +160,6 @@ impl Exchange {
 
 /// Attempts that count.
 fn used(sent: &[&Exchange]) -> usize {
-    let counts = |said: Said| matches!(said, Said::Failed | Said::Unsure) || said.is_lost();
+    let counts = |said: Said| matches!(said, Said::Failed | Said::Unreached | Said::Unsure) || said.is_lost();
     sent.iter().filter(|exchange| counts(exchange.said())).count()
 }

@@ -36,7 +36,8 @@ impl Court<'_> {
             if said.is_lost() && !may_go_on {
                 self.broken("uncertain", format_args!("{name} was lost {lost} times and is sent again"));
             }
-            let used_up = used(earlier) >= self.story.plan.retry.max_attempts as usize;
+            let unreached = earlier.iter().filter(|exchange| exchange.said() == Said::Unreached).count();
+            let used_up = used(earlier) - unreached >= self.story.plan.retry.max_attempts as usize;
             if used_up && !said.is_lost() && matches!(said, Said::Failed | Said::Unsure) {
                 self.broken("again", format_args!("{name} is sent again with its attempts used up"));
             }
