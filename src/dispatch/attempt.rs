@@ -150,13 +150,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     let now = parts.clock.now();
     let exchange = |rate| Exchange { sent_at, answered_at: Instant::now(), rate };
     let Ok(Reply { outcome, usage, rate }) = called else {
-        let request_id = lease.request;
-        tracing::error!(request = %request_id, custom_id = printable(&request.custom_id), "an attempt panicked; its request fails");
-        let message = "batchd failed while it handled this request; please report it".to_owned();
-        let error = Some(RecordError { code: "internal_error".to_owned(), message });
-        let record = Record { request: request_id, custom_id: request.custom_id, response: None, error };
-        parts.meter.ended(AttemptEnd::Failed);
-        parts.settle(lease, Settlement::Discard(record)).await?;
+        parts.fail_for_panic(lease, request.custom_id).await?;
         return Ok(unserved);
     };
     if matches!(outcome, Outcome::Answered(_)) {
@@ -204,6 +198,16 @@ impl Parts {
             self.meter.settled(ended);
         }
         Ok(())
+    }
+
+    /// Fails a request whose attempt has panicked: it may have been sent, and would panic again.
+    async fn fail_for_panic(&self, lease: Lease, custom_id: String) -> Result<()> {
+        let request = lease.request;
+        tracing::error!(%request, custom_id = printable(&custom_id), "an attempt panicked; its request fails");
+        let message = "batchd failed while it handled this request; please report it".to_owned();
+        let error = Some(RecordError { code: "internal_error".to_owned(), message });
+        self.meter.ended(AttemptEnd::Failed);
+        self.settle(lease, Settlement::Discard(Record { request, custom_id, response: None, error })).await
     }
 
     /// Puts a failure's retry off where too many have failed.

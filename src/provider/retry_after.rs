@@ -33,11 +33,11 @@ const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-toke
 /// `Date`, so that a clock that is wrong here or there does no harm, and from `now` where there is none.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let says = |[millis, seconds]: [&HeaderName; 2]| {
-        let millis = text(headers, millis).and_then(decimal).map(|millis| millis / 1000.0).filter(is_meant);
+        let millis = text(headers, millis).and_then(decimal).and_then(|millis| meant(millis / 1000.0));
         millis.and_then(wait).or_else(|| {
             let hint = text(headers, seconds)?;
             match decimal(hint) {
-                Some(seconds) => wait(Some(seconds).filter(is_meant)?),
+                Some(seconds) => wait(meant(seconds)?),
                 None => Some(date(hint)?.since(text(headers, &DATE).and_then(date).unwrap_or(now))),
             }
         })
@@ -46,8 +46,8 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     (!hint.is_zero()).then(|| hint.min(HINT_MAX))
 }
 
-fn is_meant(seconds: &f64) -> bool {
-    *seconds <= SECONDS_MAX
+fn meant(seconds: f64) -> Option<f64> {
+    (seconds <= SECONDS_MAX).then_some(seconds)
 }
 
 /// What the reply says of the server's rate limits.
