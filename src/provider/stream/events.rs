@@ -72,7 +72,8 @@ impl Events {
         mut piece: &[u8],
         take: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, TooLong> {
-        if mem::take(&mut self.is_after_cr) {
+        // A piece may be empty: HTTP/2 knows such frames.
+        if !piece.is_empty() && mem::take(&mut self.is_after_cr) {
             piece = piece.strip_prefix(b"\n").unwrap_or(piece);
         }
         while let Some((line, end)) = memchr2(b'\n', b'\r', piece).and_then(|at| piece.split_at_checked(at)) {
@@ -213,6 +214,8 @@ mod tests {
             assert_eq!(read([body.as_bytes()]), expected, "{body:?}");
             let bytes: Vec<&[u8]> = body.as_bytes().chunks(1).collect();
             assert_eq!(read(bytes), expected, "{body:?}, byte by byte");
+            let bytes = body.as_bytes().chunks(1).flat_map(|byte| [byte, b""]);
+            assert_eq!(read(bytes), expected, "{body:?}, with nothing between its bytes");
         }
     }
 
