@@ -139,15 +139,18 @@ fn chat(question: &Question<'_>, context: &Context<'_>) -> Vec<u8> {
         role: &'static str,
         content: String,
         refusal: Option<()>,
-        annotations: [(); 0],
+        /// No delta has them as long as there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        annotations: Option<[(); 0]>,
     }
+    let annotations = question.stream.is_none().then_some([]);
     let mut output_tokens = 0;
     let text = question.texts.first().map_or("", |text| text);
     let choices = (0..question.n).map(|index| {
         let said = say(question, context, text, index);
         output_tokens += said.tokens;
         let finish_reason = said.finish_reason();
-        let message = Message { role: "assistant", content: said.text, refusal: None, annotations: [] };
+        let message = Message { role: "assistant", content: said.text, refusal: None, annotations };
         Choice { index, message, logprobs: None, finish_reason }
     });
     let choices = choices.collect();

@@ -247,13 +247,21 @@ impl Engine {
     /// The reply to a request that was let in.
     fn fulfil<'a>(call: &Call<'_>, work: &Work, context: impl FnOnce() -> Context<'a>) -> Reply {
         let answer = || match (call, &work.done) {
-            (Call::Ask(question), _) => Reply::json(200, answer::write(question, &context())),
+            (Call::Ask(question), _) => {
+                let answer = answer::write(question, &context());
+                match question.stream {
+                    Some(stream) => Reply::streamed(stream, &answer),
+                    None => Reply::json(200, answer),
+                }
+            }
             (Call::Object(_), Some(done)) => done.reply(),
             // Only a fault that spares the work leaves it undone, and that has its own reply.
             (Call::Object(_), None) => Reply::refused(&Refusal::server_error()),
         };
         let mut reply = match work.fault {
-            None | Some(Fault::Slow | Fault::Drip | Fault::Cut) => answer(),
+            None | Some(Fault::Slow | Fault::Drip | Fault::Stall | Fault::Cut) => answer(),
+            Some(Fault::Half) => answer().halved(),
+            Some(Fault::Error) => answer().failed(),
             Some(Fault::Reset | Fault::Drop | Fault::Empty) => Reply::json(200, Vec::new()),
             Some(Fault::Garbage) => Reply::page(200),
             Some(Fault::BadGateway) => Reply::page(502),
@@ -268,7 +276,9 @@ impl Engine {
         reply.delivery = match work.fault {
             Some(Fault::Reset | Fault::Drop) => Delivery::Dropped,
             Some(Fault::Cut) => Delivery::Cut,
+            Some(Fault::Stall) => Delivery::Stalled(work.drips),
             Some(Fault::Drip) => Delivery::Dripped(work.drips),
+            None if !work.drips.is_zero() => Delivery::Dripped(work.drips),
             _ => Delivery::Whole,
         };
         reply
@@ -400,7 +410,7 @@ mod tests {
     async fn the_same_seed_gives_the_same_faults_whatever_the_latency() {
         let run = |seed: u64, latency: Latency| -> Vec<Outcome> {
             let all = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Slow);
-            let faults = Faults::new(all.map(|fault| (fault, 0.07))).unwrap();
+            let faults = Faults::new(all.map(|fault| (fault, 0.06))).unwrap();
             let settings = Settings { latency, faults, ..Settings::default() };
             let engine = Engine::new(settings, Seed::fixed(seed)).unwrap();
             for _ in 0..1_000 {
@@ -433,6 +443,8 @@ mod tests {
             ("503", 503, 0),
             ("garbage", 200, 1),
             ("empty", 200, 1),
+            ("half", 200, 1),
+            ("error", 200, 1),
         ] {
             let (reply, payments) = met(name);
             assert_eq!((reply.status, payments), (status, paid), "{name}");
@@ -447,6 +459,12 @@ mod tests {
         let (cut, paid) = met("cut");
         assert_eq!((cut.delivery, paid), (Delivery::Cut, 1));
         assert_eq!(met("slow").0.delay, Duration::from_secs(31));
+        let stalled = met("stall").0;
+        let slow = Duration::from_secs(30);
+        assert_eq!((stalled.delay, stalled.delivery), (Duration::from_secs(1), Delivery::Stalled(slow)));
+        let (half, whole) = (met("half").0.body, met("slow").0.body);
+        assert!(whole.starts_with(&half) && half.len() == whole.len() / 2);
+        assert_eq!(error(&met("error").0)["type"], "server_error");
     }
 
     #[tokio::test(start_paused = true)]

@@ -42,10 +42,16 @@ pub enum Fault {
     Slow,
     /// The whole answer, whose bytes trickle for as long as [`Settings::slow`](super::Settings::slow).
     Drip,
+    /// The whole answer, whose second half comes [`Settings::slow`](super::Settings::slow) after the first.
+    Stall,
+    /// 200 with the first half of the body, as if it were all: of a stream, whole events.
+    Half,
+    /// 200 with an error in the place of the answer: in a stream, after its first half.
+    Error,
 }
 
 impl Fault {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::RequestTimeout,
         Self::Conflict,
         Self::RateLimit,
@@ -60,6 +66,9 @@ impl Fault {
         Self::Empty,
         Self::Slow,
         Self::Drip,
+        Self::Stall,
+        Self::Half,
+        Self::Error,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -78,6 +87,9 @@ impl Fault {
             Self::Empty => "empty",
             Self::Slow => "slow",
             Self::Drip => "drip",
+            Self::Stall => "stall",
+            Self::Half => "half",
+            Self::Error => "error",
         }
     }
 
@@ -104,13 +116,21 @@ impl Fault {
             | Self::Overloaded
             | Self::GatewayTimeout
             | Self::Reset => false,
-            Self::Drop | Self::Cut | Self::Garbage | Self::Empty | Self::Slow | Self::Drip => true,
+            Self::Drop
+            | Self::Cut
+            | Self::Garbage
+            | Self::Empty
+            | Self::Slow
+            | Self::Drip
+            | Self::Stall
+            | Self::Half
+            | Self::Error => true,
         }
     }
 
     /// Whether the whole answer arrives all the same, however late.
     pub const fn is_answered(self) -> bool {
-        matches!(self, Self::Slow | Self::Drip)
+        matches!(self, Self::Slow | Self::Drip | Self::Stall)
     }
 
     /// Whether it says that the server has too much to do, which it says at once.

@@ -54,7 +54,7 @@ pub(super) struct State {
 pub(super) struct Work {
     pub(super) fault: Option<Fault>,
     pub(super) delay: Duration,
-    /// How long the bytes of the reply take.
+    /// How long the bytes of the reply take, or its second half.
     pub(super) drips: Duration,
     /// What a fault that refuses says about coming back.
     pub(super) hint: Hint,
@@ -191,6 +191,11 @@ impl State {
         let hint = self.settings.hints.draw(&mut self.fault_dice);
         let latency = self.settings.latency.draw(&mut self.latency_dice);
         let (slow, drips) = extra(&self.settings, fault);
+        // Half of the time of a stream passes before its first word.
+        let (latency, drips) = match fault {
+            None if question.stream.is_some() => (latency.saturating_sub(latency / 2), latency / 2),
+            _ => (latency, drips),
+        };
         let delay = match fault {
             Some(fault) if is_at_once(fault) => Duration::ZERO,
             _ => (limits.occupy(latency.saturating_add(slow).saturating_add(drips), now) - now)
@@ -314,7 +319,7 @@ impl State {
 fn extra(settings: &Settings, fault: Option<Fault>) -> (Duration, Duration) {
     match fault {
         Some(Fault::Slow) => (settings.slow, Duration::ZERO),
-        Some(Fault::Drip) => (Duration::ZERO, settings.slow),
+        Some(Fault::Drip | Fault::Stall) => (Duration::ZERO, settings.slow),
         _ => (Duration::ZERO, Duration::ZERO),
     }
 }

@@ -21,8 +21,8 @@
 //!
 //! # What it does not do
 //!
-//! No streaming and no batches; token counts are bytes / 4; images are 8×8 PNG whatever size and format was asked
-//! for; `md5` of an upload is not checked.
+//! No batches, and streams of chat and completions alone; token counts are bytes / 4; images are 8×8 PNG whatever size
+//! and format was asked for; `md5` of an upload is not checked.
 
 mod admin;
 mod answer;
@@ -49,6 +49,7 @@ mod reply;
 mod script;
 mod server;
 mod settings;
+mod stream;
 mod timeline;
 mod transport;
 

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::member::{Text, boolean, integer, number, string, unsupported};
 use super::refusal::Refusal;
 use super::settings::ImageForm;
+use super::stream::Stream;
 use crate::domain::Endpoint;
 
 /// Choices of one answer, prompts times `n`: bounds the size of an answer.
@@ -36,6 +37,8 @@ pub(super) struct Question<'a> {
     /// Bound of each choice, if the body has one.
     pub(super) max_output_tokens: Option<u64>,
     pub(super) form: Form,
+    /// The answer is to be streamed.
+    pub(super) stream: Option<Stream>,
     /// From `metadata.custom_id` or `user`.
     pub(super) custom_id: Option<Cow<'a, str>>,
     /// What a response must repeat, as it stood in the body.
@@ -98,6 +101,8 @@ struct Body<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     max_output_tokens: Option<&'a RawValue>,
     stream: Option<&'a RawValue>,
+    stream_options: Option<&'a RawValue>,
+    best_of: Option<&'a RawValue>,
     response_format: Option<&'a RawValue>,
     encoding_format: Option<&'a RawValue>,
     dimensions: Option<&'a RawValue>,
@@ -131,9 +136,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Question<'_>, Refu
         return Err(Refusal::no_object());
     }
     let body: Body<'_> = serde_json::from_slice(body).map_err(|error| Refusal::bad_json(&error))?;
-    if boolean(body.stream, "stream")? == Some(true) {
-        return Err(Refusal::unsupported_stream());
-    }
+    let stream = boolean(body.stream, "stream")?;
+    let stream = Stream::read(endpoint, stream, body.stream_options, body.best_of)?;
     let model = string(body.model, "model")?;
     if model.is_none() && !endpoint.model_is_optional() {
         return Err(Refusal::missing_model());
@@ -161,6 +165,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Question<'_>, Refu
         n,
         max_output_tokens: output_bound(endpoint, &body)?,
         form: form(endpoint, &body)?,
+        stream,
         custom_id: custom_id(&body),
         repeated: Repeated {
             instructions: body.instructions,
@@ -468,7 +473,7 @@ mod tests {
             ("messages", json!([{"role": "boss", "content": "x"}]), "messages[0].role", "invalid_value"),
             ("messages", json!([{"content": "x"}]), "messages[0].role", "invalid_value"),
             ("messages", json!([{"role": "user", "content": 5}]), "messages[0].content", "invalid_type"),
-            ("stream", json!(true), "stream", "unsupported_value"),
+            ("stream_options", json!({}), "stream_options", "invalid_value"),
             ("stream", json!("yes"), "stream", "invalid_type"),
             ("n", json!(0), "n", "invalid_value"),
             ("n", json!(129), "n", "invalid_value"),

@@ -147,8 +147,13 @@ impl Refusal {
         Self::new(400, "invalid_value", message).param(param)
     }
 
+    pub(super) fn stream_options_without_stream() -> Self {
+        let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
+        Self::invalid_value("stream_options", message.to_owned())
+    }
+
     pub(super) fn unsupported_stream() -> Self {
-        let message = "Unsupported value: 'stream' does not support true with this stand-in server.";
+        let message = "Unsupported value: 'stream' does not support true for this request.";
         Self::new(400, "unsupported_value", message.to_owned()).param("stream")
     }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::refusal::Refusal;
+use super::stream::{self, Stream};
 
 /// What a gateway sends when what is behind it doesn't answer.
 const BAD_GATEWAY: &[u8] = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n\
@@ -28,6 +29,8 @@ pub struct Reply {
     /// From the request's arrival to the reply's first byte, the wait for a slot included.
     pub delay: Duration,
     pub delivery: Delivery,
+    /// Of the answer in one piece that a stream means; none of all that is no stream.
+    pub(super) meant: Option<blake3::Hash>,
     /// None for `/_sim/`, which is no part of the traffic.
     pub(super) in_flight: Option<InFlight>,
 }
@@ -42,6 +45,8 @@ pub enum Delivery {
     Cut,
     /// All of it, the bytes of the body spread evenly over this time.
     Dripped(Duration),
+    /// All of it, half of the body so much later than the first half.
+    Stalled(Duration),
 }
 
 /// Who is in the server, and who has left it since that was last asked.
@@ -124,12 +129,46 @@ impl Reply {
             body: body.into(),
             delay: Duration::ZERO,
             delivery: Delivery::Whole,
+            meant: None,
             in_flight: None,
         }
     }
 
     pub(super) fn json(status: u16, body: impl Into<Bytes>) -> Self {
         Self::new(status, "application/json", body)
+    }
+
+    /// An answer as a stream of events.
+    pub(super) fn streamed(stream: Stream, answer: &[u8]) -> Self {
+        let mut reply = Self::new(200, "text/event-stream; charset=utf-8", stream.write(answer));
+        reply.meant = Some(blake3::hash(answer.trim_ascii()));
+        reply
+    }
+
+    /// The first half of it, as if it were all.
+    pub(super) fn halved(mut self) -> Self {
+        let half = if self.is_stream() { stream::first_half(&self.body) } else { self.body.len() / 2 };
+        self.body.truncate(half);
+        self.meant = None;
+        self
+    }
+
+    /// An error in its place or, in a stream, in the place of its second half.
+    pub(super) fn failed(mut self) -> Self {
+        let error = Refusal::server_error().body();
+        self.body = if self.is_stream() {
+            let half = stream::first_half(&self.body);
+            stream::with_event(&self.body.slice(..half), &error)
+        } else {
+            error.into()
+        };
+        self.meant = None;
+        self
+    }
+
+    /// Whether it comes as events, and nobody knows its length before its end.
+    pub(super) const fn is_stream(&self) -> bool {
+        self.meant.is_some()
     }
 
     /// A gateway's HTML page.
@@ -146,14 +185,14 @@ impl Reply {
         reply
     }
 
-    /// To be called when the reply begins, or when one that drips has ended: what its asker gets whole is known by its
+    /// To be called when the reply begins, or when one that drips or stalls has ended: what its asker gets whole is known by its
     /// hash.
     pub(super) fn begin(&mut self) {
         if let Some(in_flight) = &mut self.in_flight
             && in_flight.sequence.is_some()
-            && matches!(self.delivery, Delivery::Whole | Delivery::Dripped(_))
+            && matches!(self.delivery, Delivery::Whole | Delivery::Dripped(_) | Delivery::Stalled(_))
         {
-            in_flight.answer = Some(blake3::hash(self.body.trim_ascii()));
+            in_flight.answer = self.meant.or_else(|| Some(blake3::hash(self.body.trim_ascii())));
         }
     }
 

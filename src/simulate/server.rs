@@ -4,10 +4,11 @@
 //!
 //! Every connection is a line with a [`Breaker`]. To drop a reply, the handler trips the breaker of
 //! its own connection: the next write fails, axum closes the connection, and as no lingering is set the
-//! kernel resets it. A cut reply sends its head with the whole length and half of the body first; one that drips
-//! counts as in flight until its last byte. While a script says that the server is down, nobody listens.
+//! kernel resets it. A cut reply sends its head with the whole length (a stream's says none) and half of the body
+//! first; one that drips or stalls counts as in flight until its last byte. While a script says that the server is
+//! down, nobody listens.
 //!
-//! When the server is told to stop, requests that wait for their time are answered at once, so that
+//! When the server is told to stop, requests that wait for their time, or for drops, are answered at once, so that
 //! nothing that was paid for is lost to a rehearsal's end.
 
 use std::io;
@@ -27,7 +28,7 @@ use axum::response::IntoResponse;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::call::Request;
@@ -38,7 +39,7 @@ use super::settings::Settings;
 use crate::clock::Seed;
 
 /// Pieces of a reply that drips: enough of them to be a trickle.
-const DROPS_MAX: u32 = 100;
+const DROPS_MAX: usize = 100;
 /// How long a stopping server waits for askers that don't take their replies.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -134,8 +135,8 @@ async fn answer(
             () = sleep(reply.delay) => {}
         }
     }
-    if matches!(reply.delivery, Delivery::Dripped(_)) {
-        return drip(reply);
+    if matches!(reply.delivery, Delivery::Dripped(_) | Delivery::Stalled(_)) {
+        return drip(reply, shared.stop.clone());
     }
     reply.begin();
     deliver(reply, &breaker)
@@ -158,9 +159,9 @@ async fn read(body: Body, bytes_max: usize) -> Result<Option<Bytes>, axum::Error
 }
 
 fn deliver(reply: Reply, breaker: &Breaker) -> Response<Body> {
-    let length = reply.body.len();
+    let length = announced(&reply);
     let body = match reply.delivery {
-        Delivery::Whole | Delivery::Dripped(_) => Body::from(reply.body),
+        Delivery::Whole | Delivery::Dripped(_) | Delivery::Stalled(_) => Body::from(reply.body),
         Delivery::Dropped => {
             breaker.trip();
             Body::empty()
@@ -170,36 +171,73 @@ fn deliver(reply: Reply, breaker: &Breaker) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.headers_mut() = reply.headers;
-    if reply.delivery == Delivery::Cut {
-        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if let Some(length) = length.filter(|_| reply.delivery == Delivery::Cut) {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
     }
     response
 }
 
-/// The whole reply, a few bytes at a time. It is in flight until the last of them.
-fn drip(mut reply: Reply) -> Response<Body> {
+/// The whole reply, a few bytes at a time, or in two halves. It is in flight until the last of them.
+fn drip(mut reply: Reply, stop: CancellationToken) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.headers_mut() = mem::take(&mut reply.headers);
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
-    let Delivery::Dripped(time) = reply.delivery else { return response };
-    let drops = u32::try_from(reply.body.len()).unwrap_or(u32::MAX).clamp(1, DROPS_MAX);
-    let size = reply.body.len().div_ceil(drops as usize).max(1);
-    let bytes = stream::unfold((reply, 0), move |(mut reply, sent)| async move {
-        let length = reply.body.len();
-        if sent >= length {
+    if let Some(length) = announced(&reply) {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+    let length = reply.body.len();
+    let (bytes, wait, first) = match reply.delivery {
+        Delivery::Dripped(time) => {
+            let bytes = length.div_ceil(DROPS_MAX).max(1);
+            let wait = time / u32::try_from(length.div_ceil(bytes)).unwrap_or(u32::MAX).max(1);
+            (bytes, wait, wait)
+        }
+        Delivery::Stalled(time) => (length.div_ceil(2).max(1), time, Duration::ZERO),
+        Delivery::Whole | Delivery::Dropped | Delivery::Cut => return response,
+    };
+    let drops = Drops { reply, bytes, wait, sent: 0, due: Instant::now() + first, stop };
+    *response.body_mut() = Body::from_stream(stream::unfold(drops, Drops::next));
+    response
+}
+
+/// A reply on its way, drop by drop.
+struct Drops {
+    reply: Reply,
+    /// Of each drop.
+    bytes: usize,
+    /// Between two of them.
+    wait: Duration,
+    sent: usize,
+    /// Of the next one. Each has its own time: a timer's milliseconds would add up.
+    due: Instant,
+    stop: CancellationToken,
+}
+
+impl Drops {
+    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
+        let (length, begin) = (self.reply.body.len(), self.sent);
+        if begin >= length {
             return None;
         }
-        sleep(time / drops).await;
-        let end = length.min(sent + size);
-        if end == length {
-            // Nobody asks for more than the promised length, so this can't wait until then.
-            reply.begin();
+        tokio::select! {
+            // In this order, so that a stopping server waits no more.
+            biased;
+            () = self.stop.cancelled() => {}
+            () = sleep_until(self.due) => {}
         }
-        Some((Ok::<_, io::Error>(reply.body.slice(sent..end)), (reply, end)))
-    });
-    *response.body_mut() = Body::from_stream(bytes);
-    response
+        self.due += self.wait;
+        self.sent = length.min(begin + self.bytes);
+        if self.sent == length {
+            // Nobody asks for more than the promised length, so this can't wait until then.
+            self.reply.begin();
+        }
+        Some((Ok(self.reply.body.slice(begin..self.sent)), self))
+    }
+}
+
+/// The length that the head says.
+fn announced(reply: &Reply) -> Option<HeaderValue> {
+    (!reply.is_stream()).then(|| HeaderValue::from(reply.body.len()))
 }
 
 /// The first half, and once that is on its way an error.
@@ -373,6 +411,54 @@ mod tests {
         let entries = rehearsal.engine.entries();
         assert_eq!((entries[0].answer, entries[0].paid), (Some(blake3::hash(&body)), true));
         assert!(u128::from(entries[0].left_us.unwrap() - entries[0].at_us) >= slow.as_micros());
+        rehearsal.end().await;
+    }
+
+    impl Rehearsal {
+        async fn ask_for_stream(&self) -> reqwest::Response {
+            let body = json!({"model": "m", "prompt": "words", "stream": true});
+            self.client.post(format!("{}/v1/completions", self.base)).json(&body).send().await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_as_its_fault_says() {
+        for (fault, end) in [
+            ("500=0", Ok("data: [DONE]\n\n")),
+            ("cut=1", Err(())),
+            ("half=1", Ok("\"text\":\"[8a487f67] words\"}]}\n\n")),
+            ("error=1", Ok("\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n")),
+        ] {
+            let rehearsal = rehearse(Settings { faults: fault.parse().unwrap(), ..Settings::default() });
+            let reply = rehearsal.ask_for_stream().await;
+            assert_eq!(reply.headers()["content-type"], "text/event-stream; charset=utf-8");
+            let found = reply.text().await.map_err(drop);
+            let ends = match (&found, end) {
+                (Ok(body), Ok(end)) => body.starts_with("data: {\"id\":") && body.ends_with(end),
+                (found, end) => found.is_err() && end.is_err(),
+            };
+            assert!(ends, "{fault}: {found:?}");
+            assert_eq!(rehearsal.engine.summary().paid, 1);
+            rehearsal.end().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stalls_has_come_half_way_and_a_stopping_server_sends_the_rest() {
+        let slow = Duration::from_hours(1);
+        let faults = "stall=1".parse().unwrap();
+        let rehearsal = rehearse(Settings { slow, faults, ..Settings::default() });
+        let mut reply = rehearsal.ask_for_stream().await;
+        assert_eq!(reply.content_length(), None);
+        let mut body = reply.chunk().await.unwrap().unwrap().to_vec();
+        assert!(body.starts_with(b"data: {"));
+        assert_eq!(rehearsal.engine.in_flight(), 1);
+        rehearsal.stop.cancel();
+        while let Some(rest) = reply.chunk().await.unwrap() {
+            body.extend_from_slice(&rest);
+        }
+        assert!(body.ends_with(b"data: [DONE]\n\n"));
+        assert!(rehearsal.engine.entries()[0].answer.is_some());
         rehearsal.end().await;
     }
 

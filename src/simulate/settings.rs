@@ -41,7 +41,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Time an answer takes once it has a slot. Default none.
     pub latency: Latency,
-    /// Added to the latency by the fault `slow`; how long the bytes of the fault `drip` take. Default 30 s.
+    /// Added to the latency by the fault `slow`; how long the bytes of the fault `drip` take, and how long `stall` pauses.
+    /// Default 30 s.
     pub slow: Duration,
     /// Requests that are worked on at a time; 0 counts as 1. Default unlimited.
     pub capacity: Option<u32>,

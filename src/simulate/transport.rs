@@ -51,7 +51,11 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
     }
     // Held to the end, with its place among those in flight.
     let mut reply = engine.take(&asked, now);
-    let drips = if let Delivery::Dripped(drips) = reply.delivery { drips } else { Duration::ZERO };
+    let (drips, stalls) = match (reply.delivery, request.waits.idle) {
+        (Delivery::Stalled(still), Some(idle)) if still > idle => (idle, Some(idle)),
+        (Delivery::Dripped(drips) | Delivery::Stalled(drips), _) => (drips, None),
+        (Delivery::Whole | Delivery::Dropped | Delivery::Cut, _) => (Duration::ZERO, None),
+    };
     let delay = reply.delay.saturating_add(drips);
     if let Some(lost_at) = engine.lost_at(now, delay.min(request.timeout)) {
         sleep_until(lost_at).await;
@@ -64,10 +68,13 @@ async fn exchange(engine: &Engine, request: HttpRequest) -> Result<HttpReply, Tr
     if !delay.is_zero() {
         sleep(delay).await;
     }
+    if let Some(idle) = stalls {
+        return Err(TransportError::Stalled(idle));
+    }
     match reply.delivery {
         Delivery::Dropped => return Err(TransportError::Lost("connection reset by peer".to_owned())),
         Delivery::Cut => return Err(TransportError::Cut("connection reset by peer".to_owned())),
-        Delivery::Whole | Delivery::Dripped(_) => {}
+        Delivery::Whole | Delivery::Dripped(_) | Delivery::Stalled(_) => {}
     }
     if length(&reply.body) > request.max_reply {
         return Err(TransportError::TooLarge(request.max_reply));

@@ -39,5 +39,6 @@ mod schedules;
 mod secrets;
 mod sharing;
 mod soak;
+mod streams;
 mod systemd;
 mod vanishing;

@@ -50,7 +50,8 @@ pub(in crate::cli) struct SimulateArgs {
     pub(in crate::cli) limits_told: Option<LimitsTold>,
 
     /// Faults and how likely each is, like `500=0.02,cut=0.005`; of 408, 409, 429, 500, 502, 503, 504, reset (once the
-    /// request is read), drop (once it is answered), cut, garbage, empty, slow, drip
+    /// request is read), drop (once it is answered), cut, garbage, empty, slow, drip, stall (for a while,
+    /// in the middle), half (as if it were all), error (with 200, or in the middle of a stream)
     #[arg(long, value_name = "FAULTS")]
     pub(in crate::cli) faults: Option<Faults>,
 
@@ -64,7 +65,7 @@ pub(in crate::cli) struct SimulateArgs {
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) script: Option<PathBuf>,
 
-    /// What the fault `slow` adds to the latency, and how long `drip` takes [default: 30s]
+    /// What the fault `slow` adds to the latency, how long `drip` takes and `stall` stands still [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) slow: Option<Duration>,
 

@@ -116,7 +116,8 @@ fn differs(line: &Line, asked: Option<&Asked>, entry: &Entry, is_success: bool) 
     if line.answer != entry.answer {
         return Some(format!("holds {request_id} with another body than was sent"));
     }
-    let answered = matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow | Fault::Drip));
+    let answered =
+        matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow | Fault::Drip | Fault::Stall));
     (answered != is_success).then(|| format!("holds {request_id}, whose outcome was {}", entry.outcome))
 }
 

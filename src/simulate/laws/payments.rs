@@ -134,7 +134,7 @@ fn fate(evidence: &Evidence, entry: &Entry, kept: &BTreeSet<&str>, is_open: bool
     if kept.contains(entry.request_id.as_str()) {
         return Fate::Kept;
     }
-    if !matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow | Fault::Drip)) {
+    if !matches!(entry.outcome, Outcome::Ok | Outcome::Fault(Fault::Slow | Fault::Drip | Fault::Stall)) {
         return Fate::Spoilt;
     }
     let kept_within_us = evidence.kept_within_us();
