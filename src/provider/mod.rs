@@ -13,6 +13,7 @@ mod answer;
 mod ask;
 mod azure;
 mod body;
+mod breakage;
 mod classify;
 mod closed;
 mod download;
@@ -28,6 +29,7 @@ mod multipart;
 mod openai;
 mod outcomes;
 mod retry_after;
+mod settings;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -44,7 +46,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::header::HeaderMap;
-use secrecy::SecretString;
 use thiserror::Error;
 use url::Url;
 
@@ -63,75 +64,10 @@ pub use files::{AllFiles, FileQuery, ListOrder, RemoteFile, SINGLE_UPLOAD_BYTES_
 pub use flex::{in_default_tier, is_flex};
 pub use list::Page;
 pub use models::{Catalogue, Listed, Model};
+pub use settings::{Custom, Settings, Waits};
 pub use transport::{HttpTransport, install_crypto};
 pub use tuning::{RemoteTuning, TuningError, TuningEvent, TuningMark, TuningStatus};
 pub use uploads::{PART_BYTES_MAX, UPLOAD_BYTES_MAX};
-
-/// One endpoint of a provider, as the configuration has it.
-#[derive(Clone)]
-pub struct Settings {
-    pub name: String,
-    pub base_url: Url,
-    pub api_key: Option<SecretString>,
-    pub custom: Custom,
-    /// For one whole exchange, connect to last byte.
-    pub timeout: Duration,
-    pub waits: Waits,
-    /// Largest reply body in bytes.
-    pub max_reply: u64,
-    /// In place of a shorter `timeout` for requests of the [flex tier](is_flex).
-    pub flex_timeout: Duration,
-    /// Chat and completions are asked for as streams, where the request leaves it open.
-    pub stream: bool,
-}
-
-/// How long the parts of an exchange may take, within the time-out for all of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waits {
-    /// DNS, TCP and TLS together. Nothing was sent when it ends.
-    pub connect: Duration,
-    /// From the beginning until the reply begins; none = no bound of its own.
-    pub first_byte: Option<Duration>,
-    /// Between two pieces of the reply; none = no bound of its own.
-    pub idle: Option<Duration>,
-}
-
-impl Default for Waits {
-    fn default() -> Self {
-        // A server that is up answers a handshake far sooner than this, however busy its models are.
-        Self { connect: Duration::from_secs(10), first_byte: None, idle: None }
-    }
-}
-
-/// How an endpoint differs from OpenAI's own.
-#[derive(Clone, Debug, Default)]
-pub struct Custom {
-    /// Azure's: a part of every url, and often the deployment is one, too.
-    pub api_version: Option<String>,
-    /// What goes along with every request to it; what is marked sensitive is a secret.
-    pub headers: HeaderMap,
-    /// Where else the same provider is: images may lie there, too.
-    pub siblings: Vec<Url>,
-}
-
-impl fmt::Debug for Settings {
-    /// Without what a url can hide: user, password and query.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let base_url = format!("{}{}", self.base_url.origin().ascii_serialization(), self.base_url.path());
-        f.debug_struct("Settings")
-            .field("name", &self.name)
-            .field("base_url", &base_url)
-            .field("api_key", &self.api_key)
-            .field("api_version", &self.custom.api_version)
-            .field("headers", &self.custom.headers)
-            .field("timeout", &self.timeout)
-            .field("waits", &self.waits)
-            .field("max_reply", &self.max_reply)
-            .field("flex_timeout", &self.flex_timeout)
-            .field("stream", &self.stream)
-            .finish()
-    }
-}
 
 /// Which servers a request may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -423,6 +359,8 @@ impl Access {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
     use crate::domain::{Endpoint, PauseReason, Timestamp};
     use crate::provider::testing::{Listener, http};
