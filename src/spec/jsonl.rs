@@ -294,6 +294,8 @@ mod tests {
             (url("/v1/fine_tuning/jobs"), "fine-tunes are TOML jobs"),
             (url("/v1/images/edits"), "image edits need files"),
             ("{'model': 'm'}".to_owned(), "json.dumps"),
+            (r#"{"model":"m","prompt":"","stream":true}"#.to_owned(), "remove it; to have batchd stream"),
+            (r#"{"model":"m","input":"","stream":true}"#.to_owned(), "hint: remove it\n"),
             (r#"{"model": "m", "inp"#.to_owned(), "the file looks cut off"),
             (r#"{"prompt":"x ->","completion":" y"}"#.to_owned(), "fine-tuning training file"),
             (

@@ -8,13 +8,13 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::diag;
-use crate::domain::request::UnknownEndpoint;
 use crate::domain::{Endpoint, Kind, Request};
 use crate::reading::json;
 use crate::reading::problem::{Problem, Syntax, shown, what};
 use crate::spec::bare;
 use crate::spec::name;
 use crate::spec::pick::{Field, Picked, pick};
+use crate::spec::url;
 
 /// A longer `custom_id` is refused: it stands in every record, report and file name.
 const CUSTOM_ID_BYTES_MAX: usize = 512;
@@ -139,6 +139,10 @@ pub(super) fn id_of_refused(text: &str) -> Option<(String, usize)> {
     (!id.is_empty()).then_some((id, member.offset))
 }
 
+/// Only chat and completions can come as streams.
+const STREAM_HINT: &str = "remove it; to have batchd stream, write `stream = true` at the top of a TOML spec or under the \
+                           provider in `batchd.toml`: the answers are the same";
+
 /// The reader was told why.
 struct Refused;
 
@@ -180,7 +184,7 @@ impl Reader<'_> {
         // It was read as JSON already, so that picking from it can't fail.
         let members = pick(body.text(), &KEYS).ok()?;
         self.duplicate(&members, body.offset);
-        self.stream(&members, body.offset);
+        self.stream(&members, body.offset, endpoint);
         let endpoint = endpoint?;
         let model = self.model(&members, body.offset, endpoint);
         Some(Parsed {
@@ -196,7 +200,7 @@ impl Reader<'_> {
     fn bare<'a>(&mut self, text: &'a str, members: &Picked<'a>) -> Option<Parsed<'a>> {
         let endpoint = self.endpoint_of_bare(members)?;
         self.duplicate(members, 0);
-        self.stream(members, 0);
+        self.stream(members, 0, Some(endpoint));
         let model = self.model(members, 0, endpoint);
         let metadata = members.get(METADATA);
         let named = metadata.and_then(bare::custom_id_in);
@@ -290,21 +294,7 @@ impl Reader<'_> {
     }
 
     fn url(&mut self, url: Option<Field<'_>>) -> Option<Endpoint> {
-        let Some(field) = url else {
-            let hint = format!("one of {}", urls());
-            self.refuse(Problem::error(0, "missing `url`").hint(hint));
-            return None;
-        };
-        let problem = match field.string().map(|url| (url.parse(), url)) {
-            Ok((Ok(endpoint), _)) => return Some(endpoint),
-            Ok((Err(UnknownEndpoint), url)) => {
-                Problem::error(field.offset, format!("unknown url {}", shown(&url))).hint(url_hint(&url))
-            }
-            Err(found) => Problem::error(field.offset, format!("`url` is {}, expected a string", found.0))
-                .hint(format!("one of {}", urls())),
-        };
-        self.refuse(problem);
-        None
+        url::endpoint(url).map_err(|problem| self.refuse(problem)).ok()
     }
 
     fn custom_id<'a>(&mut self, field: Field<'a>) -> Option<Cow<'a, str>> {
@@ -326,14 +316,16 @@ impl Reader<'_> {
         None
     }
 
-    fn stream(&mut self, body: &Picked<'_>, base: usize) {
+    fn stream(&mut self, body: &Picked<'_>, base: usize, endpoint: Option<Endpoint>) {
         if let Some(stream) = body.get(STREAM)
             && stream.text() == "true"
         {
-            self.refuse(
-                Problem::error(base + stream.offset, "`stream` is true, but a batch has no one to stream to")
-                    .hint("remove it; to have batchd stream, write `stream = true` at the top of a TOML spec or under the provider in `batchd.toml`: the answers are the same"),
-            );
+            let hint = match endpoint {
+                Some(Endpoint::ChatCompletions | Endpoint::Completions) => STREAM_HINT,
+                _ => "remove it",
+            };
+            let message = "`stream` is true, but a batch has no one to stream to";
+            self.refuse(Problem::error(base + stream.offset, message).hint(hint));
         }
     }
 
@@ -379,24 +371,4 @@ impl Reader<'_> {
         self.refuse(problem);
         Err(Refused)
     }
-}
-
-fn urls() -> String {
-    let urls: Vec<String> = Endpoint::ALL.iter().map(|endpoint| format!("`{endpoint}`")).collect();
-    urls.join(", ")
-}
-
-/// What to do about a url that is no endpoint.
-fn url_hint(url: &str) -> String {
-    if url.contains("fine_tuning") || url.contains("fine-tune") {
-        return "fine-tunes are TOML jobs with `kind = \"fine_tune\"`".to_owned();
-    }
-    if url.contains("images/edits") || url.contains("images/variations") {
-        return "image edits need files, which a line of JSONL can't hold: they are not run".to_owned();
-    }
-    if let Some(endpoint) = Endpoint::ALL.iter().find(|endpoint| url.ends_with(endpoint.url())) {
-        return format!("write the path alone, `{endpoint}`: the provider's base_url comes from the config");
-    }
-    let near = if url.len() <= 64 { diag::nearest(url, Endpoint::ALL.map(Endpoint::url)) } else { None };
-    near.map_or_else(|| format!("expected one of {}", urls()), |near| format!("did you mean `{near}`?"))
 }

@@ -28,6 +28,7 @@ mod template;
 mod trial;
 mod tuning;
 mod tuning_table;
+mod url;
 mod work;
 
 use std::fmt;
