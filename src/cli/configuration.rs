@@ -141,6 +141,8 @@ mod tests {
         [[providers.models]]
         name = "gpt-4*"
         concurrency = "auto"
+        min = 1
+        max = 256
 
         [retry]
         max_attempts = 6

@@ -348,7 +348,10 @@ pub(super) mod tests {
         assert_eq!(loaded.config.providers.len(), 2);
         assert_eq!(loaded.config.providers[0].models.len(), 1);
         assert_eq!(loaded.config.providers[0].limits.requests_per_minute, Some(500));
-        assert_eq!(loaded.config.providers[1].limits.concurrency, crate::config::Concurrency::Auto);
+        assert_eq!(
+            loaded.config.providers[1].limits.concurrency,
+            crate::config::Concurrency::Auto { min: 1, max: 256 }
+        );
         assert_eq!(loaded.config.storage.min_free, Some(10 << 30));
     }
 
@@ -375,7 +378,36 @@ pub(super) mod tests {
                 keys += 1;
             }
         }
-        assert_eq!((report.errors(), keys), (12, 63));
+        assert_eq!((report.errors(), keys), (12, 67));
+    }
+
+    #[test]
+    fn bounds_of_the_concurrency_stand_beside_auto_alone() {
+        let of = |limits: &str| {
+            let text = format!(
+                "[[providers]]\nname = \"a\"\nbase_url = \"http://127.0.0.1/v1\"\nconcurrency = 99\n\
+                 [providers.limits]\n{limits}\n"
+            );
+            let loaded = Scene::new(&text).load();
+            loaded
+                .map(|loaded| loaded.config.providers[0].limits.concurrency)
+                .map_err(|report| report.to_string())
+        };
+        let auto = |min, max| Ok(crate::config::Concurrency::Auto { min, max });
+        assert_eq!(of("concurrency = \"auto\""), auto(1, 99));
+        assert_eq!(of("concurrency = \"auto\"\nmin = 3\nmax = 7"), auto(3, 7));
+        let wrong = |limits, said: &str| {
+            let report = of(limits).unwrap_err();
+            assert!(report.contains(said), "{report}");
+        };
+        wrong("concurrency = 8\nmax = 9", "`max` bounds `concurrency = \"auto\"`, which is not there");
+        wrong("min = 9", "write `concurrency = \"auto\"` beside it, or leave it out");
+        wrong("concurrency = \"auto\"\nmin = 9\nmax = 8", "`min` is `9`, more than `max`, `8`");
+        wrong("concurrency = \"auto\"\nmin = 0", "`min` must be from `1` to `10000`, found `0`");
+        wrong(
+            "concurrency = { min = 1 }",
+            "`concurrency` must be a whole number or `\"auto\"`, found `a table`",
+        );
     }
 
     #[test]

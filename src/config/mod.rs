@@ -165,10 +165,13 @@ pub struct Site {
 /// Limits of one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
+    #[serde(flatten)]
     pub concurrency: Concurrency,
     /// None = unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
     /// Prompt and output together. None = unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
 }
 
@@ -182,8 +185,11 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concurrency {
     Fixed(u32),
-    /// Found by watching latency and refusals.
-    Auto,
+    /// Found by watching latency and refusals, within these: `1 <= min <= max`.
+    Auto {
+        min: u32,
+        max: u32,
+    },
 }
 
 /// `[[providers.models]]`: members given here replace those of the provider's limits.
@@ -191,8 +197,11 @@ pub enum Concurrency {
 pub struct ModelLimits {
     /// A model's name, or a glob like `gpt-4.1*`.
     pub name: String,
+    #[serde(flatten)]
     pub concurrency: Option<Concurrency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
 }
 

@@ -92,6 +92,7 @@ fn provider(
         places.push(Some(base_url.at));
     }
     let key = secret(document, &mut section, ["api_key_env", "api_key_file"], paths, keys);
+    let concurrency = number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256);
     let provider = Provider {
         // Where it is wrong it has been reported, and stands for nothing.
         base_url: base_url.map_or_else(endpoint::openai_url, |found| found.value),
@@ -106,14 +107,14 @@ fn provider(
         connect_timeout: section.duration("connect_timeout", Duration::from_secs(10), MILLISECOND..=HOUR),
         first_byte_timeout: section.duration_if_given("first_byte_timeout", MILLISECOND..=DAY),
         idle_timeout: section.duration_if_given("idle_timeout", MILLISECOND..=DAY),
-        concurrency: number(&mut section, "concurrency", CONCURRENCY_MAX).unwrap_or(256),
+        concurrency,
         max_reply: section.size("max_reply", 64 * MIB, KIB..=4 * GIB),
         flex_timeout: section.duration("flex_timeout", Duration::from_mins(15), MILLISECOND..=DAY),
         flex_fallback: section.duration_if_given("flex_fallback", MILLISECOND..=DAY),
         strict: section.flag("strict", false),
         stream: section.flag("stream", false),
-        limits: limits(&mut section),
-        models: models(document, &mut section),
+        limits: limits(document, &mut section, concurrency),
+        models: models(document, &mut section, concurrency),
         name,
     };
     section.finish(endpoint::key_advice);
@@ -179,11 +180,11 @@ fn key_of_file(document: &Document<'_>, found: Found<&str>, path: &Path) -> Resu
     Ok(key)
 }
 
-fn limits(provider: &mut Section<'_>) -> Limits {
+fn limits(document: &Document<'_>, provider: &mut Section<'_>, most: u32) -> Limits {
     let default = Limits::default();
     let mut section = provider.section("limits", "[providers.limits]");
     let limits = Limits {
-        concurrency: concurrency(&mut section).unwrap_or(default.concurrency),
+        concurrency: concurrency(document, &mut section, most).unwrap_or(default.concurrency),
         requests_per_minute: number(&mut section, "requests_per_minute", REQUESTS_PER_MINUTE_MAX),
         tokens_per_minute: section.number("tokens_per_minute", 1..=TOKENS_PER_MINUTE_MAX),
     };
@@ -191,12 +192,12 @@ fn limits(provider: &mut Section<'_>) -> Limits {
     limits
 }
 
-fn models(document: &Document<'_>, provider: &mut Section<'_>) -> Vec<ModelLimits> {
+fn models(document: &Document<'_>, provider: &mut Section<'_>, most: u32) -> Vec<ModelLimits> {
     let sections = provider.sections("models", "[[providers.models]]").unwrap_or_default();
-    sections.into_iter().filter_map(|section| model(document, section)).collect()
+    sections.into_iter().filter_map(|section| model(document, section, most)).collect()
 }
 
-fn model(document: &Document<'_>, mut section: Section<'_>) -> Option<ModelLimits> {
+fn model(document: &Document<'_>, mut section: Section<'_>, most: u32) -> Option<ModelLimits> {
     let name = section.text("name");
     if name.is_none() {
         let hint = "write the model it is about, or a pattern like `name = \"gpt-4.1*\"`";
@@ -210,7 +211,7 @@ fn model(document: &Document<'_>, mut section: Section<'_>) -> Option<ModelLimit
     }
     let limits = ModelLimits {
         name: name.map_or("", |name| name.value).to_owned(),
-        concurrency: concurrency(&mut section),
+        concurrency: concurrency(document, &mut section, most),
         requests_per_minute: number(&mut section, "requests_per_minute", REQUESTS_PER_MINUTE_MAX),
         tokens_per_minute: section.number("tokens_per_minute", 1..=TOKENS_PER_MINUTE_MAX),
     };
@@ -218,17 +219,44 @@ fn model(document: &Document<'_>, mut section: Section<'_>) -> Option<ModelLimit
     name.map(|_| limits)
 }
 
-fn concurrency(section: &mut Section<'_>) -> Option<Concurrency> {
+/// A number, or `auto` with its bounds. `most`: how many the provider may have in flight altogether.
+fn concurrency(document: &Document<'_>, section: &mut Section<'_>, most: u32) -> Option<Concurrency> {
     let key = "concurrency";
-    let value = section.value(key)?;
-    match value.get_ref().as_str() {
-        Some("auto") => Some(Concurrency::Auto),
-        Some(_) => {
-            section.wrong_type(key, value, "a whole number or `\"auto\"`");
-            None
+    let value = section.value(key);
+    let is_auto = value.is_some_and(|value| value.get_ref().as_str() == Some("auto"));
+    let [min, max] = ["min", "max"].map(|key| bound(document, section, key, is_auto));
+    let value = value?;
+    if is_auto {
+        let max = max.unwrap_or_else(|| most.max(min.unwrap_or(1)));
+        let min = min.unwrap_or(1);
+        if min > max {
+            let message = format!("`min` is `{min}`, more than `max`, `{max}`");
+            document.push(document.error(Some(value.span().start), message));
         }
-        None => number(section, key, CONCURRENCY_MAX).map(Concurrency::Fixed),
+        return Some(Concurrency::Auto { min: min.min(max), max });
     }
+    if value.get_ref().as_integer().is_none() {
+        section.wrong_type(key, value, "a whole number or `\"auto\"`");
+        return None;
+    }
+    number(section, key, CONCURRENCY_MAX).map(Concurrency::Fixed)
+}
+
+/// A bound of `auto`: out of place beside anything else.
+fn bound(
+    document: &Document<'_>,
+    section: &mut Section<'_>,
+    key: &'static str,
+    is_auto: bool,
+) -> Option<u32> {
+    let at = section.value(key)?.span().start;
+    if !is_auto {
+        let hint = "write `concurrency = \"auto\"` beside it, or leave it out";
+        let message = format!("`{key}` bounds `concurrency = \"auto\"`, which is not there");
+        document.push(document.error(Some(at), message).hint(hint));
+        return None;
+    }
+    number(section, key, CONCURRENCY_MAX)
 }
 
 fn number(section: &mut Section<'_>, key: &'static str, most: u32) -> Option<u32> {

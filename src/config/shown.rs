@@ -13,12 +13,19 @@ use crate::domain::RetryPolicy;
 
 const TIB: u64 = 1024 * GIB;
 
+/// As the keys that set it.
 impl Serialize for Concurrency {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut keys = serializer.serialize_struct("Concurrency", 3)?;
         match self {
-            Self::Fixed(slots) => serializer.serialize_u32(*slots),
-            Self::Auto => serializer.serialize_str("auto"),
+            Self::Fixed(slots) => keys.serialize_field("concurrency", slots)?,
+            Self::Auto { min, max } => {
+                keys.serialize_field("concurrency", "auto")?;
+                keys.serialize_field("min", min)?;
+                keys.serialize_field("max", max)?;
+            }
         }
+        keys.end()
     }
 }
 

@@ -10,7 +10,7 @@
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::config::{self, Config};
+use crate::config::{self, Concurrency, Config};
 use crate::domain::RetryPolicy;
 
 /// The keys that differ, as a person finds them in the file. Never their values.
@@ -164,7 +164,14 @@ impl Difference {
         self.live(&key("stream"), &mut held.stream, stream);
         let config::Limits { concurrency, requests_per_minute, tokens_per_minute } = limits;
         let limits = &mut held.limits;
-        self.live(&key("limits.concurrency"), &mut limits.concurrency, concurrency);
+        if let (Concurrency::Auto { min, max }, Concurrency::Auto { min: new_min, max: new_max }) =
+            (&mut limits.concurrency, concurrency)
+        {
+            self.live(&key("limits.min"), min, new_min);
+            self.live(&key("limits.max"), max, new_max);
+        } else {
+            self.live(&key("limits.concurrency"), &mut limits.concurrency, concurrency);
+        }
         self.live(&key("limits.requests_per_minute"), &mut limits.requests_per_minute, requests_per_minute);
         self.live(&key("limits.tokens_per_minute"), &mut limits.tokens_per_minute, tokens_per_minute);
         self.live(&key("models"), &mut held.models, models);
@@ -312,6 +319,10 @@ mod tests {
                     for (key, value) in table {
                         for (path, changed) in walked(&below(key), value) {
                             let mut table = table.clone();
+                            if key == "concurrency" {
+                                // What bounds `auto` is wrong beside a number.
+                                table.retain(|key, _| key != "min" && key != "max");
+                            }
                             table.insert(key.clone(), changed);
                             found.push((path, table.into()));
                         }

@@ -53,6 +53,11 @@ pub(super) struct ChangeAt {
 #[serde(deny_unknown_fields)]
 pub(super) struct Client {
     pub(super) concurrency: Slots,
+    /// Bounds of `auto`.
+    #[serde(default = "least")]
+    pub(super) min: u32,
+    #[serde(default = "most")]
+    pub(super) max: u32,
     pub(super) requests_per_minute: Option<u32>,
     pub(super) tokens_per_minute: Option<u64>,
 }
@@ -150,7 +155,7 @@ impl Client {
     pub(super) fn limits(&self) -> Limits {
         let concurrency = match self.concurrency {
             Slots::Fixed(slots) => Concurrency::Fixed(slots),
-            Slots::Word(Word::Auto) => Concurrency::Auto,
+            Slots::Word(Word::Auto) => Concurrency::Auto { min: self.min, max: self.max },
         };
         Limits {
             concurrency,
@@ -173,6 +178,14 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 
 const fn one() -> u64 {
     1
+}
+
+const fn least() -> u32 {
+    1
+}
+
+const fn most() -> u32 {
+    256
 }
 
 const fn five() -> u8 {

@@ -32,7 +32,6 @@ pub(super) struct Lane {
     pub(super) credit: f64,
     /// The log says that it is out.
     pub(super) is_told_out: bool,
-    in_flight: usize,
 }
 
 /// What the attempts in a lane share.
@@ -85,7 +84,6 @@ impl Lane {
             weight: 1,
             credit: 0.0,
             is_told_out: false,
-            in_flight: 0,
         }
     }
 
@@ -109,11 +107,11 @@ impl Lane {
 
     /// How many more may be in flight.
     pub(super) fn free(&self) -> usize {
-        self.slots.allowed().saturating_sub(self.in_flight)
+        self.slots.allowed().saturating_sub(self.slots.in_flight())
     }
 
     pub(super) const fn in_flight(&self) -> usize {
-        self.in_flight
+        self.slots.in_flight()
     }
 
     /// Its part of what the lanes of the queue bear together.
@@ -136,15 +134,14 @@ impl Lane {
 
     /// Counts a request that is being sent.
     pub(super) fn spend(&mut self, tokens: u64, now: Instant) {
-        self.in_flight += 1;
+        self.slots.on_sent(now);
         self.pace.spend(tokens, now);
     }
 
     /// Learns from an attempt that has ended.
     pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
         self.pace.on_ended(ended, self.slots.is_careful(), now);
-        self.slots.on_ended(ended, self.in_flight, now);
-        self.in_flight = self.in_flight.saturating_sub(1);
+        self.slots.on_ended(ended, now);
     }
 
     pub(super) fn resume(&self, now: Instant) {
