@@ -402,7 +402,10 @@ pub(super) mod tests {
         };
         wrong("concurrency = 8\nmax = 9", "`max` bounds `concurrency = \"auto\"`, which is not there");
         wrong("min = 9", "write `concurrency = \"auto\"` beside it, or leave it out");
-        wrong("concurrency = \"auto\"\nmin = 9\nmax = 8", "`min` is `9`, more than `max`, `8`");
+        wrong(
+            "concurrency = \"auto\"\nmin = 9\nmax = 8",
+            "`min` is `9`, expected no more than `max`, which is `8`",
+        );
         wrong("concurrency = \"auto\"\nmin = 0", "`min` must be from `1` to `10000`, found `0`");
         wrong(
             "concurrency = { min = 1 }",

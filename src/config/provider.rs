@@ -224,14 +224,15 @@ fn concurrency(document: &Document<'_>, section: &mut Section<'_>, most: u32) ->
     let key = "concurrency";
     let value = section.value(key);
     let is_auto = value.is_some_and(|value| value.get_ref().as_str() == Some("auto"));
+    let min_at = section.value("min").map(|value| value.span().start);
     let [min, max] = ["min", "max"].map(|key| bound(document, section, key, is_auto));
     let value = value?;
     if is_auto {
         let max = max.unwrap_or_else(|| most.max(min.unwrap_or(1)));
         let min = min.unwrap_or(1);
         if min > max {
-            let message = format!("`min` is `{min}`, more than `max`, `{max}`");
-            document.push(document.error(Some(value.span().start), message));
+            let message = format!("`min` is `{min}`, expected no more than `max`, which is `{max}`");
+            document.push(document.error(min_at, message).hint("raise `max`, or lower `min`"));
         }
         return Some(Concurrency::Auto { min: min.min(max), max });
     }

@@ -194,7 +194,9 @@ impl<'a> Section<'a> {
 
     /// The value as it is, for keys that take more than one type.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         self.table?.get(key)
     }
 
