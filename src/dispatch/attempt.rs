@@ -81,6 +81,8 @@ pub(super) struct Ended {
     pub(super) failed: Option<RequestId>,
     /// None where nothing came back, and for fine-tunes.
     pub(super) exchange: Option<Exchange>,
+    /// Whether it was answered: a refusal is written sooner than an answer.
+    pub(super) is_answer: bool,
 }
 
 /// What an exchange that brought a reply shows of the server.
@@ -95,7 +97,16 @@ impl Ended {
     /// One that was served and of which nothing else is known.
     pub(super) fn in_lane(lane: usize) -> Self {
         let (kind, estimate) = (EndedKind::Served, Estimate::default());
-        Self { kind, estimate, usage: None, exchanges: 1, lane, failed: None, exchange: None }
+        Self {
+            kind,
+            estimate,
+            usage: None,
+            exchanges: 1,
+            lane,
+            failed: None,
+            exchange: None,
+            is_answer: true,
+        }
     }
 }
 
@@ -116,7 +127,8 @@ pub(super) enum EndedKind {
 /// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Result<Ended> {
     let Prepared { lease, work: request, policy, estimate, dice, site, places } = prepared;
-    let unserved = Ended { kind: EndedKind::Failed, estimate, ..Ended::in_lane(site.index) };
+    let unserved =
+        Ended { kind: EndedKind::Failed, estimate, is_answer: false, ..Ended::in_lane(site.index) };
     match parts.store.begin(&lease) {
         Ok(()) => {}
         // There may be no room for its answer: it waits in the store, which leases nothing until there is.
@@ -153,7 +165,8 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
         parts.fail_for_panic(lease, request.custom_id).await?;
         return Ok(unserved);
     };
-    if matches!(outcome, Outcome::Answered(_)) {
+    let is_answer = matches!(outcome, Outcome::Answered(_));
+    if is_answer {
         parts.meter.answered_in(sent_at.elapsed());
     }
     if let Some(usage) = usage {
@@ -182,7 +195,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Resul
     parts.settle(lease, settlement).await?;
     fault::point("dispatch-settled");
     drop(places);
-    Ok(Ended { kind, usage, failed, exchange: Some(exchange), ..unserved })
+    Ok(Ended { kind, usage, failed, exchange: Some(exchange), is_answer, ..unserved })
 }
 
 impl Parts {

@@ -119,7 +119,7 @@ impl Slots {
             EndedKind::Served => {
                 self.wall.on_served(in_flight, self.most, now);
                 let tokens = ended.usage.map(|usage| usage.output_tokens);
-                if let (Some(search), Some(took)) = (&mut self.search, took) {
+                if let (Some(search), Some(took), true) = (&mut self.search, took, ended.is_answer) {
                     search.on_answer(took, tokens, bounds, now);
                 }
             }
@@ -138,7 +138,8 @@ impl Slots {
         self.keep_within(now);
     }
 
-    /// Until the rate is learnt, one that is exceeded again and again is met by going on slowly.
+    /// A rate that is exceeded again and again is met by going on slowly: with one, and twice as many after each that
+    /// is served.
     fn pass_ramp(&mut self, kind: &EndedKind) {
         match kind {
             EndedKind::Served | EndedKind::Waiting => {
@@ -204,7 +205,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::dispatch::attempt::Exchange;
-    use crate::provider::RateHeaders;
+    use crate::provider::{RateHeaders, Usage};
 
     pub(in crate::dispatch::lane) fn ended(kind: EndedKind) -> Ended {
         Ended { kind, ..Ended::in_lane(0) }
@@ -352,6 +353,115 @@ pub(super) mod tests {
             round(&mut slots, 5, LATENCY).await;
         }
         assert_eq!(slots.allowed(), 64, "and stays");
+    }
+
+    /// A server that works on 32 at once, and how often: what it is asked is what the slots allow.
+    struct Server {
+        now: Instant,
+        free_at: Vec<Instant>,
+        dice: fastrand::Rng,
+    }
+
+    /// What comes of a request in the end, how long the server works on it, and the tokens that it writes.
+    type Work = (EndedKind, Duration, Option<u64>);
+
+    impl Server {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self { now, free_at: vec![now; 32], dice: fastrand::Rng::with_seed(3) }
+        }
+
+        /// So many requests end. Returns the fewest slots since half of them have.
+        fn serve(
+            &mut self,
+            slots: &mut Slots,
+            requests: usize,
+            work: impl Fn(&mut fastrand::Rng) -> Work,
+        ) -> usize {
+            let mut pending: Vec<(Instant, Instant, Work)> = Vec::new();
+            let mut fewest = usize::MAX;
+            for number in 0..requests {
+                while slots.in_flight() < slots.allowed() {
+                    let (worker, free_at) =
+                        self.free_at.iter().copied().enumerate().min_by_key(|(_, at)| *at).unwrap();
+                    let made = work(&mut self.dice);
+                    self.free_at[worker] = free_at.max(self.now) + made.1;
+                    slots.on_sent(self.now);
+                    pending.push((self.free_at[worker], self.now, made));
+                }
+                let first = pending.iter().enumerate().min_by_key(|(_, one)| one.0).unwrap().0;
+                let (answered_at, sent_at, made) = pending.swap_remove(first);
+                self.now = answered_at;
+                self.end(slots, sent_at, made);
+                if number >= requests / 2 {
+                    fewest = fewest.min(slots.allowed());
+                }
+            }
+            for (at, sent_at, made) in pending {
+                self.now = self.now.max(at);
+                self.end(slots, sent_at, made);
+            }
+            fewest
+        }
+
+        fn end(&self, slots: &mut Slots, sent_at: Instant, (kind, _, tokens): Work) {
+            let exchange = Some(Exchange { sent_at, answered_at: self.now, rate: RateHeaders::default() });
+            let usage = tokens.map(|output_tokens| Usage { output_tokens, ..Usage::default() });
+            let is_answer = kind == EndedKind::Served && tokens != Some(0);
+            slots.on_ended(&Ended { usage, exchange, is_answer, ..ended(kind) }, self.now);
+        }
+    }
+
+    fn answer(milliseconds: u64, tokens: u64) -> Work {
+        (EndedKind::Served, Duration::from_millis(milliseconds), Some(tokens))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_that_take_very_long_or_time_out_are_no_crowd() {
+        for kind in [EndedKind::Served, EndedKind::Failed] {
+            let (mut server, mut slots) = (Server::new(), Slots::new(&auto(1, 256), Instant::now()));
+            let fewest = server.serve(&mut slots, 6_000, |dice| match dice.u32(0..500) {
+                0 => (kind, Duration::from_secs(20), Some(10)),
+                _ => answer(dice.u64(150..250), 10),
+            });
+            // Those that take long leave room for 26 of the 32.
+            assert!(fewest >= 17, "{kind:?}: {fewest}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_that_come_at_once_do_not_pass_for_quick_answers() {
+        let (mut server, mut slots) = (Server::new(), Slots::new(&auto(1, 256), Instant::now()));
+        server.serve(&mut slots, 2_000, |dice| answer(dice.u64(150..250), 10));
+        let fewest = server.serve(&mut slots, 2_000, |dice| match dice.u32(0..2) {
+            0 => answer(2, 0),
+            _ => answer(dice.u64(150..250), 10),
+        });
+        assert!(fewest >= 28, "{fewest}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_become_ten_times_as_long_are_no_crowd_for_long() {
+        let (mut server, mut slots) = (Server::new(), Slots::new(&auto(1, 256), Instant::now()));
+        for factor in [1, 10, 1] {
+            let fewest = server.serve(&mut slots, 3_000, |dice| {
+                let tokens = dice.u64(50..150) * factor;
+                answer(100 + tokens * 10, tokens)
+            });
+            // The floor is tried with seven tenths.
+            assert!(fewest >= 22 && slots.allowed() <= 56, "{factor}: {fewest}, {}", slots.allowed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_that_was_idle_for_hours_goes_on_where_it_was() {
+        let (mut server, mut slots) = (Server::new(), Slots::new(&auto(1, 256), Instant::now()));
+        server.serve(&mut slots, 2_000, |dice| answer(dice.u64(150..250), 10));
+        let before = slots.allowed();
+        server.now += Duration::from_hours(5);
+        assert_eq!(slots.allowed(), before);
+        let fewest = server.serve(&mut slots, 400, |dice| answer(dice.u64(150..250), 10));
+        assert!((28..=56).contains(&fewest), "{before}, then {fewest}");
     }
 
     #[tokio::test(start_paused = true)]

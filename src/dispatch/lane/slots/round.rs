@@ -17,6 +17,9 @@ const ANSWERS_MIN: usize = 8;
 const USUAL_AMONG: f64 = 256.0;
 const USUAL_MIN: f64 = 16.0;
 
+/// The length of an answer explains no more than all but this share of its time.
+const LEFT_MIN: f64 = 0.02;
+
 /// See the module's words.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Round {
@@ -93,6 +96,8 @@ impl Round {
 /// How long an answer takes by its length: a straight line through the last few hundred.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lengths {
+    /// Tokens, of an answer of the usual length.
+    usual: f64,
     count: f64,
     tokens: f64,
     latency: f64,
@@ -113,12 +118,24 @@ impl Lengths {
         self.latency += later * share;
         self.variance += (longer * (tokens - self.tokens) - self.variance) * share;
         self.covariance += (later * (tokens - self.tokens) - self.covariance) * share;
+        (latency - self.each() * (tokens - self.usual)).max(latency * LEFT_MIN)
+    }
+
+    /// Takes what came lately for the usual length. Returns the time that such an answer takes beside one of the length
+    /// that was usual before.
+    pub(super) fn follow(&mut self) -> f64 {
+        let before = self.latency + self.each() * (self.usual - self.tokens);
+        self.usual = self.tokens;
+        if self.latency > 0.0 { self.latency / before.max(self.latency * LEFT_MIN) } else { 1.0 }
+    }
+
+    /// Seconds for each token; 0 where the length explains nothing.
+    fn each(&self) -> f64 {
         if self.count < USUAL_MIN || self.variance <= f64::EPSILON {
-            return latency;
+            return 0.0;
         }
         // A server that hurries with long answers does not exist.
-        let each = (self.covariance / self.variance).max(0.0);
-        latency - each * (tokens - self.tokens)
+        (self.covariance / self.variance).max(0.0)
     }
 }
 
@@ -141,10 +158,15 @@ mod tests {
             #[expect(clippy::cast_precision_loss, reason = "small")]
             lengths.usual(0.5 + 0.01 * tokens as f64, Some(tokens));
         }
+        lengths.follow();
         let [short, long] = [(2.5, 200), (9.5, 900)].map(|(took, tokens)| lengths.usual(took, Some(tokens)));
         assert!((short - long).abs() < 0.1 && (5.0..7.0).contains(&short), "{short} {long}");
         let crowded = lengths.usual(9.0, Some(200));
         assert!(crowded > 11.0, "{crowded}");
+        // From 550 tokens to 5,500.
+        (0..1_500).for_each(|_| _ = lengths.usual(55.5, Some(5_500)));
+        let longer = lengths.follow();
+        assert!((8.5..9.5).contains(&longer), "{longer}");
         let mut even = Lengths::default();
         (0..500).for_each(|_| assert!((even.usual(2.0, Some(dice.u64(1..1_000))) - 2.0).abs() < 1e-9));
         assert!((even.usual(3.0, None) - 3.0).abs() < f64::EPSILON);

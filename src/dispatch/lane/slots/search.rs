@@ -2,8 +2,8 @@
 //!
 //! # Operation
 //!
-//! A server with room for `C` answers in its own time up to there, and in time that grows with what is in flight beyond:
-//! more only waits. So the search doubles [round](super::round) by round until answers take longer for it, and then
+//! A server with room for `C` answers in its own time up to there, and in time that grows with what is in flight
+//! beyond: more only waits. So the search doubles [round](super::round) by round until answers take longer for it, and then
 //! keeps to between a seventh and two fifths above the *floor*: the time that answers take when nothing waits. There it
 //! loses nothing that the server could do, and what waits waits briefly.
 //!
@@ -34,7 +34,8 @@ const SLOWER_MAX: f64 = 1.45;
 const ERROR_START: f64 = 0.12;
 const ERROR: f64 = 0.06;
 
-/// Beside the floor: below the first there are more, above the last there are fewer, so many that it is about the middle.
+/// Beside the floor: below the first there are more, above the last there are fewer, so many that it is about the
+/// middle.
 const MORE_BELOW: f64 = 1.15;
 const AIM: f64 = 1.25;
 const FEWER_ABOVE: f64 = 1.4;
@@ -50,8 +51,12 @@ const TRY: f64 = 0.7;
 const TRY_EVERY: Duration = Duration::from_secs(20);
 const TRY_LATENCIES: f64 = 50.0;
 
-/// A floor that was found to be this much lower is tried again at once.
+/// A floor that was found to be this much lower may be lower still: the next step down follows at once.
 const LOWER: f64 = 0.95;
+
+/// What takes longer than so many times what was usual counts as no more than that: one among the fewest answers of a
+/// round is no reason for fewer slots, and a crowd that is worse still shows in the next round, too.
+const OUTLIER: f64 = 4.0;
 
 /// By how much of what was seen the floor follows, down and up.
 const FOLLOW_DOWN: f64 = 0.5;
@@ -147,13 +152,15 @@ impl Search {
         now: Instant,
     ) {
         let latency = self.lengths.usual(latency, tokens);
-        self.round.add(latency, now);
+        let usual = self.floor.map_or(f64::INFINITY, |floor| floor.max(self.latency));
+        self.round.add(latency.min(usual * OUTLIER), now);
         let slots = self.slots.min(most);
         let error = if self.is_settled() { ERROR } else { ERROR_START };
         let Some(seen) = self.round.seen(slots, error) else { return };
         self.latency = seen.latency;
         let is_full = seen.in_flight >= FULL * as_number(slots);
         let next = if is_full { self.judge(seen, least, now) } else { self.look(seen) };
+        self.follow_length();
         self.set(next.clamp(least, most.max(least)), now);
     }
 
@@ -161,6 +168,16 @@ impl Search {
     pub(super) fn on_none(&mut self, latency: f64, bounds: [usize; 2], now: Instant) {
         if self.floor.is_some_and(|floor| latency > floor) {
             self.on_answer(latency, None, bounds, now);
+        }
+    }
+
+    /// Times are those of answers of the usual length, which may have become another.
+    fn follow_length(&mut self) {
+        let longer = self.lengths.follow();
+        self.latency *= longer;
+        self.floor = self.floor.map(|floor| floor * longer);
+        if let Phase::Down(before) | Phase::Try(before, _) = &mut self.phase {
+            before.latency *= longer;
         }
     }
 
@@ -216,9 +233,9 @@ impl Search {
                 }
                 if seen.latency < floor {
                     self.floor = Some(seen.latency);
-                    if seen.latency < floor * LOWER {
-                        self.try_at = now;
-                    }
+                }
+                if seen.latency < floor * LOWER && self.slots > least {
+                    return self.try_fewer(seen);
                 }
                 return slots;
             }
@@ -262,10 +279,14 @@ impl Search {
         if now >= self.try_at && self.slots > least {
             let wait = Duration::from_secs_f64((seen.latency * TRY_LATENCIES).clamp(0.0, 3600.0));
             self.try_at = now + wait.max(TRY_EVERY);
-            self.phase = Phase::Try(seen, self.slots);
-            return slots_of((seen.in_flight * TRY).floor());
+            return self.try_fewer(seen);
         }
         self.slots
+    }
+
+    fn try_fewer(&mut self, seen: Seen) -> usize {
+        self.phase = Phase::Try(seen, self.slots);
+        slots_of((seen.in_flight * TRY).floor())
     }
 }
 

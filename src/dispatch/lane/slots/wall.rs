@@ -2,27 +2,32 @@
 //!
 //! # Operation
 //!
-//! A refusal alone may be chance, and counts the less the more of them were; two with hardly an answer between them say that what was in flight then is too much:
-//! the *wall*. The lane goes on with one less, as often as it is refused again. After a while it tries the wall with
-//! one more. If that is refused, it waits twice as long for the next time; if it is served, the wall moves, by one at
-//! first and then by twice as many after each round without a refusal, until it is met again or out of sight.
+//! A refusal alone may be chance, and counts the less the more of them were chance; two with hardly an answer between
+//! them say that what was in flight then is too much: the *wall*. The lane goes on with one less, as often as it is
+//! refused again. After a while it tries the wall with one more. If that is refused, it waits twice as long for the
+//! next time; if it is served, the wall moves, by one at first and then by twice as many after each round without a
+//! refusal, until it is met again or out of sight.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The first try comes after this, or so many round trips if that is longer; the last wait is not exceeded.
+/// The first try comes after this, or so many round trips if that is longer: time enough for what was refused to be
+/// served. The last is the longest wait: a try costs two refusals.
 const WAIT: Duration = Duration::from_secs(1);
 const WAIT_LATENCIES: f64 = 5.0;
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// Refusals that are no chance, what an answer takes off, what is left after a step down, and the most there is.
+/// Doubt is counted in refusals. So much of it is no chance: two, as a server that is full refuses all that come, and
+/// one that fails now and then rarely two in a row. An answer takes some off; some is left after a step down, so that the
+/// next takes fewer refusals; and there is never so much that it outlives its reason.
 const NO_CHANCE: f64 = 2.0;
 const FORGIVEN: f64 = 0.75;
 const LEFT: f64 = 0.75;
 const DOUBT_MAX: f64 = 4.0;
 
-/// The share of chance refusals follows by so many answers; one in ten makes a refusal count least.
+/// The share of refusals by chance is that of the last so many answers; the more there are of them, the less each says,
+/// but never less than the last of these.
 const CHANCE_AMONG: f64 = 256.0;
 const CHANCE_WEIGHT: f64 = 10.0;
 const WEIGHT_MIN: f64 = 0.25;
