@@ -18,6 +18,14 @@ pub(super) struct Judged {
 }
 
 impl Judged {
+    /// What has a range, by its name.
+    pub(super) fn ranged(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.lines
+            .iter()
+            .filter(|(_, _, range)| range.is_some())
+            .map(|(name, value, _)| (name.as_str(), *value))
+    }
+
     /// All that was measured, for a reader.
     pub(super) fn shown(&self) -> String {
         let mut text = String::new();

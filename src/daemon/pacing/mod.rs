@@ -55,17 +55,24 @@ fn scenarios() -> BTreeMap<String, Scenario> {
         .collect()
 }
 
-/// Runs each and panics over those that leave their ranges.
+/// Runs each, says between what figures it was, and panics over those that leave their ranges.
 fn try_all(runs: &[(String, Scenario)]) {
     let failed = Mutex::new(Vec::new());
+    let figures = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (failed, mine) = (&failed, runs.iter().skip(thread));
+            let (failed, figures, mine) = (&failed, &figures, runs.iter().skip(thread));
             scope.spawn(move || {
                 for (name, scenario) in mine.step_by(THREADS) {
-                    let broken = judge(scenario).broken;
+                    let judged = judge(scenario);
+                    let mut figures = figures.lock().unwrap();
+                    for (what, value) in judged.ranged() {
+                        let [least, most] =
+                            figures.entry(format!("{name}: {what}")).or_insert([value, value]);
+                        (*least, *most) = (value.min(*least), value.max(*most));
+                    }
                     failed.lock().unwrap().extend(
-                        broken.into_iter().map(|what| {
+                        judged.broken.into_iter().map(|what| {
                             format!("{name}, seed {}: {what} ({})", scenario.seed, scenario.story)
                         }),
                     );
@@ -73,6 +80,9 @@ fn try_all(runs: &[(String, Scenario)]) {
             });
         }
     });
+    for (what, [least, most]) in figures.into_inner().unwrap() {
+        println!("{what:44} {least:>8.3} to {most:>8.3}");
+    }
     let mut failed = failed.into_inner().unwrap();
     failed.sort();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
