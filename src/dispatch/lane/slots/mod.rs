@@ -198,7 +198,7 @@ pub(in crate::dispatch) fn most(limits: &config::Limits) -> usize {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use tokio::time::advance;
