@@ -61,6 +61,7 @@ pub(super) fn workers(
     control.remove_leftovers();
     let fleet = Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
         .with_metrics(metrics.clone())
+        .with_memory(&config.state_dir())
         .with_roll(roll.clone());
     let vitals = Vitals {
         control: control.clone(),

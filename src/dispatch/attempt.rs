@@ -64,6 +64,8 @@ pub(super) struct Prepared<W> {
     /// Where it is sent.
     pub(super) site: Arc<Site>,
     pub(super) places: Places,
+    /// Its number among those sent in its lane.
+    pub(super) number: u64,
 }
 
 /// What an attempt tells its dispatcher when it has ended.
@@ -79,6 +81,8 @@ pub(super) struct Ended {
     pub(super) lane: usize,
     /// Where it is to be asked again, and better elsewhere.
     pub(super) failed: Option<RequestId>,
+    /// Its number among those sent in its lane.
+    pub(super) number: u64,
     /// None where nothing came back, and for fine-tunes.
     pub(super) exchange: Option<Exchange>,
     /// Whether it was answered: a refusal is written sooner than an answer.
@@ -104,6 +108,7 @@ impl Ended {
             exchanges: 1,
             lane,
             failed: None,
+            number: 0,
             exchange: None,
             is_answer: true,
         }
@@ -126,9 +131,9 @@ pub(super) enum EndedKind {
 
 /// Makes one attempt and settles it. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<Request>) -> Result<Ended> {
-    let Prepared { lease, work: request, policy, estimate, dice, site, places } = prepared;
+    let Prepared { lease, work: request, policy, estimate, dice, site, places, number } = prepared;
     let unserved =
-        Ended { kind: EndedKind::Failed, estimate, is_answer: false, ..Ended::in_lane(site.index) };
+        Ended { kind: EndedKind::Failed, estimate, number, is_answer: false, ..Ended::in_lane(site.index) };
     match parts.store.begin(&lease) {
         Ok(()) => {}
         // There may be no room for its answer: it waits in the store, which leases nothing until there is.

@@ -20,16 +20,25 @@ pub(super) struct Bucket {
 
 impl Bucket {
     pub(super) fn per_minute(amount: u64, now: Instant) -> Self {
-        let per_second = per_second(amount);
-        let capacity = capacity(per_second);
-        Self { per_second, capacity, level: capacity, filled_at: now }
+        Self::per_second(a_second(amount), now)
+    }
+
+    /// `rate`: more than 0.
+    pub(super) fn per_second(rate: f64, now: Instant) -> Self {
+        let capacity = capacity(rate);
+        Self { per_second: rate, capacity, level: capacity, filled_at: now }
     }
 
     /// Another rate from now on. What is in the bucket stays, as far as it holds it, and so does a debt, as far as a
     /// minute pays it: a higher rate is no reason for a burst, and a lower one none to wait for hours.
     pub(super) fn set_rate(&mut self, amount: u64, now: Instant) {
+        self.set_per_second(a_second(amount), now);
+    }
+
+    /// The same, of a rate that is more than 0.
+    pub(super) fn set_per_second(&mut self, rate: f64, now: Instant) {
         self.fill(now);
-        self.per_second = per_second(amount);
+        self.per_second = rate;
         self.capacity = capacity(self.per_second);
         self.level = self.level.clamp(-self.per_second * 60.0, self.capacity);
     }
@@ -65,7 +74,7 @@ impl Bucket {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no provider counts beyond 2^52 a minute")]
-fn per_second(a_minute: u64) -> f64 {
+fn a_second(a_minute: u64) -> f64 {
     a_minute.max(1) as f64 / 60.0
 }
 

@@ -69,22 +69,24 @@ impl Dispatcher {
         self.limits.is_paced() || self.lanes.iter().any(|lane| lane.pace.is_paced())
     }
 
-    /// Whether it matters how many tokens a request is counted as.
-    pub(super) fn counts_tokens(&self) -> bool {
-        self.limits.counts_tokens() || self.lanes.iter().any(|lane| lane.pace.counts_tokens())
-    }
-
     /// The limits in force.
     pub(super) fn report(&self) -> QueueReport {
         let given = self.limits.given();
+        let (requests, tokens) = self.learnt_limits();
         QueueReport {
             slots: self.limits.slots(),
             allowed: self.allowed(),
-            requests_per_minute: given.requests_per_minute,
-            tokens_per_minute: given.tokens_per_minute,
+            requests_per_minute: within(given.requests_per_minute, requests.map(whole)),
+            tokens_per_minute: within(given.tokens_per_minute, tokens.map(whole)),
             in_flight: self.in_flight(),
             out: self.lanes.iter().filter_map(Lane::out).collect(),
         }
+    }
+
+    /// What is known of the limits of all lanes together, per minute; nothing as long as one of them is not known.
+    fn learnt_limits(&self) -> (Option<f64>, Option<f64>) {
+        let limits = || self.lanes.iter().map(|lane| lane.pace.limits());
+        (limits().map(|(requests, _)| requests).sum(), limits().map(|(_, tokens)| tokens).sum())
     }
 
     /// Chooses among the lanes that may take `next` at once, and takes its places there.
@@ -118,6 +120,22 @@ impl Dispatcher {
         spread::take_turn(&mut self.lanes, &free, index);
         Ok(Chosen { lane: index, places })
     }
+}
+
+/// The lower of what is configured and what was learnt.
+fn within<T: Copy + Ord + TryFrom<u64>>(given: Option<T>, learnt: Option<u64>) -> Option<T> {
+    // What is too large for its kind is no limit.
+    let learnt = learnt.and_then(|learnt| T::try_from(learnt).ok());
+    given.into_iter().chain(learnt).min()
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "positive; what is too large saturates"
+)]
+fn whole(per_minute: f64) -> u64 {
+    per_minute.round().max(1.0) as u64
 }
 
 /// When a lane's own pace lets a request go, if its gates and slots do.

@@ -51,11 +51,6 @@ impl Limits {
         self.requests.is_some() || self.tokens.is_some()
     }
 
-    /// Whether it matters how many tokens a request is counted as.
-    pub(super) const fn counts_tokens(&self) -> bool {
-        self.tokens.is_some()
-    }
-
     /// When a request counted as `tokens` may be sent; not later than `now` if at once.
     pub(super) fn ready_at(&mut self, tokens: u64, now: Instant) -> Instant {
         let requests = self.requests.as_mut().map_or(now, |bucket| bucket.ready_at(1, now));
@@ -103,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::config::Concurrency;
-    use crate::dispatch::estimate;
+    use crate::dispatch::estimate::Estimator;
     use crate::domain::{Endpoint, Request};
     use crate::provider::Usage;
 
@@ -113,8 +108,8 @@ mod tests {
         let mut limits = Limits::new(&of(64, None, Some(6_000)), now);
         let body = RawValue::from_string(format!("\"{}\"", "x".repeat(4_000))).unwrap();
         let endpoint = Endpoint::Embeddings;
-        let estimate =
-            estimate::of(&Request { custom_id: String::new(), endpoint, model: None, stream: None, body });
+        let request = Request { custom_id: String::new(), endpoint, model: None, stream: None, body };
+        let estimate = Estimator::default().estimate(&request);
         limits.spend(estimate.total(), now);
         assert!(limits.ready_at(1, now) > now + Duration::from_secs(9));
         let usage = Some(Usage { input_tokens: 5, output_tokens: 0 });
@@ -132,11 +127,11 @@ mod tests {
         let now = Instant::now();
         let mut limits = Limits::new(&of(4, None, None), now);
         limits.change(&of(9, Some(60), None), now);
-        assert_eq!((limits.slots(), limits.is_paced(), limits.counts_tokens()), (9, true, false));
+        assert_eq!((limits.slots(), limits.is_paced()), (9, true));
         limits.spend(1, now);
         assert_eq!(limits.ready_at(1, now), now + Duration::from_secs(1));
         limits.change(&of(2, None, Some(60)), now);
-        assert_eq!((limits.slots(), limits.is_paced(), limits.counts_tokens()), (2, true, true));
+        assert_eq!((limits.slots(), limits.is_paced()), (2, true));
         assert_eq!(limits.ready_at(1, now), now, "requests are not counted any more");
         limits.change(&of(8, None, None), now);
         assert_eq!((limits.slots(), limits.is_paced()), (8, false));

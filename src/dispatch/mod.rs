@@ -19,6 +19,7 @@ mod known;
 mod lane;
 mod limits;
 mod live;
+mod memory;
 mod prepare;
 mod queue;
 mod spread;
@@ -26,6 +27,7 @@ mod tuned;
 mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use self::gate::Gate;
 use self::known::KnownModel;
 use self::lane::{Lane, Site};
 use self::live::Gates;
+use self::memory::{Memory, SAVE_EVERY};
 use self::queue::{Dispatcher, Extras};
 use self::tuning::Watches;
 use crate::clock::{Clock, Seed};
@@ -129,6 +132,7 @@ pub struct Fleet {
     orphans: BTreeMap<QueueName, QueuePause>,
     /// Fine-tunes on their way to an end that were made due for it.
     hurried: BTreeSet<JobId>,
+    memory: Memory,
     roll: Roll,
 }
 
@@ -146,6 +150,7 @@ impl Fleet {
             queues: BTreeSet::new(),
             orphans: BTreeMap::new(),
             hurried: BTreeSet::new(),
+            memory: Memory::default(),
             roll: Roll::default(),
         }
     }
@@ -158,6 +163,12 @@ impl Fleet {
     #[must_use]
     pub fn with_metrics(self, metrics: Metrics) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Keeps what is learnt of the providers in the folder `state`, and goes on from what is known there.
+    #[must_use]
+    pub fn with_memory(self, state: &Path) -> Self {
+        Self { memory: Memory::open(state, self.clock.now()), ..self }
     }
 
     /// With a roll whose calls the fleet and its dispatchers answer.
@@ -176,6 +187,7 @@ impl Fleet {
         let mut settings = self.live.changes();
         let mut result = Ok(());
         let member = self.roll.join("the fleet");
+        let mut save_at = Instant::now() + SAVE_EVERY;
         while result.is_ok() && !stop.work.is_cancelled() {
             member.answer();
             news.mark_seen();
@@ -191,6 +203,10 @@ impl Fleet {
                 () = stop.work.cancelled() => {}
                 Some(ended) = self.running.join_next() => result = self.on_ended(ended),
                 () = sleep_until(wake) => {}
+                () = sleep_until(save_at) => {
+                    self.save_memory().await;
+                    save_at = Instant::now() + SAVE_EVERY;
+                }
                 () = news.changed() => {}
                 () = resumed.changed() => {}
                 () = settings.changed() => {}
@@ -204,7 +220,14 @@ impl Fleet {
             let ended = self.on_ended(ended);
             result = result.and(ended);
         }
+        member.excused(self.save_memory(), || true).await;
         result
+    }
+
+    async fn save_memory(&self) {
+        let (memory, now) = (self.memory.clone(), self.clock.now());
+        // What it could not do it has said itself.
+        drop(tokio::task::spawn_blocking(move || memory.save(now)).await);
     }
 
     /// Sees to it that what may be sent is sent, and that what may not is given up. Says when to look again.
@@ -286,6 +309,7 @@ impl Fleet {
             lanes: lanes(queue, settings, gates),
             provider_gate: Arc::clone(&gates.all),
             board: self.board.clone(),
+            memory: self.memory.clone(),
             rng: self.seed.derive(&format!("dispatch/{queue}")),
             member: self.roll.join(format!("the dispatcher of {queue}")),
         };

@@ -1,6 +1,6 @@
 //! From a lease to work that can be sent: its line is read, and models that fine-tunes made get their names.
 
-use crate::dispatch::estimate::{self, Estimate};
+use crate::dispatch::estimate::Estimate;
 use crate::dispatch::failure::Result;
 use crate::dispatch::flex;
 use crate::dispatch::queue::Dispatcher;
@@ -84,8 +84,8 @@ impl Dispatcher {
             match self.said(job, &state.status, &line).await? {
                 Said::Work(work) => {
                     let estimate = match &work {
-                        Work::Request(request) if self.counts_tokens() => estimate::of(request),
-                        Work::Request(_) | Work::FineTune(_) => Estimate::default(),
+                        Work::Request(request) => self.estimator.estimate(request),
+                        Work::FineTune(_) => Estimate::default(),
                     };
                     let falls_back_at = match &work {
                         Work::Request(request) => flex::falls_back_at(job, request, self.flex_fallback),

@@ -22,12 +22,14 @@ use crate::control::Board;
 use crate::dispatch::Stop;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
 use crate::dispatch::choice::{Blocked, Chosen};
+use crate::dispatch::estimate::Estimator;
 use crate::dispatch::failure::{Error, Result, guarded};
 use crate::dispatch::flex;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::lane::Lane;
 use crate::dispatch::limits::Limits;
 use crate::dispatch::live::Shown;
+use crate::dispatch::memory::Memory;
 use crate::dispatch::prepare::{Next, Work};
 use crate::dispatch::spread::FailedAt;
 use crate::dispatch::tuned::TunedModels;
@@ -61,7 +63,11 @@ pub(super) struct Dispatcher {
     /// See [`config::Provider::flex_fallback`].
     pub(super) flex_fallback: Option<Duration>,
     pub(super) board: Board,
+    pub(super) memory: Memory,
+    /// When what was learnt is next noted there.
+    pub(super) remember_at: Instant,
     pub(super) rng: Rng,
+    pub(super) estimator: Estimator,
     /// What is known of the models that fine-tunes have made.
     pub(super) tuned: TunedModels,
     /// Leased, not yet sent.
@@ -91,13 +97,14 @@ pub(super) struct Extras {
     pub(super) lanes: Vec<Lane>,
     pub(super) provider_gate: Arc<Gate>,
     pub(super) board: Board,
+    pub(super) memory: Memory,
     pub(super) rng: Rng,
     pub(super) member: Member,
 }
 
 impl Dispatcher {
     pub(super) fn new(queue: QueueName, parts: Arc<Parts>, limits_name: QueueName, extras: Extras) -> Self {
-        let Extras { lanes, provider_gate, board, rng, member } = extras;
+        let Extras { lanes, provider_gate, board, memory, rng, member } = extras;
         Self {
             // Those that hold are taken over where it begins to serve.
             limits: Limits::new(&config::Limits::default(), Instant::now()),
@@ -110,7 +117,10 @@ impl Dispatcher {
             retry: RetryPolicy::default(),
             flex_fallback: None,
             board,
+            memory,
+            remember_at: Instant::now(),
             rng,
+            estimator: Estimator::default(),
             tuned: TunedModels::default(),
             ready: VecDeque::new(),
             next: None,
@@ -151,6 +161,7 @@ impl Dispatcher {
         let mut gates = self.provider_gate.changed();
         let mut settings = self.parts.live.changes();
         self.on_settings().await?;
+        self.recall();
         let mut idle_since = Instant::now();
         let (member, store) = (Arc::clone(&self.member), Arc::clone(&self.parts.store));
         loop {
@@ -260,16 +271,16 @@ impl Dispatcher {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         fault::point("dispatch-sending");
         self.limits.spend(estimate.total(), now);
-        lane.spend(estimate.total(), now);
+        let number = lane.spend(estimate.total(), now);
         let (parts, site, dice) = (Arc::clone(&self.parts), Arc::clone(&lane.site), self.rng.f64());
         match work {
             Work::Request(work) => {
                 let work = flex::as_sent(work, falls_back_at, self.parts.clock.now());
-                let prepared = Prepared { lease, work, policy, estimate, dice, site, places };
+                let prepared = Prepared { lease, work, policy, estimate, dice, site, places, number };
                 self.running.spawn(attempt::run(parts, prepared))
             }
             Work::FineTune(plan) => {
-                let prepared = Prepared { lease, work: *plan, policy, estimate, dice, site, places };
+                let prepared = Prepared { lease, work: *plan, policy, estimate, dice, site, places, number };
                 self.running.spawn(tuning::run(parts, prepared))
             }
         };
@@ -279,9 +290,13 @@ impl Dispatcher {
         let ended = ended.map_err(|error| Error::panicked("an attempt", error))??;
         let now = Instant::now();
         self.limits.on_ended(&ended, now);
+        if let Some(usage) = ended.usage {
+            self.estimator.learn(ended.estimate, usage);
+        }
         if let Some(lane) = self.lanes.get_mut(ended.lane) {
             lane.on_ended(&ended, now);
         }
+        self.remember(now);
         if let Some(failed) = ended.failed.filter(|_| self.lanes.len() > 1) {
             self.failed_at.remember(failed, ended.lane);
         }

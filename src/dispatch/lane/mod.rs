@@ -17,7 +17,8 @@ use crate::dispatch::attempt::Ended;
 use crate::dispatch::gate::{Gate, Inside, Refused};
 use crate::dispatch::lane::pace::Pace;
 use crate::dispatch::lane::slots::Slots;
-use crate::domain::QueueName;
+use crate::dispatch::memory::Learnt;
+use crate::domain::{QueueName, Timestamp};
 use crate::provider::Provider;
 
 /// See the module's words.
@@ -132,16 +133,31 @@ impl Lane {
         Ok(Places { at: Arc::clone(&self.site), site, model, _provider: provider })
     }
 
-    /// Counts a request that is being sent.
-    pub(super) fn spend(&mut self, tokens: u64, now: Instant) {
+    /// Counts a request that is being sent; its number in the lane.
+    pub(super) fn spend(&mut self, tokens: u64, now: Instant) -> u64 {
         self.slots.on_sent(now);
-        self.pace.spend(tokens, now);
+        self.pace.spend(tokens, now)
     }
 
     /// Learns from an attempt that has ended.
     pub(super) fn on_ended(&mut self, ended: &Ended, now: Instant) {
-        self.pace.on_ended(ended, self.slots.is_careful(), now);
+        self.pace.on_ended(ended, now);
         self.slots.on_ended(ended, now);
+    }
+
+    /// What is worth remembering of it; None if nothing is.
+    pub(super) fn learnt(&self, at: Timestamp) -> Option<Learnt> {
+        let (requests_per_minute, tokens_per_minute) = self.pace.learnt();
+        let learnt = Learnt { requests_per_minute, tokens_per_minute, concurrency: self.slots.learnt(), at };
+        (!learnt.is_nothing()).then_some(learnt)
+    }
+
+    /// Begins with what was learnt another time.
+    pub(super) fn begin_with(&mut self, learnt: Learnt, now: Instant) {
+        self.pace.begin_with(learnt.requests_per_minute, learnt.tokens_per_minute);
+        if let Some(concurrency) = learnt.concurrency {
+            self.slots.begin_with(concurrency, now);
+        }
     }
 
     pub(super) fn resume(&self, now: Instant) {

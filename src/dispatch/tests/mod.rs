@@ -1,6 +1,7 @@
 //! Dispatch under the paused clock, against the stand-in provider without sockets: minutes of traffic in
 //! milliseconds, and one seed gives one run.
 
+mod learning;
 mod outage;
 mod several;
 mod sharing;
@@ -217,7 +218,11 @@ async fn a_healthy_server_is_asked_once_for_each_request_with_all_slots_in_use()
     let ended = world.finish(&job).await;
     let summary = world.server.summary();
     assert_eq!((summary.requests, summary.paid_twice, summary.max_in_flight), (400, 0, 8));
-    assert_eq!(ended - started, Duration::from_secs(5), "400 requests of 0.1 s on 8 slots");
+    let took = (ended - started).as_secs_f64();
+    assert!(
+        (5.0..7.0).contains(&took),
+        "400 requests of 0.1 s on 8 slots took {took} s, and the start is slow"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,7 +335,10 @@ async fn a_paused_job_goes_on_where_it_stood() {
     let paused = JobStatus::Paused { reason: PauseReason::User };
     world.store.set_status(job.id, paused, world.clock.now()).await.unwrap();
     tokio::time::sleep(Duration::from_mins(1)).await;
-    assert_eq!(world.server.summary().requests, 12);
+    let sent = world.server.summary().requests;
+    assert!((4..=12).contains(&sent), "{sent}");
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(world.server.summary().requests, sent);
     world.store.set_status(job.id, JobStatus::InProgress, world.clock.now()).await.unwrap();
     until_settled(&*world.store, job.id, job.total).await;
     world.stop.cancel();
@@ -420,6 +428,7 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
     let job = world.put(1, &["m"], 1_000).await;
     let running = world.start();
     let second = Duration::from_millis(400);
+    tokio::time::sleep(Duration::from_secs(4)).await; // the start is slow
     assert_eq!(world.most_in_flight(second).await, 8);
 
     world.reload(|provider, _| provider.limits = slots(2));
@@ -462,9 +471,9 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
 #[tokio::test(start_paused = true)]
 async fn leases_for_slots_that_are_gone_go_back_at_once() {
     let mut world = World::with(1, answering_in(100), slots(64), 256);
-    let job = world.put(1, &["m"], 1_000).await;
+    let job = world.put(1, &["m"], 20_000).await;
     let running = world.start();
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await; // the start is slow
     assert!(world.store.job(job.id).await.unwrap().leased > 64);
     world.reload(|provider, _| provider.limits = slots(1));
     tokio::time::sleep(Duration::from_millis(150)).await; // what was in flight may finish

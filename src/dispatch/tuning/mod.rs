@@ -94,7 +94,7 @@ struct Attempt<'a> {
 
 /// Goes as far as it gets, and settles. After an error, which is the store's, nothing may be sent.
 pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Result<Ended> {
-    let Prepared { lease, work: plan, policy, estimate, dice, site, places } = prepared;
+    let Prepared { lease, work: plan, policy, estimate, dice, site, places, number } = prepared;
     let watch = match parts.watches.take(lease.request) {
         Some(watch) => watch,
         None => Watch::new(load(&parts, &lease, &plan).await?),
@@ -122,7 +122,7 @@ pub(super) async fn run(parts: Arc<Parts>, prepared: Prepared<FineTune>) -> Resu
     let kind = if kind == EndedKind::Served && !has_ended { EndedKind::Waiting } else { kind };
     parts.settle(lease, settlement).await?;
     fault::point("tuning-settled");
-    Ok(Ended { kind, estimate, exchanges, ..Ended::in_lane(site.index) })
+    Ok(Ended { kind, estimate, exchanges, number, ..Ended::in_lane(site.index) })
 }
 
 /// How far an earlier process came.

@@ -15,7 +15,6 @@ use self::search::Search;
 use self::wall::Wall;
 use crate::config::{self, Concurrency};
 use crate::dispatch::attempt::{Ended, EndedKind};
-use crate::dispatch::lane::pace::HOLD_AFTER;
 use crate::domain::Shortage;
 
 /// A bare refusal speaks of room only where this share of the slots was taken: in a half empty lane it is something
@@ -30,23 +29,12 @@ pub(in crate::dispatch) struct Slots {
     /// None where the concurrency is given.
     search: Option<Search>,
     wall: Wall,
-    /// Refusals for a rate in a row, and what they leave: one, and twice as many after each that is served.
-    throttled_in_a_row: u32,
-    ramp: usize,
     in_flight: usize,
 }
 
 impl Slots {
     pub(super) fn new(limits: &config::Limits, now: Instant) -> Self {
-        let mut slots = Self {
-            least: 1,
-            most: 1,
-            search: None,
-            wall: Wall::new(now),
-            throttled_in_a_row: 0,
-            ramp: usize::MAX,
-            in_flight: 0,
-        };
+        let mut slots = Self { least: 1, most: 1, search: None, wall: Wall::new(now), in_flight: 0 };
         slots.change(limits, now);
         slots
     }
@@ -71,7 +59,7 @@ impl Slots {
     /// How many requests may be in flight.
     pub(in crate::dispatch) fn allowed(&self) -> usize {
         let found = self.search.as_ref().map_or(self.most, Search::slots);
-        found.min(self.ceiling()).min(self.ramp)
+        found.min(self.ceiling())
     }
 
     /// How many requests are in flight.
@@ -79,20 +67,13 @@ impl Slots {
         self.in_flight
     }
 
-    /// Whether the lane goes on slowly after it was told to come later.
-    pub(super) fn is_careful(&self) -> bool {
-        self.ramp < self.most
-    }
-
     /// What was found out, to [begin with](Self::begin_with) another time. None where nothing is looked for, or nothing
     /// found yet.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until what is learnt is kept over restarts"))]
     pub(in crate::dispatch) fn learnt(&self) -> Option<usize> {
         self.search.as_ref().filter(|search| search.is_settled()).map(|_| self.allowed())
     }
 
     /// Begins with what was found out another time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until what is learnt is kept over restarts"))]
     pub(in crate::dispatch) fn begin_with(&mut self, learnt: usize, now: Instant) {
         if let Some(search) = &mut self.search {
             search.begin_with(learnt.max(1), now);
@@ -134,31 +115,7 @@ impl Slots {
             }
             EndedKind::Throttled { .. } | EndedKind::Waiting | EndedKind::Blocked => {}
         }
-        self.pass_ramp(&ended.kind);
         self.keep_within(now);
-    }
-
-    /// A rate that is exceeded again and again is met by going on slowly: with one, and twice as many after each that
-    /// is served.
-    fn pass_ramp(&mut self, kind: &EndedKind) {
-        match kind {
-            EndedKind::Served | EndedKind::Waiting => {
-                self.throttled_in_a_row = 0;
-                self.ramp = self.ramp.saturating_mul(2);
-                if self.ramp >= self.most {
-                    self.ramp = usize::MAX;
-                }
-            }
-            EndedKind::Throttled { short_of: Shortage::Capacity, .. }
-            | EndedKind::Failed
-            | EndedKind::Blocked => {}
-            EndedKind::Throttled { .. } => {
-                self.throttled_in_a_row += 1;
-                if self.is_careful() || self.throttled_in_a_row >= HOLD_AFTER {
-                    self.ramp = 1;
-                }
-            }
-        }
     }
 
     /// Whether a refusal says that there is no room for so many.
@@ -209,11 +166,6 @@ pub(crate) mod tests {
 
     pub(in crate::dispatch::lane) fn ended(kind: EndedKind) -> Ended {
         Ended { kind, ..Ended::in_lane(0) }
-    }
-
-    pub(in crate::dispatch::lane) fn throttled_for(retry_after: Duration) -> Ended {
-        let short_of = Shortage::Requests;
-        ended(EndedKind::Throttled { retry_after: Some(retry_after), short_of })
     }
 
     fn refused(short_of: Shortage) -> Ended {
@@ -299,22 +251,6 @@ pub(crate) mod tests {
         (0..8).for_each(|_| slots.on_sent(Instant::now()));
         (0..3).for_each(|_| slots.on_ended(&refused(Shortage::Unknown), Instant::now()));
         assert_eq!(slots.allowed(), 6, "the lane was full");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lane_that_is_throttled_again_and_again_begins_with_one_and_doubles() {
-        let now = Instant::now();
-        let mut slots = Slots::new(&fixed(64), now);
-        let throttled = throttled_for(Duration::from_secs(7));
-        (0..HOLD_AFTER).for_each(|_| slots.on_ended(&throttled, now));
-        assert_eq!(slots.allowed(), 1);
-        let served: Vec<usize> = (0..7)
-            .map(|_| {
-                slots.on_ended(&ended(EndedKind::Served), now);
-                slots.allowed()
-            })
-            .collect();
-        assert_eq!(served, [2, 4, 8, 16, 32, 64, 64]);
     }
 
     #[tokio::test(start_paused = true)]
