@@ -53,6 +53,7 @@ pub(super) fn judge(scenario: &Scenario) -> Judged {
         ("p99_latency_ratio", measured.p99_latency_ratio, expected.p99_latency_ratio),
         ("full_rate_seconds", measured.full_rate_seconds, expected.full_rate_seconds),
         ("settled_seconds", measured.settled_seconds, expected.settled_seconds),
+        ("followed_seconds", measured.followed_seconds, expected.followed_seconds),
         ("most_in_flight", measured.most_in_flight, expected.most_in_flight),
         ("upstream_ratio", measured.upstream_ratio, expected.upstream_ratio),
     ]

@@ -12,6 +12,8 @@ const TOLERANCE: f64 = 0.1;
 const REFUSED: f64 = 0.05;
 /// A window is so many latencies wide, and at least a second.
 const WINDOW_LATENCIES: f64 = 5.0;
+/// A limit is followed where it is kept to and used for so many seconds.
+const FOLLOWED_WITHIN: f64 = 10.0;
 
 /// Times in seconds, shares in percent.
 #[derive(Debug)]
@@ -29,6 +31,9 @@ pub(super) struct Measured {
     pub(super) full_rate_seconds: f64,
     /// The longest time from the start, or a change, until rate, refusals and latency are right, and stay so.
     pub(super) settled_seconds: f64,
+    /// Until the first stretch in which the server is used as its limit allows and refuses little; the longest after
+    /// any change.
+    pub(super) followed_seconds: f64,
     pub(super) most_in_flight: f64,
     /// Requests beside lines.
     pub(super) upstream_ratio: f64,
@@ -70,6 +75,7 @@ pub(super) fn measure(scenario: &Scenario, ran: &Ran) -> Measured {
         p99_latency_ratio: quantile(&latencies, 0.99) / unloaded,
         full_rate_seconds: flow.full_rate(),
         settled_seconds: flow.settled(),
+        followed_seconds: flow.followed(),
         most_in_flight: ran.most_in_flight as f64,
         upstream_ratio: ran.entries.len() as f64 / f64::from(lines),
         early: early(&ran.entries),
@@ -158,6 +164,23 @@ impl Flow<'_> {
     fn settled(&self) -> f64 {
         let ends = self.allowed.iter().skip(1).map(|next| next.from).chain([self.end]);
         self.allowed.iter().zip(ends).map(|(now, end)| self.settled_within(*now, end)).fold(0.0, f64::max)
+    }
+
+    fn followed(&self) -> f64 {
+        let after = |now: &Allowed| {
+            let mut from = now.from;
+            while from + FOLLOWED_WITHIN <= self.end {
+                let share = self.count(from, from + FOLLOWED_WITHIN) / (now.rate * FOLLOWED_WITHIN);
+                let refused =
+                    self.refused.iter().filter(|at| (from..from + FOLLOWED_WITHIN).contains(*at)).count();
+                if (0.9..=1.1).contains(&share) && refused as f64 <= REFUSED * now.rate * FOLLOWED_WITHIN {
+                    return from - now.from;
+                }
+                from += 1.0;
+            }
+            f64::INFINITY
+        };
+        self.allowed.iter().map(after).fold(0.0, f64::max)
     }
 
     fn settled_within(&self, now: Allowed, end: f64) -> f64 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::{Concurrency, Limits};
-use crate::simulate::{Changes, Faults, Latency, Settings, WhenFull};
+use crate::simulate::{Changes, Faults, Latency, LimitsTold, Settings, WhenFull};
 
 /// A file below `scenarios/`.
 #[derive(Clone, Debug, Deserialize)]
@@ -36,6 +36,8 @@ pub(super) struct Server {
     pub(super) tokens_per_minute: Option<u64>,
     #[serde(default = "second", deserialize_with = "duration")]
     pub(super) burst: Duration,
+    #[serde(default)]
+    pub(super) limits_told: LimitsTold,
     pub(super) faults: Option<Faults>,
 }
 
@@ -110,6 +112,7 @@ pub(super) struct Expected {
     pub(super) p99_latency_ratio: Option<Range>,
     pub(super) full_rate_seconds: Option<Range>,
     pub(super) settled_seconds: Option<Range>,
+    pub(super) followed_seconds: Option<Range>,
     pub(super) most_in_flight: Option<Range>,
     pub(super) upstream_ratio: Option<Range>,
 }
@@ -145,6 +148,7 @@ impl Scenario {
             requests_per_minute: server.requests_per_minute,
             tokens_per_minute: server.tokens_per_minute,
             burst: server.burst,
+            limits_told: server.limits_told,
             faults: server.faults.unwrap_or_default(),
             ..Settings::default()
         }
