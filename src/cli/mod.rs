@@ -25,6 +25,7 @@ mod remote;
 mod report;
 mod run;
 mod schedule;
+mod schema;
 mod show;
 mod simulate;
 mod spec_file;
@@ -185,6 +186,7 @@ fn dispatch(args: Args, printer: &mut Printer<'_>) -> Done {
         Command::Simulate(args) => simulate::run(*args, printer),
         Command::Demo(args) => demo::run(args, printer),
         Command::Config(args) => configuration::run(args, config, printer),
+        Command::Schema => schema::run(printer),
         Command::Completions(args) => completions::run(args, printer),
         Command::Man(args) => man::run(&args, printer),
     }

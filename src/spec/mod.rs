@@ -16,6 +16,7 @@ mod jsonl;
 mod line;
 mod name;
 mod now;
+mod outline;
 pub mod params;
 mod pick;
 mod render;
@@ -45,6 +46,7 @@ use crate::reading::problem::{Problem, Spot};
 use crate::schedule::Schedule;
 
 pub use self::fine_tune::{TuningFacts, is_file_id, parse_fine_tune};
+pub use self::outline::schema;
 
 /// What an accepted job's input is called in diagnostics.
 const INPUT: &str = "input.jsonl";

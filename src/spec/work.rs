@@ -252,7 +252,7 @@ impl<'d> Reader<'d, '_> {
 }
 
 /// The member of a body that rows are made into.
-const fn content_key(kind: Kind) -> Option<&'static str> {
+pub(super) const fn content_key(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Completions | Kind::Images => Some("prompt"),
         Kind::Chat => Some("messages"),

@@ -74,6 +74,8 @@ pub(in crate::cli) enum Command {
     Demo(DemoArgs),
     /// Print the configuration in force as TOML, or a sample with every key
     Config(ConfigArgs),
+    /// Print the JSON Schema of TOML specs, for editors
+    Schema,
     /// Print what makes a shell complete batchd's commands
     Completions(CompletionsArgs),
     /// Print a page of the manual, or write all pages into a folder

@@ -14,6 +14,7 @@
 //! - It says nothing of members that it does not know, unless they are nearly named like one it knows.
 //! - It leaves `model` and `stream: true` to the reader of the spec, which needs the one and refuses the other.
 
+pub(in crate::spec) mod schema;
 mod table;
 mod value;
 mod words;

@@ -238,6 +238,11 @@ pub(super) fn shape(name: &str) -> &'static Shape {
     TABLE.shapes.get(name).expect("every shape that the table names is in it")
 }
 
+/// Every shape that has a name.
+pub(super) fn shapes() -> &'static BTreeMap<String, Shape> {
+    &TABLE.shapes
+}
+
 /// Whether compatible servers have a parameter of this name.
 pub(super) fn is_of_servers(name: &str) -> bool {
     TABLE.servers.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
