@@ -92,8 +92,9 @@ impl Source {
 
     /// Lines (from 1) before the unit tests, which stand at the end of a file.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let heads = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(crate) mod tests"];
-        let head = heads.iter().find_map(|head| self.text.find(head));
+        let heads = ["mod tests", "pub(super) mod tests", "pub(crate) mod tests"];
+        let heads = heads.map(|head| format!("#[cfg(test)]\n{head}"));
+        let head = heads.iter().find_map(|head| self.text.find(head.as_str()));
         // A file, or a folder, of its own for the tests of a module is tests throughout.
         let is_tests = self.path.ends_with("tests.rs") || self.path.iter().any(|name| name == "tests");
         let tests = if is_tests { 0 } else { head.unwrap_or(self.text.len()) };

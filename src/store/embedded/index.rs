@@ -23,6 +23,7 @@ use crate::store::embedded::entry::Entry;
 use crate::store::embedded::keys::{self, Row};
 use crate::store::embedded::leases::{Held, Leases};
 use crate::store::embedded::open::Open;
+use crate::store::embedded::ranges::{range_change, read_range};
 use crate::store::share::{Candidate, Turns};
 use crate::store::weight::Weight;
 use crate::store::{Error, Leased, QueueDepth, Result};
@@ -381,19 +382,6 @@ impl Index {
         }
         Ok(())
     }
-}
-
-pub(super) fn read_range(tree: &sled::Tree, key: &[u8]) -> Result<Bits> {
-    match tree.get(key).map_err(broken)? {
-        Some(value) => Bits::decode(&value).ok_or_else(|| damaged("a range")),
-        None => Ok(Bits::EMPTY),
-    }
-}
-
-/// An empty range is no key.
-pub(super) fn range_change((key, bits): (Vec<u8>, Bits)) -> Change {
-    let value = (!bits.is_empty()).then(|| bits.encode());
-    (key, value)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]

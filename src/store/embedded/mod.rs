@@ -48,6 +48,7 @@ mod lost;
 mod memo;
 mod mend;
 mod open;
+mod ranges;
 mod recover;
 mod removal;
 mod room;

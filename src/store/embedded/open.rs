@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::{JobId, Timestamp};
 use crate::store::Result;
-use crate::store::embedded::index::{Change, Index, broken, damaged, range_change};
+use crate::store::embedded::index::{Change, Index, broken, damaged};
 use crate::store::embedded::keys;
+use crate::store::embedded::ranges::range_change;
 
 /// See the module's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

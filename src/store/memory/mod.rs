@@ -3,6 +3,8 @@
 //! Written to be obviously right, not fast: every request is a place in a vector. Everything is durable at
 //! once, and nothing survives the process.
 
+mod entry;
+
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -14,8 +16,9 @@ use futures_util::future::{BoxFuture, ready};
 
 use crate::bell::{Bell, Listener};
 use crate::domain::{
-    Counts, Job, JobId, JobState, JobStatus, LineEntry, QueueName, Record, RequestId, Settlement, Timestamp,
+    Job, JobId, JobState, JobStatus, LineEntry, QueueName, RequestId, Settlement, Timestamp,
 };
+use crate::store::memory::entry::{Entry, Place};
 use crate::store::share::{Candidate, Turns};
 use crate::store::weight::Weight;
 use crate::store::{Error, Hold, Input, Journal, Lease, Leased, Line, QueueDepth, Result, Store};
@@ -35,29 +38,6 @@ struct Inner {
     turns: Turns,
     epoch: u64,
     closed: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    job: Job,
-    status: JobStatus,
-    finished_at: Option<Timestamp>,
-    lines: Vec<(u16, Bytes)>,
-    places: Vec<Place>,
-    completed: u32,
-    failed: u32,
-    maybe_paid_twice: u32,
-    journal: Vec<u8>,
-    memos: BTreeMap<u32, Bytes>,
-}
-
-/// Where a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Fresh,
-    Waiting { due: Timestamp, attempts: u32 },
-    Leased { epoch: u64, attempt: u32, due: Option<Timestamp> },
-    Settled,
 }
 
 impl MemoryStore {
@@ -204,90 +184,6 @@ impl Inner {
             leased.next_due = waiting.min();
         }
         Ok(leased)
-    }
-}
-
-impl Entry {
-    fn queue_number(&self, queue: &QueueName) -> Option<u16> {
-        let at = self.job.queues.iter().position(|q| q == queue)?;
-        u16::try_from(at).ok()
-    }
-
-    /// Whether it may send something in `queue`, now or later.
-    fn contends(&self, queue: &QueueName) -> bool {
-        self.job.may_send(&self.status) && self.queue_number(queue).is_some() && self.unsettled() > 0
-    }
-
-    fn unsettled(&self) -> u32 {
-        self.job.total.saturating_sub(self.completed + self.failed)
-    }
-
-    /// The requests of `queue` that are neither leased nor settled, with their places.
-    fn open(&self, queue: &QueueName) -> impl Iterator<Item = (u32, Place)> {
-        let number = self.queue_number(queue);
-        (0u32..).zip(self.lines.iter().zip(&self.places)).filter_map(move |(index, ((of, _), place))| {
-            let open = matches!(place, Place::Fresh | Place::Waiting { .. });
-            (open && Some(*of) == number).then_some((index, *place))
-        })
-    }
-
-    /// Due retries by due time, then fresh requests in input order: at most `max`.
-    fn claimable(&self, queue: &QueueName, now: Timestamp, max: usize) -> Vec<u32> {
-        let mut due: Vec<(Timestamp, u32)> =
-            self.open(queue).filter_map(|(i, p)| Some((p.due()?, i))).collect();
-        due.retain(|(due, _)| *due <= now);
-        due.sort_unstable();
-        let fresh = self.open(queue).filter(|(_, place)| *place == Place::Fresh).map(|(index, _)| index);
-        due.into_iter().map(|(_, index)| index).chain(fresh).take(max).collect()
-    }
-
-    fn claim(&mut self, index: u32, epoch: u64) -> Lease {
-        let request = RequestId { job: self.job.id, index };
-        let Some(place) = self.places.get_mut(index as usize) else {
-            return Lease { request, attempt: 1, epoch };
-        };
-        let (attempt, due) = match *place {
-            Place::Waiting { due, attempts } => (attempts + 1, Some(due)),
-            Place::Fresh | Place::Leased { .. } | Place::Settled => (1, None),
-        };
-        *place = Place::Leased { epoch, attempt, due };
-        Lease { request, attempt, epoch }
-    }
-
-    fn next_due(&self, queue: &QueueName) -> Option<Timestamp> {
-        self.open(queue).filter_map(|(_, place)| place.due()).min()
-    }
-
-    fn write(&mut self, record: &Record, attempt: u32) {
-        self.journal.extend(record.to_journal_line(attempt));
-    }
-
-    fn state(&self) -> JobState {
-        let count = |matching: fn(&Place) -> bool| {
-            u32::try_from(self.places.iter().filter(|place| matching(place)).count()).unwrap_or(u32::MAX)
-        };
-        JobState {
-            job: self.job.clone(),
-            status: self.status.clone(),
-            counts: Counts {
-                total: self.job.total,
-                completed: self.completed,
-                failed: self.failed,
-                maybe_paid_twice: self.maybe_paid_twice,
-            },
-            leased: count(|place| matches!(place, Place::Leased { .. })),
-            waiting: count(|place| matches!(place, Place::Waiting { .. })),
-            finished_at: self.finished_at,
-        }
-    }
-}
-
-impl Place {
-    const fn due(self) -> Option<Timestamp> {
-        match self {
-            Self::Waiting { due, .. } => Some(due),
-            Self::Fresh | Self::Leased { .. } | Self::Settled => None,
-        }
     }
 }
 
