@@ -271,6 +271,7 @@ pub(super) mod tests {
           simulate     Be a stand-in OpenAI-compatible server, to rehearse a job without paying
           demo         Run an example of every kind of job against a stand-in server: no key, no network
           config       Print the configuration in force as TOML, or a sample with every key
+          schema       Print the JSON Schema of TOML specs, for editors
           completions  Print what makes a shell complete batchd's commands
           man          Print a page of the manual, or write all pages into a folder
           help         Print this message or the help of the given subcommand(s)

@@ -62,6 +62,11 @@ fn top() -> Value {
                             Default `retry`, once.",
             "enum": ["retry", "hold", "fail"],
         },
+        "stream": {
+            "description": "Ask for the answers as streams, and put them together: for chat and completions. \
+                            Default: the provider's.",
+            "type": "boolean",
+        },
         "parameters": {
             "description": "Merged into every request body; the request's own members win.",
             "type": "object",

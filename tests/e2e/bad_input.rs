@@ -87,7 +87,7 @@ fn malformed_jsonl_is_refused_whole_with_its_place_and_what_to_do() {
             "stream.jsonl",
             changed(r#""model":"m""#, r#""model":"m","stream":true"#),
             "stream.jsonl:1:92",
-            "remove `stream`",
+            "to have batchd stream, write `stream = true` at the top",
         ),
         (
             "url.jsonl",

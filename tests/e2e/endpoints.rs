@@ -167,20 +167,23 @@ fn servers_elsewhere_are_asked_through_the_proxy_of_the_environment_and_this_mac
     for provider in ["sim", "plain", "tls", "untrusted", "excepted"] {
         world.drop(&format!("{provider}.toml"), job(provider));
     }
-    let mut command = world.command(&["run", "--until-idle"]);
+    let mut command = world.command(&["run"]);
     let url = format!("http://{}", proxy.address);
     command.env("HTTP_PROXY", &url).env("https_proxy", &url).env("NO_PROXY", "excepted.test");
-    let output = world.run(command);
-    let ended = |job: &str| {
-        let results = world.results(job);
-        results.has("summary.json").then(|| results.outcome().2)
-    };
+    let mut daemon = world.spawn(command);
+    daemon.wait_for_log("batchd is running");
     for job in ["sim", "plain", "tls"] {
-        assert_eq!(ended(job), Some(1), "{job}: {output:?}");
+        let job = world.wait_for_status(job, "completed");
+        assert_eq!(job.pointer("/counts/completed"), Some(&1.into()), "{job}");
     }
-    for job in ["untrusted", "excepted"] {
-        assert_ne!(ended(job), Some(1), "{job}: {output:?}");
-    }
+    let lost = world.wait_for_status("excepted", "completed");
+    assert_eq!(lost.pointer("/counts/completed"), Some(&0.into()), "nobody has that name: {lost}");
+    // Whom nobody trusts waits for better days.
+    let paused =
+        eventually("a pause", || world.listed("untrusted").filter(|job| job.to_string().contains("outage")));
+    assert_eq!(paused.pointer("/counts/failed"), Some(&0.into()), "{paused}");
+    daemon.wait_for_log("UnknownIssuer");
+    daemon.stop();
     let asked = proxy.asked();
     let with = |beginning: &str| asked.iter().filter(|head| head.starts_with(beginning)).count();
     assert_eq!(with("POST http://plain.test/v1/chat/completions "), 1, "{asked:?}");

@@ -23,13 +23,20 @@ fn check_answers(results: &Results) {
 
 #[test]
 fn every_request_ends_in_one_line_whatever_the_server_does() {
-    let world = failing("500=0.1,502=0.1,503=0.05,drop=0.1,cut=0.1,garbage=0.1,empty=0.1", 30);
-    world.drop("job.jsonl", chat_lines(80));
+    let world = failing("500=0.05,502=0.05,503=0.05,drop=0.05,cut=0.05,garbage=0.05,empty=0.05", 30);
+    // Each model's queue has a retry budget of its own.
+    let jobs = ["m", "n", "o"];
+    for model in jobs {
+        let lines = chat_lines(50).replace(r#""model":"m""#, &format!(r#""model":"{model}""#));
+        world.drop(&format!("{model}.jsonl"), lines);
+    }
     world.run_to_success();
-    let results = world.results("job");
-    assert_eq!(results.outcome(), ("completed".to_owned(), 80, 80, 0));
-    assert_eq!(results.custom_ids(), sorted_ids(80));
-    check_answers(&results);
+    for job in jobs {
+        let results = world.results(job);
+        assert_eq!(results.outcome(), ("completed".to_owned(), 50, 50, 0));
+        assert_eq!(results.custom_ids(), sorted_ids(50));
+        check_answers(&results);
+    }
 
     let ledger = world.ledger();
     for fault in ["500", "502", "503", "drop", "cut", "garbage", "empty"] {
@@ -38,10 +45,10 @@ fn every_request_ends_in_one_line_whatever_the_server_does() {
             "no `{fault}` was met: {ledger:?}"
         );
     }
-    assert_eq!(ledger.by_outcome["ok"], 80, "who has an answer is not asked again");
+    assert_eq!(ledger.by_outcome["ok"], 150, "who has an answer is not asked again");
     let lost = |fault: &str| ledger.by_outcome[&format!("fault:{fault}")];
     let again = ["drop", "cut", "garbage", "empty"].map(lost).iter().sum::<u64>();
-    assert_eq!(ledger.paid, 80 + again);
+    assert_eq!(ledger.paid, 150 + again);
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn wrong_configuration_is_told_with_line_and_column_and_the_one_that_runs_stays(
     let log = eventually("both problems", || {
         Some(daemon.log()).filter(|log| {
             log.contains("batchd.toml:1:1: error: unknown key `rot`")
-                && log.contains("batchd.toml:18:16: error: `max_attempts`")
+                && log.contains("batchd.toml:19:16: error: `max_attempts`")
         })
     });
     assert!(log.contains("did you mean `root`?") && log.contains(r#""level":"ERROR""#), "{log}");
