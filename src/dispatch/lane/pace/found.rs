@@ -18,9 +18,9 @@ const SLOW_TIME: f64 = 1.0;
 /// Units of time until the rate is what was admitted.
 const RISE: f64 = 5.0;
 
-/// How fast it grows beyond: twice the rate half a minute later.
+/// How fast it grows beyond: twice the rate 22 seconds later.
 const LINEAR: f64 = 0.004;
-const CUBIC: f64 = 3.7e-5;
+const CUBIC: f64 = 8e-5;
 
 /// The same of a guess: how long it dwells, and how long it takes to double.
 const GUESS_RISE: f64 = 1.0;

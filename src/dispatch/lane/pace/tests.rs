@@ -367,7 +367,7 @@ fn others_who_use_the_key_are_made_room_for() {
 #[test]
 fn refusals_by_chance_stop_nothing() {
     for (chance, latency, least) in
-        [(0.01, 0.1, 600.0), (0.05, 0.1, 600.0), (0.05, 5.0, 120.0), (0.1, 0.1, 300.0)]
+        [(0.01, 0.1, 600.0), (0.05, 0.1, 550.0), (0.05, 5.0, 115.0), (0.1, 0.1, 300.0)]
     {
         let server = Server { chance, latency, refusal: 0.0, ..Server::new(1e9) };
         let mut world = World::new(server);
