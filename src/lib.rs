@@ -47,9 +47,9 @@
 //!    one format.
 //! 3. [`store::Store::put_job`] makes the job count: its state file first, then its ranges in the index, a bit a
 //!    request.
-//! 4. A dispatcher of [`dispatch`] owns the queue `provider/model` and its limits. It leases requests, reads the
-//!    body of the next one by its offset, and waits until slots, requests/min, tokens/min and the provider's
-//!    gate let it go.
+//! 4. A dispatcher of [`dispatch`] owns the queue `provider/model` and its limits. It leases requests, from each job
+//!    its share, reads the body of the next one by its offset, and waits until one of its lanes and the provider's gate
+//!    let it go.
 //! 5. The attempt notes its intent, makes one exchange by [`provider::Provider::call`], and hands what it saw, an
 //!    [`Outcome`](domain::Outcome), to [`decide`](domain::attempt::decide): a pure function that says what becomes
 //!    of the request.
@@ -61,6 +61,17 @@
 //!
 //! The job's files are the truth and sled is an index beside them: it may lag the journal and never leads it. What
 //! a start makes of both after a crash stands in [`store::embedded`].
+//!
+//! # The pace of a queue
+//!
+//! What the configuration says is never exceeded: `dispatch::limits` holds it for the queue as a whole. What the provider
+//! bears is found out, for each of its endpoints by itself: a *lane* (`dispatch::lane`) is the queue at one of them. Its
+//! `pace` knows how many requests and tokens a minute are admitted, from headers and refusals, and until when nothing
+//! may be sent; its `slots` know how many requests at once are served best. A reply that says *later* says what the
+//! server is [short of](domain::Shortage): a rate is the business of the one, room of the other. `dispatch::memory` keeps
+//! both over restarts. Before each endpoint a `gate` closes for a refused key, a used-up quota, a model that is gone, or a
+//! server that is down (`breaker`), and lets one request try now and then. A `budget` puts the retries of a sick server
+//! off. Which job's request is next is [`store`]'s to say, by weights and turns.
 //!
 //! # The path of a fine-tune
 //!

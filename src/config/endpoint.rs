@@ -1,7 +1,6 @@
 //! Where a provider is asked: its own address and key, and those of `[[providers.endpoints]]`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use url::{Host, Url};
 
@@ -124,7 +123,7 @@ pub(super) fn api_version(document: &Document<'_>, section: &mut Section<'_>) ->
 
 /// Says what is odd about where a provider is asked. `places`: where its endpoints stand in the file, else itself.
 pub(super) fn push_oddities(document: &Document<'_>, provider: &Provider, places: &[Option<usize>]) {
-    let mut seen: BTreeMap<(Url, Option<String>, Option<PathBuf>), u32> = BTreeMap::new();
+    let mut seen: BTreeMap<_, u32> = BTreeMap::new();
     for (number, (site, at)) in provider.sites().iter().zip(places).enumerate() {
         let Some(at) = *at else { continue };
         let endpoint = provider.endpoints.get(number);
@@ -134,11 +133,13 @@ pub(super) fn push_oddities(document: &Document<'_>, provider: &Provider, places
         let is_secret = |headers: &Headers| !headers.variables.is_empty();
         let has_secret = is_secret(&provider.headers) || endpoint.is_some_and(|own| is_secret(&own.headers));
         push_key_warnings(document, provider, site, (at, variable.is_some() || file.is_some(), has_secret));
-        let identity = (site.url.clone(), variable.clone(), file.clone());
+        // One key may be several accounts, told apart by a header.
+        let headers = (&site.headers, endpoint.map(|endpoint| &endpoint.headers.variables));
+        let identity = (site.url.clone(), variable.clone(), file.clone(), format!("{headers:?}"));
         if let Some(line) = seen.get(&identity) {
             let message = format!("a second endpoint of `{}` has the same url and key", provider.name);
             let hint = format!(
-                "the first stands on line {line}: give one of them another key, or the first a higher `weight`"
+                "the first stands on line {line}: give one of them another key, or another header, or the first a higher `weight`"
             );
             document.push(document.error(Some(at), message).hint(hint));
         } else {
@@ -346,8 +347,17 @@ mod tests {
           hint: expected certificates in PEM: `-----BEGIN CERTIFICATE-----` and so on
         batchd.toml:19:17: error: the header `x-twice` is given twice, whatever the case of its letters
         batchd.toml:21:1: error: a second endpoint of `two` has the same url and key
-          hint: the first stands on line 20: give one of them another key, or the first a higher `weight`
+          hint: the first stands on line 20: give one of them another key, or another header, or the first a higher `weight`
         "#);
+    }
+
+    #[test]
+    fn one_key_may_be_several_accounts_told_apart_by_a_header() {
+        let text = "[[providers]]\nname = \"x\"\nbase_url = \"https://x/v1\"\n";
+        let projects = ["a", "b"].map(|project| {
+            format!("[[providers.endpoints]]\nheaders = {{ OpenAI-Project = \"{project}\" }}\n")
+        });
+        assert_eq!(provider(&scene(&format!("{text}{}", projects.concat()))).sites().len(), 2);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a queue knows of its model: whether it has answered since the start, and which lanes have said that they lack it.
+//! What a queue knows of its model: whether it has ever answered, and which lanes have said that they lack it.
 //!
 //! A model that nobody knows is a typing mistake, and its requests fail; one that has answered, or that another lane may
 //! have, is waited for.
@@ -16,6 +16,13 @@ pub(super) struct KnownModel {
 impl KnownModel {
     pub(super) const fn new(lanes: u32) -> Self {
         Self { has_answered: AtomicBool::new(false), lanes, lacking: AtomicU64::new(0) }
+    }
+
+    /// One that is known to have answered in another process.
+    #[must_use]
+    pub(super) fn known(self) -> Self {
+        self.has_answered.store(true, Ordering::Relaxed);
+        self
     }
 
     pub(super) fn answered(&self, lane: usize) {

@@ -61,7 +61,8 @@ impl Gates {
 pub struct QueueReport {
     /// Requests that may be in flight.
     pub slots: usize,
-    /// Fewer than `slots` while the queue goes on slowly, after the provider asked it to come later.
+    /// How many may be in flight now: as many as were found where it is `auto`, and fewer than `slots` where the server
+    /// refuses for lack of room.
     pub allowed: usize,
     /// None = unlimited.
     pub requests_per_minute: Option<u32>,
@@ -214,9 +215,16 @@ impl Dispatcher {
         self.tell_of_lanes();
         // One that is open is enough to go on.
         let pauses: Option<Vec<_>> = self.lanes.iter().map(Lane::pause).collect();
-        match pauses.and_then(|pauses| pauses.into_iter().next()) {
-            Some(pause) => self.board.pause(&self.queue, pause),
-            None => self.board.clear(&self.queue),
+        if let Some(pause) = pauses.and_then(|pauses| pauses.into_iter().next()) {
+            self.board.pause(&self.queue, pause.clone());
+            self.paused = Some(pause);
+            return;
+        }
+        self.board.clear(&self.queue);
+        if let Some(before) = self.paused.take() {
+            let paused_s = self.parts.clock.now().since(before.since).as_secs();
+            let reason = before.reason.as_str();
+            tracing::info!(queue = %self.queue, reason, paused_s, "the queue goes on");
         }
     }
 

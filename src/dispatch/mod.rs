@@ -299,7 +299,7 @@ impl Fleet {
             meter: self.metrics.queue(queue),
             live: self.live.clone(),
             endings: Arc::clone(&self.endings),
-            model: KnownModel::new(u32::try_from(settings.sites.len()).unwrap_or(u32::MAX)),
+            model: self.model(queue, settings).await?,
             watches: Watches::default(),
             budget: Budget::new(Instant::now()),
             stopping: stop.work.clone(),
@@ -314,6 +314,15 @@ impl Fleet {
             member: self.roll.join(format!("the dispatcher of {queue}")),
         };
         Ok(Some(Dispatcher::new(queue.clone(), Arc::new(parts), limits_name, extras)))
+    }
+
+    /// What an earlier process has seen answered is waited for, and no mistake.
+    async fn model(&self, queue: &QueueName, settings: &ProviderSettings) -> Result<KnownModel> {
+        let model = KnownModel::new(u32::try_from(settings.sites.len()).unwrap_or(u32::MAX));
+        let has_answered =
+            |state: &JobState| state.counts.completed > 0 && state.job.queues.as_slice() == [queue.clone()];
+        let is_known = self.store.open_jobs().await?.iter().any(has_answered);
+        Ok(if is_known { model.known() } else { model })
     }
 
     /// Its job was accepted under another configuration: it waits until the provider is back.

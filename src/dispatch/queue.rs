@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::control::Board;
+use crate::control::{Board, QueuePause};
 use crate::dispatch::Stop;
 use crate::dispatch::attempt::{self, Ended, Parts, Prepared};
 use crate::dispatch::choice::{Blocked, Chosen};
@@ -63,6 +63,8 @@ pub(super) struct Dispatcher {
     /// See [`config::Provider::flex_fallback`].
     pub(super) flex_fallback: Option<Duration>,
     pub(super) board: Board,
+    /// As it was last shown there.
+    pub(super) paused: Option<QueuePause>,
     pub(super) memory: Memory,
     /// When what was learnt is next noted there.
     pub(super) remember_at: Instant,
@@ -117,6 +119,7 @@ impl Dispatcher {
             retry: RetryPolicy::default(),
             flex_fallback: None,
             board,
+            paused: None,
             memory,
             remember_at: Instant::now(),
             rng,

@@ -95,3 +95,26 @@ async fn all_queues_of_a_refused_key_stop_together() {
     world.stop.cancel();
     running.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_is_gone_is_waited_for_over_a_restart() {
+    let mut world = World::new(1, befallen("model", "1s", "10m"), slots(8));
+    let job = world.put(1, &["m"], 400).await;
+    let running = world.start();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+    let before = world.store.job(job.id).await.unwrap();
+    assert!(before.counts.completed > 0 && before.counts.open() > 0, "{before:?}");
+
+    let settings = world.live.settings();
+    let [ProviderSettings { sites, config }] = settings.providers.as_slice() else { unreachable!() };
+    let providers = vec![ProviderSettings { sites: sites.clone(), config: config.clone() }];
+    let settings = Settings { providers, retry: settings.retry, grace: settings.grace };
+    let (store, board, clock) = (Arc::clone(&world.store), world.board.clone(), world.clock.clone());
+    world.fleet = Some(Fleet::new(settings, store, board, clock, Seed::fixed(2)));
+    world.stop = CancellationToken::new();
+    world.finish(&job).await;
+    let counts = world.store.job(job.id).await.unwrap().counts;
+    assert_eq!((counts.completed, counts.failed), (400, 0));
+}
