@@ -55,15 +55,16 @@ impl Bucket {
         self.level -= self.charge(cost);
     }
 
-    /// Replaces an estimate by what was really used.
+    /// Replaces an estimate by what was really used. However wrong many estimates were, a minute makes up for it.
     pub(super) fn correct(&mut self, estimated: u64, used: u64) {
-        self.level = (self.level + self.charge(estimated) - self.charge(used)).min(self.capacity);
+        let level = self.level + self.charge(estimated) - self.charge(used);
+        self.level = level.clamp(-self.per_second * 60.0, self.capacity);
     }
 
     /// A request that asks for more than a minute holds is refused by the provider: it must not keep the
     /// others waiting for hours, whatever bound its author wrote into it.
     fn charge(&self, cost: u64) -> f64 {
-        amount(cost).min(self.per_second * 60.0)
+        amount(cost).min((self.per_second * 60.0).max(1.0))
     }
 
     fn fill(&mut self, now: Instant) {

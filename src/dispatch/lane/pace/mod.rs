@@ -65,7 +65,7 @@ const MEASURE: Duration = Duration::from_mins(1);
 const MEASURED: u64 = 50;
 const MEASURABLE: u64 = 8;
 
-/// By one that is not a single refusal, while the lane goes beyond what it knows, takes off no more than down to this.
+/// A cut that is made while the lane goes beyond what it knows, and measured by fewer, leaves this share of the rate.
 const PROBE_LOSS: f64 = 0.8;
 
 /// See the module's words.
@@ -101,6 +101,7 @@ struct Cut {
     /// The first request that counts.
     from: u64,
     since: Option<Instant>,
+    made_at: Instant,
     until: Instant,
     /// Per second.
     before: Option<f64>,
@@ -243,7 +244,7 @@ impl Pace {
         if self.hold.served(number) {
             // The server admits again, and earlier than it said.
             self.measured_from = Some(now);
-            if let Some(cut) = &mut self.cut {
+            if let Some(cut) = self.cut.as_mut().filter(|cut| now < cut.made_at + MEASURE) {
                 cut.until = cut.until.min(now);
                 cut.is_refuted = true;
                 self.apply_cut();
@@ -293,7 +294,8 @@ impl Pace {
             let since = [self.measured_from, now.checked_sub(MEASURE)].into_iter().flatten().max();
             let (from, before) = (self.cut_at, self.rate(of_tokens).limit());
             let until = self.hold(hint, now);
-            self.cut = Some(Cut { of_tokens, from, since, until, before, was_probing, is_refuted: false });
+            let (made_at, is_refuted) = (now, false);
+            self.cut = Some(Cut { of_tokens, from, since, made_at, until, before, was_probing, is_refuted });
             (self.cut_at, self.measured_from) = (self.log.next(), Some(until));
             self.apply_cut();
             self.tell_of_rate("the provider refuses more; the queue goes on as fast as it admits", now);
@@ -314,7 +316,8 @@ impl Pace {
             self.ramp = Some(Ramp::again());
             return;
         }
-        let span = cut.until.saturating_duration_since(since).as_secs_f64();
+        // A limit of an hour or a day says nothing of how fast one may go in it.
+        let span = cut.until.min(cut.made_at + MEASURE).saturating_duration_since(since).as_secs_f64();
         let mut peak = of(admitted) / span.max(1e-3);
         let is_measured = admitted.requests >= MEASURED;
         // At the beginning the server gives what it has saved up, and where it refuses by chance it names times that

@@ -47,8 +47,8 @@ impl Ramp {
     pub(super) fn ready_at(&mut self, now: Instant) -> Instant {
         let before = self.filled_at.replace(now).unwrap_or(now);
         let time = now.saturating_duration_since(before).min(GAP).as_secs_f64();
-        self.credit += self.per_second * time;
-        self.per_second *= time.exp2();
+        self.credit = (self.credit + self.per_second * time).min(ENOUGH);
+        self.per_second = (self.per_second * time.exp2()).min(FAST_ENOUGH);
         let missing = 1.0 - self.credit;
         if missing <= 0.0 { now } else { now + Duration::from_secs_f64(missing / self.per_second) }
     }
@@ -58,7 +58,7 @@ impl Ramp {
     }
 
     pub(super) fn served(&mut self) {
-        self.credit += FOR_SERVED;
+        self.credit = (self.credit + FOR_SERVED).min(ENOUGH);
     }
 
     pub(super) fn is_over(&self) -> bool {

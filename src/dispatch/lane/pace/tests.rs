@@ -465,3 +465,25 @@ fn what_is_proven_wrong_holds_nothing() {
     let ready_at = pace.ready_at(1, now);
     assert!(ready_at < now + Duration::from_secs(1), "one that was sent after it is served");
 }
+
+#[test]
+fn a_limit_of_a_day_leaves_the_rate_alone_when_it_is_over() {
+    let mut world = World::new(Server::new(1e9));
+    world.slots = 8;
+    world.run(60.0);
+    let mut refused = 0;
+    while refused < 20 {
+        let now = world.instant(world.now);
+        let number = world.pace.spend(1, now);
+        let kind = EndedKind::Throttled {
+            retry_after: Some(Duration::from_hours(24)),
+            short_of: Shortage::Requests,
+        };
+        world.pace.on_ended(&Ended { kind, number, ..Ended::in_lane(0) }, now);
+        refused += 1;
+    }
+    assert!(world.pace.ready_at(1, world.instant(world.now)) > world.instant(world.now + 86_000.0));
+    world.now += 86_401.0;
+    world.run(60.0);
+    assert!(world.run(10.0).admitted > 300.0);
+}
