@@ -64,7 +64,7 @@ impl Bucket {
     /// A request that asks for more than a minute holds is refused by the provider: it must not keep the
     /// others waiting for hours, whatever bound its author wrote into it.
     fn charge(&self, cost: u64) -> f64 {
-        amount(cost).min((self.per_second * 60.0).max(1.0))
+        amount(cost).min(self.per_second * 60.0)
     }
 
     fn fill(&mut self, now: Instant) {

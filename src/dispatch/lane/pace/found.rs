@@ -33,7 +33,7 @@ const UNIT_MAX: f64 = 20.0;
 
 /// The slowest that a lane goes, in requests of its average cost per second. A server that wants less says so by
 /// `Retry-After`, which is obeyed.
-const SLOWEST: f64 = 1.0 / 120.0;
+const SLOWEST: f64 = 1.0 / 60.0;
 
 /// See the module's words.
 #[derive(Clone, Copy, Debug)]
