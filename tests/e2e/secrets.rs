@@ -12,7 +12,7 @@ const PROMPT: &str = "canary-in-the-prompt";
 fn key_is_in_no_file_and_prompts_are_in_no_log() {
     let server = Settings {
         auth: Auth::Key(KEY.into()),
-        faults: "500=0.1,cut=0.1,garbage=0.1,empty=0.1,drop=0.1".parse().unwrap(),
+        faults: "500=0.05,cut=0.05,garbage=0.05,empty=0.05,drop=0.05".parse().unwrap(),
         ..Settings::default()
     };
     let world = World::with(&Setup {
