@@ -145,6 +145,7 @@ impl Prepared {
         summary.tuning = publication.gathered.summary.clone();
         summary.files = publication.place_files(&summary)?;
         fault::point("output-spec-placed");
+        folder.remove_partial()?;
         // A try before a crash may have told all of it, and the job did not finish twice.
         let told = folder.own_summary(state.job.id)?.filter(|told| told.tells_the_same(&summary));
         let summary = if let Some(told) = told {
@@ -154,7 +155,6 @@ impl Prepared {
             summary
         };
         fault::point("output-summary-published");
-        folder.remove_partial()?;
         Ok(summary)
     }
 }
@@ -298,14 +298,15 @@ mod tests {
     use std::collections::BTreeMap;
     use std::fs;
     use std::path::{Path, PathBuf};
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use base64::Engine as _;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::disk::Space;
+    use crate::disk::probe::{Probe, Verdict, install};
     use crate::disk::scarce::{ROOMY, Scarce};
+    use crate::disk::{Act, Space};
     use crate::domain::{Counts, Kind};
     use crate::output::fake::{ACCEPTED, FakeStore, JOB, answer, job, record, refusal, unanswered};
     use crate::store::Store;
@@ -428,6 +429,39 @@ mod tests {
         let expected = published(&[answer(0, "a"), answer(1, "a"), answer(3, "a"), answer(5, "a")]);
         assert_eq!(world.lines("output.jsonl"), expected);
         assert_eq!(world.lines("errors.jsonl"), published(&[unanswered(2, "timeout"), refusal(4)]));
+    }
+
+    /// Lists what is done in a folder while the summary is there.
+    #[derive(Debug, Default)]
+    struct Late(Mutex<Vec<String>>);
+
+    impl Probe for Late {
+        fn before(&self, _: &Act<'_>) -> Verdict {
+            Verdict::Go
+        }
+
+        fn after(&self, act: &Act<'_>) {
+            let is_done = act.path().ancestors().any(|folder| folder.join("news/summary.json").exists());
+            if is_done && !matches!(act, Act::SyncDir { .. }) {
+                self.0.lock().unwrap().push(format!("{act:?}"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn all_is_done_when_the_summary_is_there() {
+        let world = World::with_state(shuffled());
+        let folder = ResultsFolder::new(&world.results(), &world.store.state().job.name);
+        folder.create(JOB).unwrap();
+        let journal = world.root.path().join("journal");
+        fs::write(&journal, "").unwrap();
+        assert!(folder.link(&journal).unwrap());
+        let late = Arc::new(Late::default());
+        let _installed = install(&world.results(), late.clone());
+        world.publish().await.unwrap();
+        let late = late.0.lock().unwrap();
+        assert!(matches!(late.as_slice(), [named] if named.contains("summary.json")), "{late:?}");
+        assert!(!world.files().contains_key("output.partial.jsonl"));
     }
 
     #[tokio::test]
