@@ -18,7 +18,7 @@
 
 use std::borrow::Cow;
 
-use serde::de::IgnoredAny;
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -112,20 +112,14 @@ pub struct JournalLine<'a> {
     pub attempt: u32,
     /// The published line without its closing brace.
     stem: &'a [u8],
-    whole: &'a [u8],
 }
 
-/// What tells a success from a failure in a line.
-#[derive(Deserialize)]
-struct Verdict {
-    response: Option<StatusCode>,
-    error: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct StatusCode {
-    status_code: u16,
-}
+/// What stands around a record's parts as [`Record::to_line`] writes them. No text of a string can look like it: there
+/// every quote has a backslash before it.
+const RESPONSE: &[u8] = b",\"response\":{\"status_code\":";
+const BODY: &[u8] = b",\"body\":";
+const ERROR: &[u8] = b"},\"error\":";
+const NO_ERROR: &[u8] = b",\"error\":null";
 
 /// Length of `,"crc":"xxxxxxxx"}`.
 const CRC_TAIL: usize = 18;
@@ -142,15 +136,28 @@ impl<'a> JournalLine<'a> {
         }
         let (rest, attempt) = split_number(covered, b",\"attempt\":")?;
         let (stem, index) = split_number(rest, b",\"index\":")?;
-        Some(Self { index, attempt, stem, whole: line })
+        Some(Self { index, attempt, stem })
     }
 
     /// Whether the record belongs in `output.jsonl`, as [`Record::is_success`] says.
     pub fn is_success(&self) -> bool {
-        let verdict: Option<Verdict> = serde_json::from_slice(self.whole).ok();
-        verdict.is_some_and(|v| {
-            v.error.is_none() && v.response.is_some_and(|r| matches!(r.status_code, 200..300))
-        })
+        self.stem.ends_with(NO_ERROR) && matches!(self.response(), Some((200..300, _)))
+    }
+
+    /// The JSON of the response's body; none if there is no response.
+    pub fn body(&self) -> Option<&'a str> {
+        let (_, rest) = self.response()?;
+        let rest = rest.get(memmem::find(rest, BODY)? + BODY.len()..)?;
+        let end = memmem::rfind(rest, ERROR)?;
+        std::str::from_utf8(rest.get(..end)?).ok()
+    }
+
+    /// The response's status, and what follows it.
+    fn response(&self) -> Option<(u16, &'a [u8])> {
+        let at = memmem::find(self.stem, RESPONSE)? + RESPONSE.len();
+        let rest = self.stem.get(at..)?;
+        let (status, rest) = rest.split_at_checked(rest.iter().position(|byte| !byte.is_ascii_digit())?)?;
+        Some((std::str::from_utf8(status).ok()?.parse().ok()?, rest))
     }
 
     /// The published line, without its line end.
@@ -241,6 +248,31 @@ mod tests {
         assert_eq!(Response::new(502, String::new(), b"").body.get(), "\"\"");
     }
 
+    #[test]
+    fn a_line_tells_whether_it_is_a_success_and_what_was_answered() {
+        let odd = br#"{"a":"},\"error\":null","response":{"status_code":500,"body":1},"error":null}"#;
+        let error =
+            |code: &str| Some(RecordError { code: code.to_owned(), message: r#","error":null"#.to_owned() });
+        let response = |status| Some(Response::new(status, "\",\"body\":2".to_owned(), odd));
+        let body = std::str::from_utf8(odd).unwrap();
+        for (response, error, expected) in [
+            (response(200), None, (true, Some(body))),
+            (response(299), None, (true, Some(body))),
+            (response(300), None, (false, Some(body))),
+            (response(20), None, (false, Some(body))),
+            (response(200), error(r#"},"error":null"#), (false, Some(body))),
+            (None, error("timeout"), (false, None)),
+            (None, None, (false, None)),
+        ] {
+            let custom_id = r#"","response":{"status_code":200,"body":3},"error":null"#.to_owned();
+            let record = Record { custom_id, response, error, ..record("", b"") };
+            let line = record.to_journal_line(1);
+            let parsed = JournalLine::parse(line.strip_suffix(b"\n").unwrap()).unwrap();
+            assert_eq!((parsed.is_success(), parsed.body()), expected, "{record:?}");
+            assert_eq!(parsed.is_success(), record.is_success(), "{record:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn journal_lines_give_back_what_was_published(custom_id in ".*", text in ".*", attempt in 0..9u32) {
@@ -253,6 +285,7 @@ mod tests {
             prop_assert_eq!((parsed.index, parsed.attempt), (3, attempt));
             prop_assert_eq!(parsed.published(), record.to_line());
             prop_assert!(parsed.is_success());
+            prop_assert_eq!(parsed.body(), Some(body.as_str()));
             serde_json::from_slice::<serde_json::Value>(line).unwrap();
         }
 

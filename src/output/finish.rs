@@ -7,9 +7,6 @@
 //! name when it is whole and synced; `summary.json` is the last, so its presence means that all of them
 //! are there. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::Error;
@@ -24,7 +21,8 @@ use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Kind, Order, Record, RecordError, RequestId, Timestamp};
 use crate::fault;
-use crate::provider::{Usage, usage_of};
+use crate::provider::usage_of;
+use crate::reading::look::Look;
 
 /// A job that has ended, about to be published.
 #[derive(Debug)]
@@ -220,20 +218,21 @@ impl<'p> Lines<'p> {
 
     fn put(&mut self, record: JournalLine<'_>, wanted: Wanted) -> Result<(), Error> {
         let mut line = record.published();
-        let seen = Seen::read(&line);
+        let is_success = record.is_success();
         let needed = match wanted {
             Wanted::All => true,
-            Wanted::Successes => seen.is_success,
-            Wanted::Failures => !seen.is_success,
+            Wanted::Successes => is_success,
+            Wanted::Failures => !is_success,
         };
         if !needed {
             return Ok(());
         }
         // What a fine-tune was trained on is in the summary by itself, and has another price.
         if self.publication.state.job.kind != Kind::FineTune {
-            self.tally.tokens.add(seen.usage.input_tokens, seen.usage.output_tokens);
+            let usage = record.body().and_then(|body| usage_of(Look::of_record(body))).unwrap_or_default();
+            self.tally.tokens.add(usage.input_tokens, usage.output_tokens);
         }
-        if !seen.is_success {
+        if !is_success {
             return self.put_failure(&line);
         }
         if may_hold_images(&line) && self.publication.input.asks_for_images(record.index)? {
@@ -256,40 +255,6 @@ impl<'p> Lines<'p> {
             none => none.insert(Target::create(self.publication.folder.errors())?),
         };
         errors.write_line(line)
-    }
-}
-
-/// What must be known of a record to place and count it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
-    is_success: bool,
-    usage: Usage,
-}
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(borrow)]
-    response: Option<Reply<'a>>,
-    error: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Reply<'a> {
-    status_code: u16,
-    #[serde(borrow)]
-    body: &'a RawValue,
-}
-
-impl Seen {
-    /// A record is a success with no error and a 2xx, never with only one of both.
-    fn read(line: &[u8]) -> Self {
-        let Ok(Line { response: Some(reply), error }) = serde_json::from_slice(line) else {
-            return Self::default();
-        };
-        Self {
-            is_success: error.is_none() && matches!(reply.status_code, 200..300),
-            usage: usage_of(reply.body.get()).unwrap_or_default(),
-        }
     }
 }
 
@@ -716,23 +681,21 @@ mod tests {
         assert_eq!(world.files(), before);
     }
 
-    #[test]
-    fn tokens_are_counted_in_both_spellings() {
-        for (usage, tokens) in [
-            (r#"{"prompt_tokens":1,"completion_tokens":2}"#, (1, 2)),
-            (r#"{"input_tokens":3,"output_tokens":4}"#, (3, 4)),
-            (r#"{"prompt_tokens":1,"input_tokens":1,"completion_tokens":null}"#, (1, 0)),
-            (r#"{"prompt_tokens":"many"}"#, (0, 0)),
-            ("null", (0, 0)),
+    #[tokio::test]
+    async fn tokens_are_counted_in_both_spellings() {
+        for (body, tokens) in [
+            (r#"{"usage":{"prompt_tokens":1,"completion_tokens":2}}"#, (1, 2)),
+            (r#"{"usage":{"input_tokens":3,"output_tokens":4}}"#, (3, 4)),
+            (r#"{"usage":{"prompt_tokens":1,"input_tokens":1,"completion_tokens":null}}"#, (1, 0)),
+            (r#"{"usage":{"prompt_tokens":"many"}}"#, (0, 0)),
+            (r#"{"usage":null}"#, (0, 0)),
+            ("plain text", (0, 0)),
         ] {
-            let line = record(0, 200, &format!("{{\"usage\":{usage}}}")).to_line();
-            let seen = Seen::read(&line);
-            let found = (seen.usage.input_tokens, seen.usage.output_tokens);
-            assert_eq!((seen.is_success, found), (true, tokens), "{usage}");
+            let store = FakeStore::new(job(1));
+            store.append(&record(0, 200, body));
+            let summary = World::new(store).publish().await.unwrap();
+            assert_eq!((summary.tokens.input, summary.tokens.output), tokens, "{body}");
+            assert_eq!(summary.counts.completed, 1, "{body}");
         }
-        assert!(Seen::read(&record(0, 200, "plain text").to_line()).is_success);
-        assert!(!Seen::read(&record(0, 302, "{}").to_line()).is_success);
-        let both = Record { error: unanswered(0, "x").error, ..answer(0, "a") };
-        assert!(!Seen::read(&both.to_line()).is_success);
     }
 }

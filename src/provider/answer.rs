@@ -3,9 +3,12 @@
 //! Only what is required is looked at; all else may be absent, null or of another type, because servers
 //! differ and an answer that was paid for must not be thrown away for an odd member.
 
+use serde_json::value::RawValue;
+
 use crate::domain::Endpoint;
 use crate::provider::Usage;
 use crate::provider::json::Members;
+use crate::reading::look::Look;
 
 /// What a body turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +21,10 @@ pub(super) enum Body {
     Invalid(&'static str),
 }
 
-/// Reads the body of a 2xx from `endpoint`.
-pub(super) fn read(endpoint: Endpoint, body: &str) -> Body {
-    let Some(members) = Members::of(body) else {
-        return Body::Invalid(if body.trim_ascii().is_empty() {
-            "it is empty"
-        } else {
-            "it is no JSON object"
-        });
+/// Reads the body of a 2xx from `endpoint`, as records keep it: what is no JSON is a string.
+pub(super) fn read(endpoint: Endpoint, body: &RawValue) -> Body {
+    let Some(members) = Members::of_valid(body) else {
+        return Body::Invalid(if body.get() == "\"\"" { "it is empty" } else { "it is no JSON object" });
     };
     // A response that failed has all that a response must have, and its error.
     if endpoint == Endpoint::Responses && members.string("status").is_some_and(|status| status == "failed") {
@@ -73,8 +72,8 @@ fn missing(endpoint: Endpoint, members: &Members<'_>) -> Option<&'static str> {
 }
 
 /// What the body of an answer says it cost. Not every server says so, and some in an odd way.
-pub fn usage_of(body: &str) -> Option<Usage> {
-    usage(&Members::of(body)?)
+pub(crate) fn usage_of(body: Look<'_>) -> Option<Usage> {
+    usage(&Members::of_valid(body)?)
 }
 
 /// `usage` under the names of the older or of the newer endpoints. Embeddings have no output.
@@ -90,6 +89,11 @@ fn usage(members: &Members<'_>) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Response;
+
+    fn judged(endpoint: Endpoint, body: &str) -> Body {
+        read(endpoint, &Response::new(200, String::new(), body.as_bytes()).body)
+    }
 
     const CHAT: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"4"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10}}"#;
 
@@ -130,7 +134,7 @@ mod tests {
             (Endpoint::Images, r#"{"data":[{"b64_json":"AAAA","url":null}]}"#, Body::Answer(None)),
             (Endpoint::Images, r#" {"data":[{"url":"https://x/y.png"}]}"#, Body::Answer(None)),
         ] {
-            assert_eq!(read(endpoint, body), expected, "{endpoint}: {body}");
+            assert_eq!(judged(endpoint, body), expected, "{endpoint}: {body}");
         }
     }
 
@@ -163,7 +167,7 @@ mod tests {
             (Endpoint::Images, r#"{"data":[{"url":"","b64_json":""}]}"#),
             (Endpoint::Images, r#"{"created":1}"#),
         ] {
-            assert!(matches!(read(endpoint, body), Body::Invalid(_)), "{endpoint}: {body}");
+            assert!(matches!(judged(endpoint, body), Body::Invalid(_)), "{endpoint}: {body}");
         }
     }
 
@@ -177,10 +181,10 @@ mod tests {
                 r#"{"status":"failed","output":[],"error":{"code":"server_error","message":"x"}}"#,
             ),
         ] {
-            assert_eq!(read(endpoint, body), Body::Error, "{body}");
+            assert_eq!(judged(endpoint, body), Body::Error, "{body}");
         }
         // An answer with an error beside it was paid for and is kept.
         let both = r#"{"choices":[{"message":{}}],"error":{"message":"cut by a filter"}}"#;
-        assert_eq!(read(Endpoint::ChatCompletions, both), Body::Answer(None));
+        assert_eq!(judged(Endpoint::ChatCompletions, both), Body::Answer(None));
     }
 }

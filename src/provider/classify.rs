@@ -38,13 +38,16 @@ const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Reads a whole reply to a request to `endpoint`.
 pub(super) fn classify(endpoint: Endpoint, reply: &HttpReply, now: Timestamp) -> Reply {
     let rate = rate_headers(&reply.headers);
-    let text = text_of(&reply.body);
-    let is_success = (200..300).contains(&reply.status);
-    let (outcome, usage) = match is_success.then(|| answer::read(endpoint, &text)) {
-        Some(Body::Answer(usage)) => (Outcome::Answered(response(reply, &reply.body)), usage),
-        Some(Body::Invalid(why)) => (senseless(reply.status, why), None),
-        Some(Body::Error) => (error_in_success(reply, &text, now), None),
-        None => (error(reply, &text, now), None),
+    let (outcome, usage) = if (200..300).contains(&reply.status) {
+        // Its body is gone over once here; all that is looked up in it is found from there.
+        let response = response(reply, &reply.body);
+        match answer::read(endpoint, &response.body) {
+            Body::Answer(usage) => (Outcome::Answered(response), usage),
+            Body::Invalid(why) => (senseless(reply.status, why), None),
+            Body::Error => (classify_event(reply, now), None),
+        }
+    } else {
+        (error(reply, &text_of(&reply.body), now), None)
     };
     Reply { outcome, usage, rate }
 }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use crate::diag::printable;
 use crate::domain::Response;
-use crate::provider::json::{Members, string};
+use crate::provider::json::Members;
 
 /// The words of an error reply; empty where it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl ErrorBody {
 
     pub(super) fn read(body: &str) -> Self {
         let Some(top) = Members::of(body) else {
-            let text = string(body.trim_ascii()).unwrap_or(Cow::Borrowed(body));
+            let text = serde_json::from_str(body).map_or(Cow::Borrowed(body), Cow::<str>::Owned);
             return Self { message: line(&text), ..Self::default() };
         };
         if let Some(text) = top.string("error").or_else(|| top.string("detail")) {

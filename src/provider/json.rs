@@ -1,4 +1,4 @@
-//! A look into a JSON object without reading it: its members' names, and their values as raw text.
+//! The members of a JSON object that somebody sent, found by name and left unread.
 //!
 //! Replies are judged by a few members, but hold long texts and vectors that nobody here needs. A member
 //! that stands twice counts as its last, as most parsers have it: an odd reply is still a reply.
@@ -8,38 +8,47 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::domain::Timestamp;
-use crate::reading::json::{Member, members};
+use crate::reading::look::Look;
 
 /// The members of an object, unread.
 #[derive(Debug, Default)]
-pub(super) struct Members<'a>(Vec<Member<'a>>);
+pub(super) struct Members<'a>(Vec<(Cow<'a, str>, Look<'a>)>);
 
 impl<'a> Members<'a> {
     /// None unless `text` is a whole JSON object.
     pub(super) fn of(text: &'a str) -> Option<Self> {
-        members(text).ok().map(Self)
+        serde_json::from_str::<&RawValue>(text).ok().and_then(Self::of_valid)
+    }
+
+    /// None unless `value` is an object.
+    pub(super) fn of_valid(value: impl Into<Look<'a>>) -> Option<Self> {
+        Some(Self(value.into().members()?.collect()))
+    }
+
+    /// A member, if it is there and not null.
+    fn look(&self, name: &str) -> Option<Look<'a>> {
+        let (_, value) = self.0.iter().rev().find(|(key, _)| key == name)?;
+        Some(*value).filter(|value| value.text() != "null")
     }
 
     /// The JSON text of a member; none if it is absent or null.
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
-        let member = self.0.iter().rev().find(|member| member.key == name)?;
-        Some(member.value).filter(|text| *text != "null")
+        self.look(name).map(Look::text)
     }
 
     /// A member that is a string.
     pub(super) fn string(&self, name: &str) -> Option<Cow<'a, str>> {
-        string(self.get(name)?)
+        self.look(name)?.string()
     }
 
     /// A member that is an object.
     pub(super) fn object(&self, name: &str) -> Option<Self> {
-        Self::of(self.get(name)?)
+        Self::of_valid(self.look(name)?)
     }
 
     /// A member that is an array of nothing but objects.
     pub(super) fn objects(&self, name: &str) -> Option<Vec<Self>> {
-        let items: Vec<&RawValue> = serde_json::from_str(self.get(name)?).ok()?;
-        items.into_iter().map(|item| Self::of(item.get())).collect()
+        self.look(name)?.items()?.map(Self::of_valid).collect()
     }
 
     /// A member that is a number, cut to a whole one; none below zero.
@@ -61,33 +70,17 @@ impl<'a> Members<'a> {
 
     /// The ids in a member: an array of them, or of objects that have one, or a single one.
     pub(super) fn ids(&self, name: &str) -> Vec<String> {
-        let Some(text) = self.get(name) else { return Vec::new() };
-        let items: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
-        let items = items.into_iter().map(RawValue::get).chain([text]);
+        let Some(value) = self.look(name) else { return Vec::new() };
+        let items = value.items().into_iter().flatten().chain([value]);
         items
-            .filter_map(|item| string(item).or_else(|| Self::of(item)?.owned("id")))
+            .filter_map(|item| item.string().or_else(|| Self::of_valid(item)?.string("id")))
             .map(Cow::into_owned)
             .collect()
-    }
-
-    /// A member that is a string, apart from this object.
-    fn owned<'b>(&self, name: &str) -> Option<Cow<'b, str>> {
-        self.string(name).map(|text| Cow::Owned(text.into_owned()))
     }
 
     /// Whether a member begins with one of `marks`: `{` an object, `[` an array, `"` a string.
     pub(super) fn begins(&self, name: &str, marks: &[char]) -> bool {
         self.get(name).is_some_and(|text| text.starts_with(marks))
-    }
-}
-
-/// The string that `text` is.
-pub(super) fn string(text: &str) -> Option<Cow<'_, str>> {
-    let plain = text.strip_prefix('"')?.strip_suffix('"')?;
-    if plain.contains('\\') {
-        serde_json::from_str(text).ok().map(Cow::Owned)
-    } else {
-        Some(Cow::Borrowed(plain))
     }
 }
 

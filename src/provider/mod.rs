@@ -56,7 +56,7 @@ use crate::provider::openai::Api;
 use crate::provider::stream::Receiving;
 
 pub use address::is_public;
-pub use answer::usage_of;
+pub(crate) use answer::usage_of;
 pub use ask::{Called, refused_with, words_of};
 pub use body::{HttpBody, Part};
 pub use download::DownloadError;

@@ -5,6 +5,7 @@
 
 pub mod json;
 pub(crate) mod lines;
+pub(crate) mod look;
 pub(crate) mod objects;
 pub(crate) mod problem;
 pub(crate) mod records;
