@@ -1,13 +1,14 @@
-//! Fault points: places at which a test lets the process die, as by `kill -9`, a task panic, or a thread hang.
+//! Fault points: places at which a test lets the process die, as by `kill -9`, a task panic, or a thread hang or be slow.
 //!
 //! `BATCHD_FAULT_POINT` names one of [`POINTS`]: `store-journal-synced` for its first passing,
 //! `store-journal-synced:7` for its seventh, `dispatch-calling:panic` or `dispatch-calling:2:panic` for a panic
-//! there, `dispatch-leased:hang` for a wait without end. [`config::load`](crate::config::load()), the door for the environment, reads it and chooses the point.
+//! there, `dispatch-leased:hang` for a wait without end, `output-line-written:slow` for a short one at each passing.
+//! [`config::load`](crate::config::load()), the door for the environment, reads it and chooses the point.
 //!
 //! Without `debug_assertions` there are no points: [`point`] is empty and the variable is not looked at.
 
 /// Every point there is; a unit test compares it with the sources.
-pub const POINTS: [&str; 66] = [
+pub const POINTS: [&str; 67] = [
     // A spec on its way from the jobs folder to a job.
     "intake-noted",
     "intake-claimed",
@@ -73,6 +74,7 @@ pub const POINTS: [&str; 66] = [
     "tuning-settled",
     // Results.
     "output-linked",
+    "output-line-written",
     "output-prepared",
     "output-lines-published",
     "output-errors-published",
@@ -97,8 +99,12 @@ mod chosen {
     use std::str::FromStr;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use super::POINTS;
+
+    /// What [`Act::Slow`] takes: some of it together are more than anybody is patient with in a test.
+    const SLOW: Duration = Duration::from_millis(50);
 
     /// The point that the environment names, for the life of the process.
     static CHOSEN: OnceLock<Chosen> = OnceLock::new();
@@ -117,6 +123,8 @@ mod chosen {
         Die,
         Panic,
         Hang,
+        /// At each passing from the chosen one on.
+        Slow,
     }
 
     /// Passes the point `name`; does not return if it is the chosen one.
@@ -145,6 +153,7 @@ mod chosen {
             let (text, act) = match text.rsplit_once(':') {
                 Some((text, "panic")) => (text, Act::Panic),
                 Some((text, "hang")) => (text, Act::Hang),
+                Some((text, "slow")) => (text, Act::Slow),
                 _ => (text, Act::Die),
             };
             let (name, passing) = text.split_once(':').unwrap_or((text, "1"));
@@ -160,7 +169,8 @@ mod chosen {
 
     impl Chosen {
         fn pass(&self) {
-            if self.passed.fetch_add(1, Ordering::Relaxed) + 1 != self.passing {
+            let passing = self.passed.fetch_add(1, Ordering::Relaxed) + 1;
+            if passing < self.passing || (passing > self.passing && self.act != Act::Slow) {
                 return;
             }
             match self.act {
@@ -168,6 +178,7 @@ mod chosen {
                 #[expect(clippy::panic, reason = "it is what the test asked for")]
                 Act::Panic => panic!("the fault point `{}` was reached", self.name),
                 Act::Hang => hang(&self.name),
+                Act::Slow => tokio::task::block_in_place(dawdle),
             }
         }
     }
@@ -179,6 +190,14 @@ mod chosen {
             // The signal takes a moment to arrive.
             Ok(()) | Err(_) => std::process::abort(),
         }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it stands for a slow disk, on the thread that waits for it"
+    )]
+    fn dawdle() {
+        std::thread::sleep(SLOW);
     }
 
     /// Never returns. Tasks that would have run on this thread run on others.
@@ -206,6 +225,7 @@ mod chosen {
             assert_eq!(chosen("intake-put:2:panic"), Ok((name(), 2, Act::Panic)));
             assert_eq!(chosen("intake-put:hang"), Ok((name(), 1, Act::Hang)));
             assert_eq!(chosen("intake-put:2:hang"), Ok((name(), 2, Act::Hang)));
+            assert_eq!(chosen("intake-put:slow"), Ok((name(), 1, Act::Slow)));
             assert_eq!(chosen("intake-putt"), Err("`intake-putt` is no fault point".to_owned()));
             assert!(chosen("intake-put:0").is_err() && chosen("intake-put:x").is_err());
         }

@@ -8,16 +8,28 @@
 //! much to do in one round answers in between, wherever something was brought to its end ([`Member::answer`] costs
 //! two reads while nobody calls); who waits for what may rightly take for ever says so ([`Member::excused`]).
 //!
+//! Work that is done on a thread beside the loop that began it is on the roll by itself, while it lasts
+//! ([`Roll::join_at_work`]). It answers with every piece that it has read or written, however many there are, and one
+//! piece may take its time: it counts as missing only after [`PATIENCE`] calls without an answer.
+//!
 //! # Invariants
 //!
 //! - A call is answered by everybody who was on the roll when it was made, or has left it since. Who joins after a
 //!   call has nothing to answer before the next one.
+//! - Work that comes on is never missing, and work that does not is missing in the end.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bell::Bell;
+
+/// So many calls in a row may work leave without an answer. They come twice in an interval of the watchdog, so this is
+/// five intervals: five minutes, as the units have it. A piece of work is at most one act on the disk that can't be
+/// parted: an `fsync` of what was written since the last one (tens of MiB), a rename. A busy disk needs seconds for it, and
+/// one that fails is given up by the kernel in three minutes (30 s a command and five more tries, as Linux sets it for
+/// SCSI). What takes longer waits for something that does not come back by itself.
+const PATIENCE: u64 = 10;
 
 /// Everybody who must answer. Its clones are the same roll.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +51,8 @@ struct Inner {
 struct Listed {
     name: String,
     answered: Arc<AtomicU64>,
+    /// Calls that may pass without its answer.
+    patience: u64,
 }
 
 /// One call of the roll.
@@ -48,11 +62,21 @@ pub struct Call(u64);
 impl Roll {
     /// Puts somebody on the roll, until the member is dropped. The name stands in logs: `the fleet`.
     pub fn join(&self, name: impl Into<String>) -> Member {
+        self.list(name.into(), 0)
+    }
+
+    /// Puts work on the roll, until the member is dropped: it is to answer whenever it has come on, and is missing only
+    /// when it has not for [`PATIENCE`] calls.
+    pub fn join_at_work(&self, name: impl Into<String>) -> Member {
+        self.list(name.into(), PATIENCE)
+    }
+
+    fn list(&self, name: String, patience: u64) -> Member {
         let mut members = self.members();
         // Under the lock, so that a call sees it on the roll or finds that it came after.
         let answered = Arc::new(AtomicU64::new(self.0.called.load(Ordering::SeqCst)));
         let number = members.last_key_value().map_or(0, |(last, _)| last + 1);
-        members.insert(number, Listed { name: name.into(), answered: Arc::clone(&answered) });
+        members.insert(number, Listed { name, answered: Arc::clone(&answered), patience });
         drop(members);
         Member { roll: self.clone(), number, answered }
     }
@@ -67,7 +91,7 @@ impl Roll {
         Call(call)
     }
 
-    /// Returns when everybody has answered `call`.
+    /// Returns when nobody is missing at `call`.
     pub async fn answered(&self, call: Call) {
         let mut answers = self.0.answers.listen();
         while !self.missing(call).is_empty() {
@@ -75,10 +99,12 @@ impl Roll {
         }
     }
 
-    /// Who has not answered `call`, in the order in which they joined.
+    /// Who has not answered `call`, in the order in which they joined; of work, which has not for long.
     pub fn missing(&self, call: Call) -> Vec<String> {
         let members = self.members();
-        let silent = members.values().filter(|member| member.answered.load(Ordering::SeqCst) < call.0);
+        let silent = members
+            .values()
+            .filter(|member| member.answered.load(Ordering::SeqCst).saturating_add(member.patience) < call.0);
         silent.map(|member| member.name.clone()).collect()
     }
 
@@ -225,6 +251,32 @@ mod tests {
         assert_eq!(late.called().now_or_never(), None);
         member.answer();
         assert_eq!(roll.answered(second).now_or_never(), Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_missing_after_many_calls_without_a_piece_and_never_while_it_comes_on() {
+        let roll = Roll::default();
+        drop(roll.join("one before"));
+        let (hung, slow) = (roll.join_at_work("hung"), roll.join_at_work("slow"));
+        let mut call = roll.call();
+        for _ in 1..PATIENCE {
+            assert!(roll.missing(call).is_empty());
+            call = roll.call();
+        }
+        assert_eq!(roll.answered(call).now_or_never(), Some(()), "the last that it may miss");
+        // One piece in all that time.
+        slow.answer();
+        let call = roll.call();
+        assert_eq!(roll.missing(call), ["hung"]);
+        let mut found = Box::pin(roll.answered(call));
+        assert_eq!((&mut found).now_or_never(), None);
+        hung.answer();
+        assert_eq!(found.now_or_never(), Some(()), "it comes on after all");
+        for _ in 0..PATIENCE * 3 {
+            assert!(roll.missing(roll.call()).is_empty());
+            hung.answer();
+            slow.answer();
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use super::images::{Answer, Gallery, Source, may_hold_images};
 use super::input::Input;
 use super::{Error, blocking};
 use crate::provider::{DownloadError, Provider};
+use crate::pulse::Member;
 
 /// Tries of one image.
 const TRIES: u32 = 3;
@@ -104,7 +105,7 @@ impl Follower {
         let mut offset = from;
         loop {
             let reader = self.clone();
-            let batch = blocking(move || reader.read(offset)).await?;
+            let batch = blocking(self.input.at_work(), move |member| reader.read(offset, member)).await?;
             offset = batch.next;
             for image in batch.images {
                 if running.len() >= DOWNLOADS_OF_JOB {
@@ -123,11 +124,11 @@ impl Follower {
     }
 
     /// Reads on in the journal: unpacks what stands in the records, and returns what must be fetched.
-    fn read(&self, from: u64) -> Result<Batch, Error> {
+    fn read(&self, from: u64, member: &Arc<Member>) -> Result<Batch, Error> {
         let mut batch = Batch { at_end: true, ..Batch::default() };
         batch.next = self
             .input
-            .journal()?
+            .journal(member)?
             .scan(from, |record, place| {
                 let line = record.published();
                 if may_hold_images(&line) && self.input.asks_for_images(record.index)? {
@@ -167,7 +168,8 @@ impl Follower {
         match fetched {
             Ok(bytes) => {
                 let gallery = self.gallery.clone();
-                blocking(move || gallery.save(&custom_id, number, &bytes)).await?;
+                let save = move |_: &_| gallery.save(&custom_id, number, &bytes);
+                blocking(self.input.at_work(), save).await?;
             }
             Err(error) => {
                 warn!(%job, custom_id, number, %error, "an image can't be downloaded; its url stays in the record");

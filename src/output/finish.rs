@@ -5,7 +5,10 @@
 //! The journal is gone over in passes of so many requests as a table of 8 bytes each may have
 //! ([`Publication::pass`]): records are found, then copied in the order of the input. Every file gets its
 //! name when it is whole and synced; `summary.json` is the last, so its presence means that all of them
-//! are there. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
+//! are there. How long it takes is not bounded, but between two signs of life there is never more than one act on the
+//! disk, of some MiB. Nothing is remembered in between: after a crash the same is done again, with the same bytes.
+
+use std::sync::Arc;
 
 use tracing::warn;
 
@@ -22,6 +25,7 @@ use crate::domain::record::JournalLine;
 use crate::domain::{JobState, JobStatus, Kind, Order, Record, RecordError, RequestId, Timestamp};
 use crate::fault;
 use crate::provider::usage_of;
+use crate::pulse::Member;
 use crate::reading::look::Look;
 
 /// A job that has ended, about to be published.
@@ -63,10 +67,10 @@ pub(super) const fn end_of(status: &JobStatus) -> JobStatus {
 impl Publication {
     /// Writes the lines under temporary names. What makes a job unpublishable shows here, before anything
     /// that its user reads has changed. Blocks.
-    pub(super) fn prepare(self) -> Result<Prepared, Error> {
+    pub(super) fn prepare(self, member: &Arc<Member>) -> Result<Prepared, Error> {
         let job = &self.state.job;
         self.folder.create(job.id)?;
-        let mut journal = self.input.journal()?;
+        let mut journal = self.input.journal(member)?;
         self.folder.check_room(journal.length()?)?;
         let mut lines = Lines::new(&self)?;
         match job.settings.order {
@@ -84,9 +88,9 @@ impl Publication {
     }
 
     /// Puts the spec beside the results and lists what lies there.
-    fn place_files(&self, summary: &Summary) -> Result<Vec<String>, Error> {
+    fn place_files(&self, summary: &Summary, member: &Member) -> Result<Vec<String>, Error> {
         let spec = match self.input.store().folder(self.state.job.id) {
-            Some(state) => self.folder.place_spec(&state)?,
+            Some(state) => self.folder.place_spec(&state, member)?,
             None => None,
         };
         let errors = (summary.counts.failed > 0).then_some("errors.jsonl");
@@ -127,23 +131,30 @@ impl Prepared {
         self.tally.unanswered
     }
 
-    /// Gives everything its name, the summary last. Blocks.
-    pub(super) fn finish(self) -> Result<Summary, Error> {
+    pub(super) const fn input(&self) -> &Input {
+        &self.publication.input
+    }
+
+    /// Gives everything its name, the summary last. Blocks; between two files `member` answers the roll call.
+    pub(super) fn finish(self, member: &Member) -> Result<Summary, Error> {
         let Self { publication, output, errors, tally } = self;
         let Publication { state, folder, now, .. } = &publication;
         output.publish()?;
         fault::point("output-lines-published");
+        member.answer();
         match errors {
             Some(errors) => errors.publish()?,
             None => folder.remove(&folder.errors())?,
         }
         fault::point("output-errors-published");
-        Gallery::new(folder).sweep()?;
+        member.answer();
+        Gallery::new(folder).sweep(member)?;
         let mut summary = Summary::new(state, &end_of(&state.status), &tally, *now);
         summary.tuning = publication.gathered.summary.clone();
-        summary.files = publication.place_files(&summary)?;
+        summary.files = publication.place_files(&summary, member)?;
         fault::point("output-spec-placed");
         folder.remove_partial()?;
+        member.answer();
         // A try before a crash may have told all of it, and the job did not finish twice.
         let told = folder.own_summary(state.job.id)?.filter(|told| told.tells_the_same(&summary));
         let summary = if let Some(told) = told {
@@ -153,6 +164,7 @@ impl Prepared {
             summary
         };
         fault::point("output-summary-published");
+        member.answer();
         Ok(summary)
     }
 }
@@ -239,7 +251,9 @@ impl<'p> Lines<'p> {
             line = self.gallery.publish(line, &mut self.tally.images)?;
         }
         self.tally.lines.completed += 1;
-        self.output.write_line(&line)
+        self.output.write_line(&line)?;
+        fault::point("output-line-written");
+        Ok(())
     }
 
     fn put_unanswered(&mut self, index: u32, damaged: u64) -> Result<(), Error> {
@@ -315,7 +329,10 @@ mod tests {
                 pass: self.pass,
                 now: self.now,
             };
-            let published = tokio::task::spawn_blocking(move || publication.prepare()?.finish());
+            let published = tokio::task::spawn_blocking(move || {
+                let member = Arc::default();
+                publication.prepare(&member)?.finish(&member)
+            });
             published.await.unwrap()
         }
 

@@ -3,16 +3,18 @@
 //! Everything here may be done again after a crash, at any point, with the same result.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tracing::info;
 
+use super::target::PIECE_BYTES;
 use super::{Error, Summary};
 use crate::disk::{self, File};
 use crate::domain::{JobId, JobName};
 use crate::fault;
+use crate::pulse::Member;
 use crate::store::folder::{
     AGAIN, JobFolder, ORIGIN, failed, publish, sync_dir, sync_parent, temporary_name, write_atomic,
 };
@@ -140,7 +142,7 @@ impl ResultsFolder {
 
     /// Puts a copy of the spec beside the results, under the name that it returns. A copy, not a link:
     /// people edit what lies here, and the job's own input must stay as it was accepted.
-    pub(super) fn place_spec(&self, state: &Path) -> Result<Option<&'static str>, Error> {
+    pub(super) fn place_spec(&self, state: &Path, member: &Member) -> Result<Option<&'static str>, Error> {
         let state = JobFolder::at(state.to_owned());
         let toml = state.spec().join("job.toml");
         let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
@@ -159,7 +161,7 @@ impl ResultsFolder {
         }
         for (source, target) in copies {
             if !is_file(&target) {
-                copy(&source, &target).map_err(Error::Files)?;
+                copy(&source, &target, member).map_err(Error::Files)?;
             }
         }
         Ok(Some(name))
@@ -191,16 +193,24 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Copies by temporary name, fsync, rename. [`io::copy`] leaves the work to the kernel.
-fn copy(source: &Path, target: &Path) -> Result<(), crate::store::Error> {
+/// Copies by temporary name, fsync, rename, in pieces: `member` answers the roll call after each.
+fn copy(source: &Path, target: &Path, member: &Member) -> Result<(), crate::store::Error> {
     let temporary = temporary_name(target);
     let mut from = fs::File::open(source).map_err(failed("open", source))?;
     let mut to = File::create(&temporary).map_err(failed("create", &temporary))?;
-    let copied = io::copy(&mut from, &mut to).map_err(failed("write", &temporary));
-    copied.and_then(|_| publish(&to, &temporary, target)).inspect_err(|_| {
+    let copied = copy_in_pieces(&mut from, &mut to, member).map_err(failed("write", &temporary));
+    copied.and_then(|()| publish(&to, &temporary, target)).inspect_err(|_| {
         // A disk that was full must not be left fuller.
         drop(disk::remove_file(&temporary));
     })
+}
+
+fn copy_in_pieces(from: &mut fs::File, to: &mut File, member: &Member) -> io::Result<()> {
+    while io::copy(&mut from.by_ref().take(PIECE_BYTES), to)? > 0 {
+        to.sync_data()?;
+        member.answer();
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -263,18 +273,18 @@ mod tests {
         folder.create(JOB).unwrap();
         let state = JobFolder::at(root.path().join("state"));
         fs::create_dir_all(state.spec()).unwrap();
-        assert_eq!(folder.place_spec(state.path()).unwrap(), None);
+        assert_eq!(folder.place_spec(state.path(), &Member::default()).unwrap(), None);
         fs::write(state.input(), "{}\n").unwrap();
-        assert_eq!(folder.place_spec(state.path()).unwrap(), Some("job.jsonl"));
+        assert_eq!(folder.place_spec(state.path(), &Member::default()).unwrap(), Some("job.jsonl"));
         assert_eq!(fs::read(folder.0.join("job.jsonl")).unwrap(), b"{}\n");
         fs::write(state.spec().join("job.toml"), "kind = \"chat\"").unwrap();
-        assert_eq!(folder.place_spec(state.path()).unwrap(), Some("job.toml"));
+        assert_eq!(folder.place_spec(state.path(), &Member::default()).unwrap(), Some("job.toml"));
         assert_eq!(fs::read(folder.0.join("job.toml")).unwrap(), b"kind = \"chat\"");
         fs::write(state.spec().join(AGAIN), "{}\n").unwrap();
-        folder.place_spec(state.path()).unwrap();
+        folder.place_spec(state.path(), &Member::default()).unwrap();
         assert!(!folder.0.join(AGAIN).exists(), "a person's data stays where it was");
         fs::write(state.spec().join(ORIGIN), "").unwrap();
-        folder.place_spec(state.path()).unwrap();
+        folder.place_spec(state.path(), &Member::default()).unwrap();
         assert_eq!(fs::read(folder.0.join(AGAIN)).unwrap(), b"{}\n");
     }
 }

@@ -28,6 +28,7 @@ use super::folder::ResultsFolder;
 use super::summary::ImageCounts;
 use crate::disk;
 use crate::fault;
+use crate::pulse;
 use crate::reading::json::{Member, members};
 use crate::store::folder::{failed, sync_parent, write_atomic};
 
@@ -242,13 +243,14 @@ impl Gallery {
     }
 
     /// Takes away what a crash left half written.
-    pub(super) fn sweep(&self) -> Result<(), Error> {
+    pub(super) fn sweep(&self, member: &pulse::Member) -> Result<(), Error> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::Files(failed("read folder", &self.0)(error))),
         };
         for entry in entries {
+            member.answer();
             let path = entry.map_err(failed("read folder", &self.0)).map_err(Error::Files)?.path();
             let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes).unwrap_or_default();
             if name.starts_with(b".") && name.ends_with(b".tmp") {
@@ -397,10 +399,10 @@ mod tests {
     #[test]
     fn half_written_files_are_swept() {
         let (_root, gallery) = gallery();
-        gallery.sweep().unwrap();
+        gallery.sweep(&pulse::Member::default()).unwrap();
         gallery.save("a", 1, PNG).unwrap();
         fs::write(gallery.0.join(".a-2.png.tmp"), "half").unwrap();
-        gallery.sweep().unwrap();
+        gallery.sweep(&pulse::Member::default()).unwrap();
         assert_eq!(fs::read_dir(&gallery.0).unwrap().count(), 1);
     }
 

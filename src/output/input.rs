@@ -10,6 +10,7 @@ use super::Error;
 use super::journal::Reader;
 use crate::domain::tuning::Progress;
 use crate::domain::{Endpoint, FineTune, Job, Kind, QueueName, Request, RequestId};
+use crate::pulse::{Member, Roll};
 use crate::spec;
 use crate::store::Store;
 
@@ -21,13 +22,24 @@ pub(super) struct Input {
     /// The store's verbs are asynchronous; on a blocking thread they are waited for.
     runtime: Handle,
     stop: CancellationToken,
+    roll: Roll,
 }
 
 impl Input {
     /// Must be called within the runtime. The methods must be called outside it, on a blocking thread.
     /// A `stop` ends reading with [`Error::Interrupted`].
     pub(super) fn new(job: Job, store: Arc<dyn Store>, stop: CancellationToken) -> Self {
-        Self { job, store, runtime: Handle::current(), stop }
+        Self { job, store, runtime: Handle::current(), stop, roll: Roll::default() }
+    }
+
+    /// With a roll that work on this job's results is to join.
+    pub(super) fn with_roll(self, roll: Roll) -> Self {
+        Self { roll, ..self }
+    }
+
+    /// Puts a thread that works on this job's results on the roll.
+    pub(super) fn at_work(&self) -> Member {
+        self.roll.join_at_work(format!("the results of {}", self.job.name))
     }
 
     pub(super) const fn job(&self) -> &Job {
@@ -38,9 +50,9 @@ impl Input {
         self.store.as_ref()
     }
 
-    /// The job's records.
-    pub(super) fn journal(&self) -> Result<Reader, Error> {
-        Reader::open(self.store(), self.job.id, self.stop.clone())
+    /// The job's records. With each of them that is read, `member` answers the roll call.
+    pub(super) fn journal(&self, member: &Arc<Member>) -> Result<Reader, Error> {
+        Ok(Reader::open(self.store(), self.job.id, self.stop.clone())?.with_member(Arc::clone(member)))
     }
 
     /// The user's name for a request. A line that can't be read any more is named by its number.

@@ -11,12 +11,14 @@
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::domain::JobId;
 use crate::domain::record::JournalLine;
+use crate::pulse::Member;
 use crate::store::folder::{JobFolder, failed};
 use crate::store::{self, Journal, Store};
 
@@ -37,6 +39,8 @@ pub(super) struct Reader {
     /// For messages.
     path: PathBuf,
     stop: CancellationToken,
+    /// Answers with each record: reading comes on.
+    member: Arc<Member>,
 }
 
 /// How a scan ended.
@@ -71,7 +75,13 @@ impl Reader {
 
     /// `path` is what messages call the journal.
     pub(super) fn over(journal: Box<dyn Journal>, path: PathBuf, stop: CancellationToken) -> Self {
-        Self { inner: BufReader::with_capacity(BUFFER_BYTES, journal), position: 0, path, stop }
+        let inner = BufReader::with_capacity(BUFFER_BYTES, journal);
+        Self { inner, position: 0, path, stop, member: Arc::default() }
+    }
+
+    /// With somebody who is to answer the roll call as long as reading comes on.
+    pub(super) fn with_member(self, member: Arc<Member>) -> Self {
+        Self { member, ..self }
     }
 
     /// Bytes of it that can be read.
@@ -141,6 +151,8 @@ impl Reader {
                     Some(line) => Some(JournalLine::parse(line).ok_or_else(|| self.damaged())?),
                     None => None,
                 };
+                // Those without a record are not read.
+                self.member.answer();
                 each(request, record)?;
                 request = request.saturating_add(1);
             }
@@ -180,6 +192,7 @@ impl Reader {
         if self.stop.is_cancelled() {
             return Err(Error::Interrupted);
         }
+        self.member.answer();
         let read =
             self.inner.read_until(b'\n', line).map_err(failed("read", &self.path)).map_err(Error::Files)?;
         self.position = self.position.saturating_add(read as u64);

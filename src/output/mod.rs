@@ -44,10 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::clock::Clock;
-use crate::domain::{JobState, JobStatus};
+use crate::domain::{Job, JobState, JobStatus};
 use crate::fault;
 use crate::metrics::{Metrics, Settled};
-use crate::pulse::Roll;
+use crate::pulse::{Member, Roll};
 use crate::store::folder::JobFolder;
 use crate::store::{self, Store};
 
@@ -178,9 +178,13 @@ impl Parts {
         ResultsFolder::new(&self.settings.results, &state.job.name)
     }
 
+    fn input(&self, job: Job, stop: &CancellationToken) -> Input {
+        Input::new(job, self.store.clone(), stop.clone()).with_roll(self.roll.clone())
+    }
+
     async fn check_home(&self) -> Result<(), Error> {
         let home = Arc::clone(&self.home);
-        blocking(move || home.check()).await
+        blocking(self.roll.join_at_work("the folder of all results"), move |_| home.check()).await
     }
 
     /// Makes the job's results folder. Says whether the partial file is there, too, or can't be: the
@@ -190,7 +194,8 @@ impl Parts {
         let folder = self.folder(state);
         let id = state.job.id;
         let journal = self.store.folder(id).map(|at| JobFolder::at(at).journal());
-        blocking(move || {
+        // Waited for in the worker's loop, which answers for it.
+        blocking(Member::default(), move |_| {
             folder.create(id)?;
             journal.map_or(Ok(true), |journal| folder.link(&journal))
         })
@@ -202,7 +207,7 @@ impl Parts {
         self.check_home().await?;
         let follower = Follower {
             gallery: Gallery::new(&self.folder(&state)),
-            input: Input::new(state.job, self.store.clone(), stop.clone()),
+            input: self.input(state.job, stop),
             downloads: self.downloads.clone(),
         };
         stop.run_until_cancelled(follower.follow(offset)).await.unwrap_or(Err(Error::Interrupted))
@@ -217,7 +222,7 @@ impl Parts {
             provider: provider.cloned(),
             folder,
             file_bytes_max: self.settings.artefact_bytes_max,
-            input: Input::new(state.job, self.store.clone(), stop.clone()),
+            input: self.input(state.job, stop),
         };
         let gathered = async {
             let _turn = self.gathering.acquire().await.expect("the semaphore is never closed");
@@ -238,19 +243,21 @@ impl Parts {
         let (id, end) = (state.job.id, end_of(&state.status));
         let publication = Publication {
             folder: self.folder(&state),
-            input: Input::new(state.job.clone(), self.store.clone(), stop.clone()),
+            input: self.input(state.job.clone(), stop),
             state,
             gathered,
             pass: self.settings.pass,
             now,
         };
-        let prepared = blocking(move || publication.prepare()).await?;
+        let member = publication.input.at_work();
+        let prepared = blocking(member, move |member| publication.prepare(member)).await?;
         fault::point("output-prepared");
         if end == JobStatus::Completed {
             self.store.set_status(id, JobStatus::Finalizing, now).await.map_err(Error::Store)?;
         }
         let unanswered = prepared.unanswered();
-        let summary = blocking(move || prepared.finish()).await?;
+        let member = prepared.input().at_work();
+        let summary = blocking(member, move |member| prepared.finish(member)).await?;
         self.store.set_status(id, end.clone(), now).await.map_err(Error::Store)?;
         fault::point("output-status-set");
         self.count(&end, unanswered);
@@ -280,11 +287,13 @@ impl Parts {
     }
 }
 
-/// Runs file work where it may block.
+/// Runs file work where it may block. It has `member` on the roll while it lasts, who is to answer as it comes on.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    member: Member,
+    work: impl FnOnce(&Arc<Member>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    let member = Arc::new(member);
+    match tokio::task::spawn_blocking(move || work(&member)).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is shutting down.

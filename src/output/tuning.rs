@@ -35,6 +35,7 @@ use crate::domain::tuning::{Creation, Thing};
 use crate::domain::{FineTune, RecordError, TuningApi};
 use crate::fault;
 use crate::provider::RemoteTuning;
+use crate::pulse::Member;
 use crate::store::folder::{failed, write_atomic};
 
 const EVENTS: &str = "events.jsonl";
@@ -106,7 +107,7 @@ impl Gatherer {
     /// Fetches what there is. Nothing that the provider says or refuses is an error.
     pub(super) async fn gather(self) -> Result<Gathered, Error> {
         let input = self.input.clone();
-        let ended = blocking(move || Ended::read(&input)).await?;
+        let ended = blocking(input.at_work(), move |member| Ended::read(&input, member)).await?;
         let mut gathered = Gathered::default();
         let summary = &mut gathered.summary;
         summary.reason = ended.reason;
@@ -138,8 +139,8 @@ impl Gatherer {
             match events {
                 Ok(events) => {
                     let lines: String = events.iter().flat_map(|event| [event.get(), "\n"]).collect();
-                    let written = move || write_atomic(&path, lines.as_bytes()).map_err(Error::Files);
-                    blocking(written).await?;
+                    let write = move |_: &_| write_atomic(&path, lines.as_bytes()).map_err(Error::Files);
+                    blocking(self.input.at_work(), write).await?;
                     fault::point("output-events-written");
                 }
                 Err(Unavailable::Absent(_)) => return Ok(()),
@@ -193,7 +194,7 @@ impl Gatherer {
             Ok(target) => target?,
             Err(error) => return Ok(Err(error)),
         };
-        blocking(move || publish(target, &path)).await?;
+        blocking(self.input.at_work(), move |_| publish(target, &path)).await?;
         fault::point("output-artefact-written");
         Ok(Ok(name))
     }
@@ -250,10 +251,10 @@ impl Gatherer {
 
 impl Ended {
     /// Blocks.
-    fn read(input: &Input) -> Result<Self, Error> {
+    fn read(input: &Input, member: &Arc<Member>) -> Result<Self, Error> {
         let mut ended = Self { plan: input.plan()?, ..Self::default() };
         let progress = ended.plan.as_ref().map(|plan| input.progress(plan)).transpose()?.flatten();
-        input.journal()?.scan(0, |record, _| {
+        input.journal(member)?.scan(0, |record, _| {
             ended.is_success = record.is_success();
             if let Ok(Line { response, error }) = serde_json::from_slice(&record.published()) {
                 ended.take(response.as_ref(), error);

@@ -49,7 +49,8 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     let output = daemon.stop();
     assert!(output.stderr.lines().count() > 100, "it logged all it can: {}", output.stderr);
     for line in output.stderr.lines() {
-        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        serde_json::from_str::<Value>(line)
+            .unwrap_or_else(|error| panic!("{error}: {line}\n{}", output.stderr));
     }
 
     assert_eq!(world.files_with(".", KEY), ["key"]);

@@ -20,6 +20,9 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// The watchdog's interval where it is looked at: pings come twice in it.
 const WATCHDOG: Duration = Duration::from_millis(400);
 
+/// Where work on a thread of its own is looked at, which is missing after five intervals.
+const WORK_WATCHDOG: Duration = Duration::from_millis(200);
+
 /// Where a manager listens, as it stands in `$NOTIFY_SOCKET`, and what it hears.
 struct Manager {
     name: String,
@@ -203,7 +206,11 @@ fn fill(path: &Path) {
 }
 
 fn watchdog() -> String {
-    WATCHDOG.as_micros().to_string()
+    micros(WATCHDOG)
+}
+
+fn micros(interval: Duration) -> String {
+    interval.as_micros().to_string()
 }
 
 #[test]
@@ -228,10 +235,16 @@ fn watchdog_is_pinged_while_all_are_alive_also_in_a_drain() {
 
 /// Lets one worker hang for ever: the pings end, and the log names it.
 fn hangs(point: &str, name: &str) {
+    hangs_within(point, name, WATCHDOG);
+}
+
+fn hangs_within(point: &str, name: &str, interval: Duration) {
     let world = World::new();
     let mut manager = Manager::at_path(&world);
     let hang = format!("{point}:hang");
-    let mut daemon = manager.start(&world, &[("WATCHDOG_USEC", &watchdog()), ("BATCHD_FAULT_POINT", &hang)]);
+    let told = [("WATCHDOG_USEC", micros(interval)), ("BATCHD_FAULT_POINT", hang)];
+    let told = told.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut daemon = manager.start(&world, &told);
     manager.wait_for("READY=1");
     manager.wait_for("WATCHDOG=1");
     world.drop("job.jsonl", chat_lines(20));
@@ -240,7 +253,7 @@ fn hangs(point: &str, name: &str) {
     eventually(&format!("{name} is named"), || daemon.log().lines().any(names).then_some(()));
     // Those that were sent before it was missed.
     while manager.next_within(Duration::from_millis(1)).is_some() {}
-    let pinged = std::iter::from_fn(|| manager.next_within(WATCHDOG * 2)).any(|lines| lines == "WATCHDOG=1");
+    let pinged = std::iter::from_fn(|| manager.next_within(interval * 2)).any(|lines| lines == "WATCHDOG=1");
     assert!(!pinged, "it is pinged though {name} hangs");
     daemon.kill();
 }
@@ -263,6 +276,31 @@ fn hung_sync_of_a_journal_trips_the_watchdog() {
 #[test]
 fn hung_results_writer_trips_the_watchdog() {
     hangs("output-linked", "the results writer");
+}
+
+#[test]
+fn publication_that_hangs_on_a_thread_of_its_own_trips_the_watchdog() {
+    for point in ["output-line-written", "output-lines-published"] {
+        hangs_within(point, "the results of job", WORK_WATCHDOG);
+    }
+}
+
+#[test]
+fn publication_that_is_slow_and_comes_on_does_not_trip_the_watchdog() {
+    let world = World::new();
+    let mut manager = Manager::at_path(&world);
+    let slow =
+        [("WATCHDOG_USEC", &*micros(WORK_WATCHDOG)), ("BATCHD_FAULT_POINT", "output-line-written:slow")];
+    let daemon = manager.start(&world, &slow);
+    manager.wait_for("READY=1");
+    // 50 ms a line: more than twice the patience.
+    world.drop("job.jsonl", chat_lines(48));
+    world.wait_for_status("job", "completed");
+    let log = daemon.stop().stderr;
+    let missing = |line: &&str| line.contains("no sign of life") && line.contains("the results of");
+    assert_eq!(log.lines().find(missing), None);
+    let pings = manager.rest().iter().filter(|lines| *lines == "WATCHDOG=1").count();
+    assert!(pings > 10, "{pings} pings");
 }
 
 #[test]

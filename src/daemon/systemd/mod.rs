@@ -7,8 +7,10 @@
 //! - *Running.* `READY=1` once the state is recovered, the control socket is bound and the workers run. Then a line
 //!   about the jobs whenever it has changed, at most every [`REFRESH`]; while nothing happens nobody wakes up for it.
 //! - *Watchdog.* At half its interval the roll is called, and `WATCHDOG=1` is sent when all have answered: the fleet,
-//!   every dispatcher, both threads of the store, and the results writer. If one does not, none is sent and the log
-//!   says who; if it answers after all, it goes on.
+//!   every dispatcher, both threads of the store, and the results writer; also each thread that works on a job's
+//!   results, which may take long and must come on. If one does not, none is sent and the log says who; if it answers
+//!   after all, it goes on. Intake and upkeep are not called: nothing that was paid for waits for them, what intake reads may
+//!   lie on a disk of somebody else's, and to be killed costs requests in flight.
 //! - *Reload.* `RELOADING=1` with the time of it, as systemd orders them, and `READY=1` when it is over.
 //! - *Stopping.* `STOPPING=1`, and time for all of the grace.
 //!
