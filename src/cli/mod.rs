@@ -197,7 +197,10 @@ fn load_config(path: Option<&Path>, keys: Keys) -> Result<Loaded, Failure> {
 }
 
 fn start_logging(log: &config::Log, sink: telemetry::Sink) -> Result<(), Failure> {
-    telemetry::init(&log.level, log.format, sink).map_err(|message| Failure::new(Exit::BadConfig, message))
+    telemetry::init(&log.level, log.format, sink)
+        .map_err(|message| Failure::new(Exit::BadConfig, message))?;
+    telemetry::log_panics();
+    Ok(())
 }
 
 /// Runs a command that talks over sockets.

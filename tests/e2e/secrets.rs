@@ -10,6 +10,7 @@ const PROMPT: &str = "canary-in-the-prompt";
 
 #[test]
 fn key_is_in_no_file_and_prompts_are_in_no_log() {
+    // Few enough of each that the server is not taken for one that is down.
     let server = Settings {
         auth: Auth::Key(KEY.into()),
         faults: "500=0.05,cut=0.05,garbage=0.05,empty=0.05,drop=0.05".parse().unwrap(),
@@ -47,6 +48,7 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     }
     world.wait_for_status("locked", "cancelled");
     let output = daemon.stop();
+    assert_eq!(output.code, Some(0));
     assert!(output.stderr.lines().count() > 100, "it logged all it can: {}", output.stderr);
     for line in output.stderr.lines() {
         serde_json::from_str::<Value>(line)

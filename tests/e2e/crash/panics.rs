@@ -26,6 +26,12 @@ fn attempt_that_panics_fails_its_request_alone_and_names_it() {
     assert_eq!(failed["error"]["code"], "internal_error");
     assert!(failed["error"]["message"].as_str().unwrap().contains("please report it"), "{failed}");
     let custom_id = failed["custom_id"].as_str().unwrap();
+    let printed = |line: &&str| line.is_empty() || line.starts_with("thread ");
+    assert_eq!(output.stderr.lines().find(printed), None, "{}", output.stderr);
+    let hook = output.stderr.lines().find(|line| line.contains("batchd panicked")).unwrap();
+    for part in ["src/fault.rs:", "the fault point `dispatch-calling` was reached"] {
+        assert!(hook.contains(part), "{part}: {hook}");
+    }
     let named = output.stderr.lines().find(|line| line.contains("an attempt panicked")).unwrap();
     assert!(named.contains(&format!("\"{custom_id}\"")), "{named}");
     assert_eq!(world.ledger().requests, 19, "the one that panicked was not sent again");

@@ -10,9 +10,12 @@
 //! # Field names
 //!
 //! `job`, `request`, `custom_id`, `attempt`, `queue`, `outcome`, `elapsed_ms`, `error`. Of a configuration: `keys`,
-//! `place`, `problem`, `hint`. Of the status report: `name`, `status`, `reason`, `total`, `completed`, `failed`,
+//! `place`, `problem`, `hint`. Of a panic: `thread`, `place`, `backtrace`. Of the status report: `name`, `status`, `reason`, `total`, `completed`, `failed`,
 //! `in_flight`, `waiting`, `slots`, `allowed`, `requests_per_minute`, `tokens_per_minute`, `uptime_s`. Never bodies,
 //! never keys to a provider.
+
+mod ending;
+mod panics;
 
 use std::fmt;
 use std::fs::File;
@@ -30,6 +33,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+pub use self::panics::log_panics;
+
+use self::ending::Ending;
 use crate::diag::printable;
 
 /// The levels there are, from silent to loud.
@@ -86,9 +92,9 @@ pub fn init(filter: &str, format: Format, sink: Sink) -> Result<(), String> {
     let layer = tracing_subscriber::fmt::layer().with_writer(sink.into_writer()).with_ansi(terminal);
     let registry = tracing_subscriber::registry().with(filter);
     let started = if text {
-        registry.with(layer.fmt_fields(text_fields())).try_init()
+        registry.with(layer.fmt_fields(text_fields())).with(Ending).try_init()
     } else {
-        registry.with(layer.json().flatten_event(true)).try_init()
+        registry.with(layer.json().flatten_event(true)).with(Ending).try_init()
     };
     // The one failure there is means that logging has started already.
     if started.is_ok() {
