@@ -54,7 +54,7 @@ fn requests(job: &JobReport) -> String {
     let waits = if is_fine_tune { "waiting for the next look at it" } else { "waiting for another attempt" };
     let others = [
         (counts.failed, "failed"),
-        (job.leased, "in flight"),
+        (job.in_flight, "in flight"),
         (job.waiting, waits),
         (counts.maybe_paid_twice, "maybe paid twice"),
     ];

@@ -8,6 +8,7 @@ mod again;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -18,10 +19,13 @@ use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
 use crate::domain::tuning::{Progress, Thing};
 use crate::domain::{
-    Counts, FineTune, JobId, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId, Timestamp,
+    Counts, FineTune, Job, JobId, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId, Timestamp,
     TunedModel,
 };
 use crate::store::{self, Hold, Store};
+
+/// What a queue is held for less is not worth a word.
+const HOLD_SHOWN_MIN: Duration = Duration::from_secs(1);
 
 /// Why nothing is sent for a queue now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct QueuePause {
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     pauses: Arc<Mutex<BTreeMap<QueueName, QueuePause>>>,
+    /// Queues that send nothing before a time that their provider named. That is no pause: it ends by itself, and soon.
+    holds: Arc<Mutex<BTreeMap<QueueName, Timestamp>>>,
     changed: Bell,
     resumed: Bell,
 }
@@ -46,6 +52,23 @@ impl Board {
         if before != Some(pause) {
             self.changed.ring();
         }
+    }
+
+    /// Shows until when a queue holds still, if it does.
+    pub fn hold(&self, queue: &QueueName, until: Option<Timestamp>) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        match until {
+            Some(until) => drop(holds.insert(queue.clone(), until)),
+            None => drop(holds.remove(queue)),
+        }
+    }
+
+    /// Until when queues hold still.
+    fn holds(&self, now: Timestamp) -> BTreeMap<QueueName, Timestamp> {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of queues that have nothing to do any more, too.
+        holds.retain(|_, until| *until > now);
+        holds.clone()
     }
 
     pub fn clear(&self, queue: &QueueName) {
@@ -98,7 +121,10 @@ pub struct JobReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     pub counts: Counts,
-    /// In flight now.
+    /// Sent, and not answered or not written down yet.
+    #[serde(default)]
+    pub in_flight: u32,
+    /// Those in flight, and a few more that are next.
     pub leased: u32,
     /// Waiting for their next attempt.
     pub waiting: u32,
@@ -120,7 +146,7 @@ pub struct JobReport {
 impl JobReport {
     /// The report on a job that no running daemon has.
     pub fn of(state: &JobState) -> Self {
-        report(state, &BTreeMap::new(), None)
+        report(state, state.leased, &Standing::default())
     }
 }
 
@@ -171,8 +197,8 @@ impl Control {
 
     /// Every job, in the order of acceptance.
     pub async fn list(&self) -> Result<Vec<JobReport>, Error> {
-        let (pauses, shortage) = (self.board.pauses(), self.store.shortage());
-        Ok(self.store.jobs().await?.iter().map(|job| report(job, &pauses, shortage.as_deref())).collect())
+        let standing = self.standing();
+        Ok(self.store.jobs().await?.iter().map(|job| report(job, self.in_flight(job), &standing)).collect())
     }
 
     /// One job, by its name or id.
@@ -295,7 +321,18 @@ impl Control {
     }
 
     fn report(&self, state: &JobState) -> JobReport {
-        report(state, &self.board.pauses(), self.store.shortage().as_deref())
+        report(state, self.in_flight(state), &self.standing())
+    }
+
+    fn in_flight(&self, state: &JobState) -> u32 {
+        self.store.in_flight(state.job.id).unwrap_or(state.leased)
+    }
+
+    fn standing(&self) -> Standing {
+        let now = self.clock.now();
+        let mut holds = self.board.holds(now);
+        holds.retain(|_, until| until.since(now) >= HOLD_SHOWN_MIN);
+        Standing { pauses: self.board.pauses(), holds, shortage: self.store.shortage() }
     }
 
     /// By id, else the newest job of that name.
@@ -323,16 +360,33 @@ fn awaited(state: &JobState) -> String {
     }
 }
 
+/// What keeps jobs from being sent.
+#[derive(Debug, Default)]
+struct Standing {
+    pauses: BTreeMap<QueueName, QueuePause>,
+    holds: BTreeMap<QueueName, Timestamp>,
+    shortage: Option<String>,
+}
+
+impl Standing {
+    /// Why nothing of a running job is sent for the moment, though it is not paused.
+    fn held(&self, job: &Job) -> Option<String> {
+        let until: Option<Vec<_>> = job.queues.iter().map(|queue| self.holds.get(queue)).collect();
+        let until = until?.into_iter().min()?;
+        Some(format!("the provider asked to come later; nothing is sent before {until}"))
+    }
+}
+
 /// A running job shows as paused while each of its queues with work is, or the disk has no room for any.
-fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: Option<&str>) -> JobReport {
+fn report(state: &JobState, in_flight: u32, standing: &Standing) -> JobReport {
     let job = &state.job;
-    let stopped = state.status == JobStatus::InProgress
-        && state.counts.open() > 0
-        && job.queues.iter().all(|queue| pauses.contains_key(queue));
+    let Standing { pauses, shortage, .. } = standing;
+    let runs = state.status == JobStatus::InProgress && state.counts.open() > 0;
+    let stopped = runs && job.queues.iter().all(|queue| pauses.contains_key(queue));
     let stopped_by = job.queues.iter().find_map(|queue| pauses.get(queue)).filter(|_| stopped);
     let (status, reason, message) = match (&state.status, stopped_by) {
         (JobStatus::InProgress | JobStatus::Finalizing, _) if let Some(why) = shortage => {
-            ("paused", Some(PauseReason::Disk.to_string()), Some(why.to_owned()))
+            ("paused", Some(PauseReason::Disk.to_string()), Some(why.clone()))
         }
         (_, Some(pause)) => ("paused", Some(pause.reason.to_string()), Some(pause.message.clone())),
         (JobStatus::Paused { reason }, None) => {
@@ -342,7 +396,7 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
         (status @ (JobStatus::Held { why } | JobStatus::Failed { why }), None) => {
             (status.as_str(), Some(why.clone()), None)
         }
-        (status, None) => (status.as_str(), None, None),
+        (status, None) => (status.as_str(), None, standing.held(job).filter(|_| runs)),
     };
     JobReport {
         name: job.name.to_string(),
@@ -353,6 +407,7 @@ fn report(state: &JobState, pauses: &BTreeMap<QueueName, QueuePause>, shortage: 
         remote: None,
         message,
         counts: state.counts,
+        in_flight,
         leased: state.leased,
         waiting: state.waiting,
         priority: job.settings.priority,

@@ -112,6 +112,7 @@ impl Reporter {
     /// `ready`: how many requests of each queue could be sent.
     fn tell_of_queues(&self, ready: &BTreeMap<QueueName, u64>) {
         let (queues, pauses) = (self.fleet.queues(), self.board.pauses());
+        let now = Instant::now();
         let names: BTreeSet<&QueueName> = queues.keys().chain(pauses.keys()).collect();
         let (shown, more) = first(names.into_iter());
         for name in shown {
@@ -121,10 +122,13 @@ impl Reporter {
                 queue = %name,
                 in_flight = queue.in_flight,
                 ready = ready.get(name).copied().unwrap_or_default(),
-                slots = queue.slots,
-                allowed = queue.allowed,
+                concurrency = queue.concurrency,
+                concurrency_max = queue.concurrency_max,
                 requests_per_minute = queue.requests_per_minute,
                 tokens_per_minute = queue.tokens_per_minute,
+                learnt_requests_per_minute = queue.learnt_requests_per_minute,
+                learnt_tokens_per_minute = queue.learnt_tokens_per_minute,
+                held_s = queue.held_until.map(|until| until.saturating_duration_since(now).as_secs()),
                 out = (!queue.out.is_empty()).then(|| printable(&queue.out.join("; "))),
                 paused = pause.map(|pause| pause.reason.as_str()),
                 error = pause.map(|pause| printable(&pause.message)),
@@ -147,7 +151,7 @@ fn tell_of_job(report: &JobReport) {
         total = report.counts.total,
         completed = report.counts.completed,
         failed = report.counts.failed,
-        in_flight = report.leased,
+        in_flight = report.in_flight,
         waiting = report.waiting,
         "status of a job"
     );

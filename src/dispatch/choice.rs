@@ -70,17 +70,27 @@ impl Dispatcher {
     }
 
     /// The limits in force.
-    pub(super) fn report(&self) -> QueueReport {
+    pub(super) fn report(&self, now: Instant) -> QueueReport {
         let given = self.limits.given();
         let (requests, tokens) = self.learnt_limits();
         QueueReport {
-            slots: self.limits.slots(),
-            allowed: self.allowed(),
+            concurrency_max: self.limits.slots(),
+            concurrency: self.allowed(),
             requests_per_minute: within(given.requests_per_minute, requests.map(whole)),
             tokens_per_minute: within(given.tokens_per_minute, tokens.map(whole)),
+            learnt_requests_per_minute: requests.map(whole),
+            learnt_tokens_per_minute: tokens.map(whole),
             in_flight: self.in_flight(),
+            held_until: self.held_until(now),
             out: self.lanes.iter().filter_map(Lane::out).collect(),
         }
+    }
+
+    /// Until when all lanes hold still that no gate closes; none if one of them does not.
+    fn held_until(&self, now: Instant) -> Option<Instant> {
+        let open = self.lanes.iter().filter(|lane| lane.pause().is_none());
+        let held: Option<Vec<Instant>> = open.map(|lane| lane.pace.held_until(now)).collect();
+        held?.into_iter().min()
     }
 
     /// What is known of the limits of all lanes together, per minute; nothing as long as one of them is not known.

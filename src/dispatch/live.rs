@@ -59,16 +59,23 @@ impl Gates {
 /// A queue that has a dispatcher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueReport {
-    /// Requests that may be in flight.
-    pub slots: usize,
-    /// How many may be in flight now: as many as were found where it is `auto`, and fewer than `slots` where the server
-    /// refuses for lack of room.
-    pub allowed: usize,
-    /// None = unlimited.
+    /// Requests that may be in flight, as configured; where it is `auto`, at most.
+    pub concurrency_max: usize,
+    /// How many may be in flight now: as many as were found where it is `auto`, and fewer than configured where the
+    /// server refuses for lack of room.
+    pub concurrency: usize,
+    /// The one in force, configured or learnt. None = unlimited.
     pub requests_per_minute: Option<u32>,
-    /// None = unlimited.
+    /// The same.
     pub tokens_per_minute: Option<u64>,
+    /// What the server was found to admit in a minute, or says that it does. None = nothing is known.
+    pub learnt_requests_per_minute: Option<u64>,
+    /// The same.
+    pub learnt_tokens_per_minute: Option<u64>,
+    /// Requests that are sent, or of which it is being written what came of them.
     pub in_flight: usize,
+    /// Until when nothing is sent, since the server, or each that might be asked, said to come later.
+    pub held_until: Option<Instant>,
     /// Endpoints of the provider that get nothing but a try now and then, and why.
     pub out: Vec<String>,
 }
@@ -247,7 +254,11 @@ impl Dispatcher {
 
     /// Lets others see how the queue stands.
     pub(super) fn show(&self) {
-        self.shown.set(self.report());
+        let now = Instant::now();
+        let report = self.report(now);
+        let held_until = report.held_until.map(|until| self.parts.clock.now() + until.duration_since(now));
+        self.board.hold(&self.queue, held_until);
+        self.shown.set(report);
     }
 }
 

@@ -176,7 +176,7 @@ mod tests {
             json!({
                 "name": "a b", "id": id.to_string(), "kind": "chat", "status": "cancelling",
                 "counts": { "total": 3, "completed": 1, "failed": 0, "maybe_paid_twice": 0 },
-                "leased": 1, "waiting": 1, "priority": 5, "queues": ["openai/m"],
+                "in_flight": 1, "leased": 1, "waiting": 1, "priority": 5, "queues": ["openai/m"],
                 "spec_file": "a b.toml", "accepted_at": "1970-01-01T00:00:01.000Z",
             })
         );

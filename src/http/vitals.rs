@@ -202,7 +202,7 @@ impl Vitals {
 
 fn in_force(report: &dispatch::QueueReport) -> InForce {
     InForce {
-        concurrency: report.allowed,
+        concurrency: report.concurrency,
         requests_per_minute: report.requests_per_minute.map(u64::from),
         tokens_per_minute: report.tokens_per_minute,
     }
@@ -220,7 +220,7 @@ fn by_status(jobs: &[JobReport]) -> BTreeMap<String, u64> {
 fn waiting(jobs: &[JobReport]) -> Waiting {
     let mut sum = Waiting::default();
     for job in jobs {
-        let rest = u64::from(job.counts.open().saturating_sub(job.leased));
+        let rest = u64::from(job.counts.open().saturating_sub(job.in_flight));
         let retry = u64::from(job.waiting).min(rest);
         match job.status.as_str() {
             "paused" | "held" => sum.paused += rest,

@@ -268,6 +268,13 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// How many requests of a job are begun and not settled: they are at the provider, or what came of them is being
+    /// written. None where the store does not know; then it is no more than are leased.
+    fn in_flight(&self, job: JobId) -> Option<u32> {
+        let _ = job;
+        None
+    }
+
     /// Whether `bytes` of what can wait, like a new job's files, may be written below `state/`: what must stay free
     /// stays free.
     ///

@@ -83,6 +83,7 @@ fn jobs_are_listed_and_shown_as_json_and_as_text() {
         "counts",
         "finished_at",
         "id",
+        "in_flight",
         "kind",
         "leased",
         "name",

@@ -190,8 +190,13 @@ fn status_report_tells_of_all_of_each_job_and_of_each_queue() {
     assert_eq!((jobs.len(), &events(&log, "and more jobs are open")[0]["more"]), (20, &3.into()), "{log}");
     assert!(jobs.iter().all(|job| job["status"] == "in_progress" && job["job"].is_string()), "{log}");
     assert!(jobs.iter().any(|job| job["name"] == "job" && job["total"] == 30), "{log}");
+    let in_flight: u64 = jobs.iter().map(|job| job["in_flight"].as_u64().unwrap()).sum();
+    assert!(
+        (1..=u64::from(CONCURRENCY)).contains(&in_flight),
+        "what is ready to be sent is not in flight: {log}"
+    );
     let [queue] = &events(&log, "status of a queue")[..] else { panic!("{log}") };
-    assert_eq!((&queue["queue"], &queue["slots"]), (&"sim/m".into(), &CONCURRENCY.into()), "{queue}");
+    assert_eq!((&queue["queue"], &queue["concurrency"]), (&"sim/m".into(), &CONCURRENCY.into()), "{queue}");
     daemon.signal(Signal::TERM);
     daemon.insist();
 }
@@ -203,9 +208,13 @@ fn status_report_names_what_is_paused_and_a_disk_without_room() {
     world.drop("job.jsonl", chat_lines(9));
     let daemon = world.start();
     world.wait_for_status("job", "paused");
-    let log = report(&daemon, "status of a queue");
+    // The others that were in flight are refused, too.
+    let log = eventually("all refused", || {
+        let log = report(&daemon, "status of a queue");
+        (events(&log, "status of a queue")[0]["in_flight"] == 0).then_some(log)
+    });
     let queue = &events(&log, "status of a queue")[0];
-    assert_eq!((&queue["paused"], &queue["in_flight"]), (&"auth".into(), &0.into()), "{queue}");
+    assert_eq!(queue["paused"], "auth", "{queue}");
     assert!(queue["error"].as_str().unwrap().starts_with("401"), "{queue}");
     assert_eq!(events(&log, "status of a job")[0]["reason"], "auth");
     assert_eq!(daemon.stop().code, Some(0));

@@ -3,7 +3,7 @@
 use batchd::simulate::{Auth, Settings};
 use serde_json::Value;
 
-use crate::world::{KEY, Setup, World, chat_lines};
+use crate::world::{KEY, Setup, World, chat_lines, eventually};
 
 /// Stands in every prompt.
 const PROMPT: &str = "canary-in-the-prompt";
@@ -39,7 +39,8 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     }
     world.wait_for_status("job", "completed");
     world.wait_for_status("pairs", "in_progress");
-    assert!(world.report("same.toml").unwrap().contains(PROMPT));
+    let report = eventually("the report", || world.report("same.toml"));
+    assert!(report.contains(PROMPT));
     world.let_in("another key");
     world.drop("locked.jsonl", chat_lines(5).replace("question", PROMPT));
     world.wait_for_status("locked", "paused");

@@ -72,7 +72,7 @@ pub(super) fn running(jobs: &[JobReport], rate: Option<f64>) -> String {
 
 /// `stopping: 3 requests in flight`.
 pub(super) fn stopping(jobs: &[JobReport]) -> String {
-    let in_flight: u64 = jobs.iter().map(|job| u64::from(job.leased)).sum();
+    let in_flight: u64 = jobs.iter().map(|job| u64::from(job.in_flight)).sum();
     match in_flight {
         0 => "stopping: nothing is in flight".to_owned(),
         1 => "stopping: 1 request in flight".to_owned(),

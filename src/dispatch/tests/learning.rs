@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use tokio::time::timeout;
+
 use super::*;
+use crate::control::Control;
 use crate::simulate::LimitsTold;
 
 /// Refuses without a word beyond ten a second.
@@ -41,6 +44,40 @@ async fn the_limits_in_force_are_shown() {
     until_settled(&*world.store, job.id, 20).await;
     let report = world.live.queues().into_values().next().unwrap();
     assert_eq!((report.requests_per_minute, report.tokens_per_minute), (Some(600), None));
+    let learnt = (report.learnt_requests_per_minute, report.learnt_tokens_per_minute);
+    assert_eq!((learnt, report.held_until), ((Some(600), None), None));
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_asked_to_come_later_shows_until_when_nothing_is_sent() {
+    let mut world = World::new(1, Server { requests_per_minute: Some(6), ..narrow() }, slots(4));
+    let job = world.put(1, &["m"], 20).await;
+    let running = world.start();
+    let held_until = async || loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let until = world.live.queues().into_values().find_map(|queue| queue.held_until);
+        let control =
+            Control::new(world.store.clone(), world.board.clone(), world.clock.clone(), "jobs".into());
+        let shown = control.show(&job.id.to_string()).await.unwrap();
+        let Some(until) = until else {
+            assert_eq!(shown.message, None);
+            continue;
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if left < Duration::from_secs(1) {
+            continue;
+        }
+        let message =
+            format!("the provider asked to come later; nothing is sent before {}", world.clock.now() + left);
+        assert_eq!((shown.status.as_str(), shown.message), ("in_progress", Some(message)));
+        return until;
+    };
+    let until = timeout(Duration::from_mins(10), held_until()).await.unwrap();
+    let sent = world.server.summary().requests;
+    sleep_until(until - Duration::from_millis(1)).await;
+    assert_eq!(world.server.summary().requests, sent, "nothing is sent meanwhile");
     world.stop.cancel();
     running.await.unwrap().unwrap();
 }

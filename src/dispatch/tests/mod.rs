@@ -440,7 +440,7 @@ async fn other_slots_hold_at_once_for_a_job_that_runs() {
     assert_eq!(world.most_in_flight(second).await, 16);
     let queue = QueueName::new("p", Some("m"));
     let report = &world.live.queues()[&queue];
-    assert_eq!((report.slots, report.allowed, report.in_flight), (16, 16, 16));
+    assert_eq!((report.concurrency_max, report.concurrency, report.in_flight), (16, 16, 16));
 
     // The provider's own bound, and what is said of one model.
     world.reload(|provider, _| provider.concurrency = 3);

@@ -62,9 +62,14 @@ impl Leases {
         }
     }
 
+    /// How many of a job's are begun.
+    pub(super) fn begun(&self, job: JobId) -> u32 {
+        self.lock().begun.get(&job).copied().unwrap_or_default()
+    }
+
     /// Whether nothing of a job is begun.
     pub(super) fn is_still(&self, job: JobId) -> bool {
-        !self.lock().begun.contains_key(&job)
+        self.begun(job) == 0
     }
 
     /// Ends a lease. [`Error::Stale`] if it is not the one held: then nothing may be settled under it.

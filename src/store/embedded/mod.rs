@@ -311,6 +311,10 @@ impl Store for EmbeddedStore {
         self.shared.progress.listen()
     }
 
+    fn in_flight(&self, job: JobId) -> Option<u32> {
+        Some(self.shared.leases.begun(job))
+    }
+
     fn shortage(&self) -> Option<String> {
         self.shared.room.look()
     }

@@ -55,6 +55,11 @@ impl Hold {
         self.until
     }
 
+    /// Until when nobody is sent, not even one ahead.
+    pub(super) fn stands_until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now && matches!(self.scout, Scout::Due))
+    }
+
     pub(super) fn sent(&mut self, number: u64, now: Instant) {
         self.scout = match self.scout {
             Scout::Due => Scout::Out(number, now),

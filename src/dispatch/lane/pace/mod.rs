@@ -161,6 +161,11 @@ impl Pace {
         }
     }
 
+    /// Until when nothing is sent, since the server asked for that.
+    pub(in crate::dispatch) fn held_until(&self, now: Instant) -> Option<Instant> {
+        self.hold.stands_until(now)
+    }
+
     /// When a request counted as `tokens` may be sent; not later than `now` if at once.
     pub(in crate::dispatch) fn ready_at(&mut self, tokens: u64, now: Instant) -> Instant {
         let (requests, used) = (self.sent_since_told(false), self.sent_since_told(true));
