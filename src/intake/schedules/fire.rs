@@ -152,7 +152,7 @@ impl Intake {
         let Some(kept) = self.schedules.kept.get(&firing.file) else { return Ok((id, Ending::Gone)) };
         let examiner = Examiner { now, due: firing.due, ..examiner.clone() };
         let stop = examiner.stop.clone();
-        let (text, dropped) = (self.schedules.shelf.text(&firing.file), kept.record.dropped);
+        let (text, dropped) = (self.schedules.shelf.text(&kept.record), kept.record.dropped);
         let (file, name) = (firing.file.clone(), firing.name.clone());
         let verdict = blocking(move || {
             let making = Making { file: &file, dropped, run: &name, text: &text };

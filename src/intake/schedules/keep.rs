@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::record::{Record, Rule};
+use super::record::{Record, Rule, hash};
 use super::{Kept, Schedules, Sight, load, missing, peek::Peeked, report};
 use crate::diag::{Report, Severity, printable};
 use crate::domain::Timestamp;
@@ -81,28 +81,34 @@ impl Intake {
         scheduled: Scheduled,
     ) -> Result<(), Error> {
         let Version { name, dropped, stamp } = version;
-        let hash = blake3::hash(scheduled.text.as_bytes());
-        let before = self.schedules.kept.get(&name);
-        let (is_new, is_edit) = (before.is_none(), before.is_none_or(|kept| kept.hash != Some(hash)));
-        let record = before.map(|kept| kept.record.clone());
-        if let Some(report) = record.as_ref().and_then(|record| record.report.clone()) {
+        let now = self.clock.now();
+        let kept = self.schedules.kept.get(&name);
+        let before = kept.map(|kept| kept.record.clone());
+        let has_plan = kept.is_some_and(|kept| kept.plan.is_some());
+        let record = follow(before.clone(), (&name, dropped), &scheduled, now);
+        // What could not be read as a plan is written again, whatever was wrong with it.
+        let is_edit = !has_plan || before.as_ref().is_none_or(|before| before.text != record.text);
+        if let Some(report) = before.as_ref().and_then(|before| before.report.clone()) {
             let jobs = Arc::clone(jobs);
             blocking(move || report::withdraw(&jobs, &report)).await?;
             info!(file = %printable(&name), "a schedule's file is mended");
         }
         if is_edit {
-            let (shelf, file, text) = (self.schedules.shelf.clone(), name.clone(), scheduled.text.clone());
-            blocking(move || shelf.write_text(&file, &text)).await?;
+            let (shelf, record, text) =
+                (self.schedules.shelf.clone(), record.clone(), scheduled.text.clone());
+            blocking(move || shelf.write_text(&record, &text)).await?;
         }
-        let now = self.clock.now();
-        let record = follow(record, (&name, dropped), Rule::from(&scheduled.schedule), now);
+        let text = record.text.clone();
         self.schedules.write(record, now).await?;
         if is_edit {
-            tell(&name, &scheduled, is_new, now);
+            tell(&name, &scheduled, before.is_none(), now);
+        }
+        if let Some(before) = before.filter(|before| before.text != text) {
+            let shelf = self.schedules.shelf.clone();
+            blocking(move || shelf.remove_text(&before)).await;
         }
         if let Some(kept) = self.schedules.kept.get_mut(&name) {
             kept.plan = Some(scheduled.into());
-            kept.hash = Some(hash);
             kept.problem = None;
             kept.next = None;
             kept.retry = None;
@@ -173,11 +179,10 @@ impl Intake {
 
     async fn end_schedule(&mut self, jobs: &Arc<Dir>, name: &str) -> Result<(), Error> {
         let Some(kept) = self.schedules.kept.get(name) else { return Ok(()) };
-        let (shelf, jobs, file) = (self.schedules.shelf.clone(), Arc::clone(jobs), name.to_owned());
-        let report = kept.record.report.clone();
+        let (shelf, jobs, record) = (self.schedules.shelf.clone(), Arc::clone(jobs), kept.record.clone());
         blocking(move || {
-            report.map_or(Ok(()), |report| report::withdraw(&jobs, &report))?;
-            shelf.remove(&file)
+            record.report.as_deref().map_or(Ok(()), |report| report::withdraw(&jobs, report))?;
+            shelf.remove(&record)
         })
         .await?;
         self.schedules.kept.remove(name);
@@ -203,12 +208,18 @@ impl Schedules {
 }
 
 /// The record of a good version. If what it says of its times has changed, those before `now` were another schedule's.
-fn follow(before: Option<Record>, (name, dropped): (&str, Dropped), rule: Rule, now: Timestamp) -> Record {
+fn follow(
+    before: Option<Record>,
+    (name, dropped): (&str, Dropped),
+    scheduled: &Scheduled,
+    now: Timestamp,
+) -> Record {
+    let (text, rule) = (hash(&scheduled.text), Rule::from(&scheduled.schedule));
     match before {
-        Some(record) if record.rule == rule => Record { dropped, report: None, ..record },
+        Some(record) if record.rule == rule => Record { dropped, text, report: None, ..record },
         before => {
-            let first_seen = before.map_or(now, |before| before.first_seen);
-            Record { file: name.to_owned(), dropped, first_seen, rule, last: now, due: None, report: None }
+            let (file, first_seen) = (name.to_owned(), before.map_or(now, |before| before.first_seen));
+            Record { file, dropped, first_seen, text, rule, last: now, due: None, report: None }
         }
     }
 }

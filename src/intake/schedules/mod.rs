@@ -88,9 +88,8 @@ pub(super) struct Schedules {
 #[derive(Debug)]
 struct Kept {
     record: Record,
+    /// Of the last good text; none if that is lost, or the configuration refuses it by now.
     plan: Option<Plan>,
-    /// Of the last good text.
-    hash: Option<blake3::Hash>,
     sight: Sight,
     /// Since when it is looked after: times before that passed while nobody could make their runs.
     since: Timestamp,
@@ -127,7 +126,6 @@ impl Kept {
         Self {
             record,
             plan: None,
-            hash: None,
             sight: Sight::Unread,
             since,
             problem: None,
@@ -310,24 +308,21 @@ fn has_our_folders(jobs: &Dir) -> bool {
 fn load(shelf: &Shelf, settings: &spec::Settings, peek: Peek, since: Timestamp) -> Result<Vec<Kept>, Error> {
     let mut all = Vec::new();
     for record in shelf.load()? {
-        let path = shelf.text(&record.file);
+        let path = shelf.text(&record);
+        let is_whole = shelf.read_text(&record)?.is_some();
         let mut kept = Kept::new(record, since);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        let file = std::fs::File::open(&path).map_err(failed("open", &path));
-        let display = peek::display(&kept.record.file, kept.record.dropped);
-        let folder = std::path::PathBuf::new();
-        let source =
-            |file| Source { form: Form::Toml, file, display, folder, rest: None, now: since, is_run: false };
-        // What the configuration refuses by now is told when the file is looked into.
-        if let Ok(file) = file
-            && let Ok(Some(scheduled)) = peek(&source(file), settings)
-        {
-            kept.hash = Some(blake3::hash(&text));
-            kept.plan = Some(scheduled.into());
+        if is_whole {
+            let source = Source {
+                form: Form::Toml,
+                file: std::fs::File::open(&path).map_err(failed("open", &path))?,
+                display: peek::display(&kept.record.file, kept.record.dropped),
+                folder: std::path::PathBuf::new(),
+                rest: None,
+                now: since,
+                is_run: false,
+            };
+            // What the configuration refuses by now is told when the file is looked into.
+            kept.plan = peek(&source, settings).ok().flatten().map(Plan::from);
         }
         all.push(kept);
     }

@@ -6,11 +6,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `NAME.toml` | the last version of its spec in which nothing was wrong |
-//! | `NAME.json` | what was decided about its times: [`Record`]. Written last, so its presence means *kept* |
+//! | `NAME.HASH.toml` | the last version of its spec in which nothing was wrong; `HASH`: the first digits of its own |
+//! | `NAME.json` | what was decided about its times, and which text they are of: [`Record`] |
 //!
-//! After a crash between the two the text is newer than the record. That is seen by what both say of the times, and
-//! is an edit like any other.
+//! The record is written last, in one step, so that text and rule change together: a text that no record names does
+//! not count, whether a crash left it or a disk that took one file and refused the other.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::diag::printable;
 use crate::domain::Timestamp;
@@ -30,9 +30,11 @@ use crate::schedule::{CatchUp, Overlap, Schedule};
 use crate::store::folder;
 
 const RECORD: &str = ".json";
-const TEXT: &str = ".toml";
 
-/// Leaves room in a 255-byte name for the endings, and for those of a file that is being written.
+/// Of a text's hash, in its name: two versions of one spec are told apart.
+const HASH_DIGITS: usize = 16;
+
+/// Leaves room in a 255-byte name for hash and endings, and for those of a file that is being written.
 const NAME_BYTES_MAX: usize = 200;
 
 /// What is durable of a schedule beside its text.
@@ -42,6 +44,8 @@ pub(super) struct Record {
     pub(super) file: String,
     pub(super) dropped: Dropped,
     pub(super) first_seen: Timestamp,
+    /// The BLAKE3 of its text.
+    pub(super) text: String,
     pub(super) rule: Rule,
     /// Every time up to this one has been decided about.
     pub(super) last: Timestamp,
@@ -101,9 +105,9 @@ impl Shelf {
                 None => others.push(path),
             }
         }
-        // What a crash left of a schedule that was not kept yet, or not any more.
+        // What is left of a version that was not kept yet, or not any more.
         for path in others {
-            if !records.iter().any(|record| self.text(&record.file) == path) {
+            if !records.iter().any(|record| self.text(record) == path) {
                 remove_file(&path)?;
             }
         }
@@ -117,12 +121,33 @@ impl Shelf {
     }
 
     /// Where the last good version of a schedule's spec is.
-    pub(super) fn text(&self, file: &str) -> PathBuf {
-        self.path(file, TEXT)
+    pub(super) fn text(&self, record: &Record) -> PathBuf {
+        let hash = record.text.get(..HASH_DIGITS).unwrap_or(&record.text);
+        self.path(&record.file, &format!(".{hash}.toml"))
     }
 
-    pub(super) fn write_text(&self, file: &str, text: &str) -> Result<(), Error> {
-        Ok(folder::write_atomic(&self.text(file), text.as_bytes())?)
+    /// Reads the text that a record names; none if it is not there any more, or is another.
+    pub(super) fn read_text(&self, record: &Record) -> Result<Option<String>, Error> {
+        let path = self.text(record);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text).filter(|text| hash(text) == record.text)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                Ok(None)
+            }
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Writes the text that `record` names. It counts once the record does.
+    pub(super) fn write_text(&self, record: &Record, text: &str) -> Result<(), Error> {
+        Ok(folder::write_atomic(&self.text(record), text.as_bytes())?)
+    }
+
+    /// Removes the text of a version that has been replaced. What can't be removed goes at the next start.
+    pub(super) fn remove_text(&self, record: &Record) {
+        if let Err(error) = remove_file(&self.text(record)) {
+            debug!(%error, "the text of a schedule that was changed is left");
+        }
     }
 
     pub(super) fn write(&self, record: &Record) -> Result<(), Error> {
@@ -132,9 +157,9 @@ impl Shelf {
     }
 
     /// A schedule is over.
-    pub(super) fn remove(&self, file: &str) -> Result<(), Error> {
-        remove_file(&self.path(file, RECORD))?;
-        remove_file(&self.text(file))?;
+    pub(super) fn remove(&self, record: &Record) -> Result<(), Error> {
+        remove_file(&self.path(&record.file, RECORD))?;
+        remove_file(&self.text(record))?;
         Ok(folder::sync_dir(&self.0)?)
     }
 
@@ -148,6 +173,11 @@ impl Shelf {
         let start = safe.get(..safe.floor_char_boundary(NAME_BYTES_MAX - hash.len())).unwrap_or_default();
         self.0.join(format!("{start}-{hash}~{ending}"))
     }
+}
+
+/// What a record says of a text.
+pub(super) fn hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
 #[cfg(test)]
@@ -167,6 +197,7 @@ mod tests {
             file: file.to_owned(),
             dropped: Dropped::Toml,
             first_seen: at,
+            text: hash(file),
             rule,
             last: at,
             due: None,
@@ -183,7 +214,7 @@ mod tests {
         let names =
             ["a.toml", "a", "a\u{202e}.toml", "a%E2%80%AE.toml", &format!("{long}1"), &format!("{long}2")];
         for name in names {
-            shelf.write_text(name, name).unwrap();
+            shelf.write_text(&record(name), name).unwrap();
             shelf.write(&record(name)).unwrap();
         }
         let mut files: Vec<String> = shelf.load().unwrap().into_iter().map(|record| record.file).collect();
@@ -192,8 +223,8 @@ mod tests {
         expected.sort();
         assert_eq!(files, expected);
         for name in names {
-            assert_eq!(fs::read_to_string(shelf.text(name)).unwrap(), name);
-            shelf.remove(name).unwrap();
+            assert_eq!(shelf.read_text(&record(name)).unwrap().unwrap(), name);
+            shelf.remove(&record(name)).unwrap();
         }
         assert_eq!(fs::read_dir(state.path().join("schedules")).unwrap().count(), 0);
     }
@@ -203,22 +234,31 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let shelf = Shelf::below(state.path());
         shelf.load().unwrap();
-        shelf.write_text("a.toml", "text").unwrap();
+        shelf.write_text(&record("a.toml"), "a.toml").unwrap();
         shelf.write(&record("a.toml")).unwrap();
-        shelf.write_text("b.toml", "no record yet").unwrap();
+        let edited = Record { text: hash("edited"), ..record("a.toml") };
+        shelf.write_text(&edited, "edited").unwrap();
+        shelf.write_text(&record("b.toml"), "no record yet").unwrap();
         let folder = state.path().join("schedules");
         fs::write(folder.join(".c.toml.json.tmp"), "{").unwrap();
         fs::write(folder.join("d.toml.json"), "{").unwrap();
         fs::write(folder.join("e.toml.json"), serde_json::to_vec(&record("f.toml")).unwrap()).unwrap();
         assert_eq!(shelf.load().unwrap(), [record("a.toml")]);
-        assert!(shelf.text("a.toml").exists() && !shelf.text("b.toml").exists());
+        let left = |record: &Record| shelf.text(record).exists();
+        assert!(left(&record("a.toml")) && !left(&edited) && !left(&record("b.toml")));
         assert!(!folder.join(".c.toml.json.tmp").exists());
+        // Another's text under its name is not its text.
+        fs::write(shelf.text(&record("a.toml")), "torn").unwrap();
+        assert_eq!(shelf.read_text(&record("a.toml")).unwrap(), None);
+        fs::remove_file(shelf.text(&record("a.toml"))).unwrap();
+        assert_eq!(shelf.read_text(&record("a.toml")).unwrap(), None);
     }
 
     #[test]
     fn records_of_this_version_can_be_read_by_the_next() {
-        let text = r#"{"file":"a.toml","dropped":"toml","first_seen":1,"rule":{"cron":"0 2 * * *","timezone":"UTC","catch_up":true,"queue":false,"jitter":{"secs":5,"nanos":0}},"last":1}"#;
-        assert_eq!(serde_json::from_str::<Record>(text).unwrap(), record("a.toml"));
-        assert_eq!(serde_json::to_string(&record("a.toml")).unwrap(), text);
+        let text = r#"{"file":"a.toml","dropped":"toml","first_seen":1,"text":"af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262","rule":{"cron":"0 2 * * *","timezone":"UTC","catch_up":true,"queue":false,"jitter":{"secs":5,"nanos":0}},"last":1}"#;
+        let record = Record { text: hash(""), ..record("a.toml") };
+        assert_eq!(serde_json::from_str::<Record>(text).unwrap(), record);
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
     }
 }

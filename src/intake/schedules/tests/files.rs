@@ -230,13 +230,53 @@ async fn a_schedule_that_meets_a_full_disk_waits_like_a_spec() {
     root.drop_file("nightly.toml", NIGHTLY);
     // Nothing can be written where the records are to lie.
     let schedules = root.settings.state.join("schedules");
-    fs::create_dir_all(schedules.join("nightly.toml.toml/x")).unwrap();
+    fs::create_dir_all(schedules.join("nightly.toml.json/x")).unwrap();
     let store = FakeStore::new(&root);
     let intake = Running::scheduling(root, store, EVE);
     let status = intake.handle.until(|status| status.trouble.is_some()).await;
     assert!(status.trouble.is_some(), "{status:?}");
-    fs::remove_dir_all(schedules.join("nightly.toml.toml")).unwrap();
+    fs::remove_dir_all(schedules.join("nightly.toml.json")).unwrap();
     intake.pass(MINUTE * 2).await;
     assert_eq!((intake.handle.status().trouble, intake.runs().len()), (None, 1));
     assert!(!matches!(intake.end().await.1, Err(Error::Io { .. })));
+}
+
+/// An edit wrote the new text, and then the new rule. If the disk refused the second, a time that came before it was
+/// tried again ran the new text under the old rule, and a crash before that made up for times of another schedule.
+#[tokio::test(start_paused = true)]
+async fn an_edit_of_which_the_disk_takes_one_half_changes_nothing_before_it_takes_the_other() {
+    let once = format!("{NIGHTLY}catch_up = 'once'\n");
+    let edited = once.replace("0 2 * * *", "5,10 2 * * *").replace("first", "second");
+    let refused_edit = async || {
+        let intake = with(&[("a.toml", &once)]);
+        intake.pass(Duration::from_secs(58)).await;
+        let schedules = intake.root.settings.state.join("schedules");
+        let (record, aside) = (schedules.join("a.toml.json"), schedules.join("aside"));
+        fs::rename(&record, &aside).unwrap();
+        fs::create_dir_all(record.join("x")).unwrap();
+        fs::write(intake.file("a.toml"), &edited).unwrap();
+        intake.handle.look().await;
+        intake.handle.until(|status| status.trouble.is_some()).await;
+        fs::remove_dir_all(&record).unwrap();
+        fs::rename(&aside, &record).unwrap();
+        assert_eq!(kept(&intake.root), ["a.toml.json", "a.toml.toml", "a.toml.toml"]);
+        intake
+    };
+    let intake = refused_edit().await;
+    intake.pass(Duration::from_secs(4)).await;
+    assert_eq!(intake.runs(), ["a-20300101T020000"]);
+    assert_eq!(intake.spec_of("a-20300101T020000"), once);
+    intake.end_all();
+    intake.pass(MINUTE * 5).await;
+    assert_eq!(intake.runs(), ["a-20300101T020000", "a-20300101T020500"]);
+    assert_eq!(intake.spec_of("a-20300101T020500"), edited);
+    assert_eq!(kept(&intake.root), ["a.toml.json", "a.toml.toml"], "the text before it is gone");
+
+    // Killed there; and when the next daemon starts, another edit has broken the file.
+    let left = refused_edit().await.die().await;
+    left.0.drop_file("a.toml", "kind");
+    let intake = again(left, EVE + MINUTE * 8);
+    intake.pass(MINUTE).await;
+    assert_eq!(intake.runs(), ["a-20300101T020000"]);
+    assert_eq!(intake.spec_of("a-20300101T020000"), once);
 }

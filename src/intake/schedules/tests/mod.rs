@@ -75,6 +75,12 @@ impl Running {
     }
 }
 
+/// The files that are kept of schedules, without the hashes in their names.
 fn kept(root: &Root) -> Vec<String> {
-    crate::intake::fixture::names(&root.settings.state.join("schedules"))
+    let names = crate::intake::fixture::names(&root.settings.state.join("schedules"));
+    let is_hash = |part: &&str| part.len() == 16;
+    let without = |name: String| name.split('.').filter(|part| !is_hash(part)).collect::<Vec<_>>().join(".");
+    let mut names: Vec<String> = names.into_iter().map(without).collect();
+    names.sort();
+    names
 }
