@@ -3,8 +3,12 @@
 //! What is published never changes, and what succeeded is never asked for again. So the failed requests are
 //! dropped into the jobs folder, as a folder that holds a `job.toml` with the job's own settings and the
 //! requests as batch lines; of a fine-tune, its own spec and the data that were checked. Intake takes it in like any
-//! other: the name is the job's, and so its results lie in `results/<name>-2`.
+//! other. The name in it is the first of `<name>-2`, `-3`, … that is free, so that whoever asks can be told it.
+//!
+//! What asks a run of a schedule again is no run: a person had it made, for no time, and it keeps no other from
+//! running.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -13,10 +17,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::control::Folders;
 use crate::disk::{self, Act, File, carry_out};
 use crate::domain::range::{BLOCK, Bits};
 use crate::domain::record::JournalLine;
-use crate::domain::{Endpoint, FineTune, Job, JobId, JobState, Kind, RequestId, TuningData};
+use crate::domain::{Endpoint, FineTune, Job, JobId, JobName, JobState, Kind, RequestId, TuningData};
 use crate::spec;
 use crate::store::folder::{AGAIN as REQUESTS, JobFolder, ORIGIN, create_private, failed, sync_dir};
 use crate::store::{Error, Result, Store};
@@ -40,16 +45,16 @@ struct BatchLine<'a> {
 /// What came of asking again.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Dropped {
-    /// The name of the folder in the jobs folder.
-    Folder(String),
-    /// They are asked again already, by this job or folder: once more would pay twice.
+    /// What the job will be called, unless somebody takes that name before it is accepted.
+    As(JobName),
+    /// They are asked again already, by this job: once more would pay twice.
     Before(String),
 }
 
-/// Drops the failed requests of `state`'s job into `jobs`; durable when it returns. Blocks, for as long as the
-/// journal takes to read. At most one at a time for a job.
-pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path) -> Result<Dropped> {
-    let job = &state.job;
+/// Drops the failed requests of `state`'s job into the jobs folder; durable when it returns. Blocks, for as long as
+/// the journal takes to read. At most one at a time for a job.
+pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, folders: &Folders) -> Result<Dropped> {
+    let (job, jobs) = (&state.job, folders.jobs.as_path());
     if let Some(by) = asked_by(store, job.id, jobs).await? {
         return Ok(Dropped::Before(by));
     }
@@ -58,12 +63,15 @@ pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path
         disk::remove_dir_all(&hidden).map_err(failed("remove", &hidden))?;
     }
     disk::make_shared_dir(&hidden).map_err(failed("create folder", &hidden))?;
-    let text = if job.kind == Kind::FineTune {
+    let mut spec = if job.kind == Kind::FineTune {
         write_data(store, job, &hidden).await?
     } else {
         write_requests(store, job, &hidden.join(REQUESTS)).await?;
         settings(job)
     };
+    let name = free_name(store, &job.name, &folders.results).await?;
+    spec.insert("name".to_owned(), name.as_str().into());
+    let text = spec.to_string();
     let spec = hidden.join("job.toml");
     let mut file = BufWriter::new(create_private(&spec)?);
     file.write_all(text.as_bytes()).and_then(|()| sync(file)).map_err(failed("write", &spec))?;
@@ -71,9 +79,23 @@ pub(super) async fn drop_failed(store: &dyn Store, state: &JobState, jobs: &Path
     let mut file = create_private(&origin)?;
     write!(file, "{}", job.id).and_then(|()| file.sync_all()).map_err(failed("write", &origin))?;
     sync_dir(&hidden)?;
-    let name = take_name(&hidden, jobs, job)?;
+    put(&hidden, jobs, job)?;
     sync_dir(jobs)?;
-    Ok(Dropped::Folder(name))
+    Ok(Dropped::As(name))
+}
+
+/// The first of `<name>-2`, `-3`, … that neither a job nor anything in the results folder has: what intake would choose.
+async fn free_name(store: &dyn Store, name: &JobName, results: &Path) -> Result<JobName> {
+    let taken: BTreeSet<JobName> = store.jobs().await?.into_iter().map(|state| state.job.name).collect();
+    for name in (2..=u32::MAX).map(|number| name.numbered(number)).filter(|name| !taken.contains(name)) {
+        let path = results.join(name.as_str());
+        match fs::symlink_metadata(&path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name),
+            Err(error) => return Err(failed("look at", &path)(error)),
+        }
+    }
+    Err(no_name())
 }
 
 /// What asks the failed requests of the job `id` again: the folder that was dropped, which carries the job's id, as
@@ -87,7 +109,7 @@ async fn asked_by(store: &dyn Store, id: JobId, jobs: &Path) -> Result<Option<St
             let entry = entry.map_err(failed("read", jobs))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with('.') && is_origin(&entry.path()) {
-                return Ok(Some(format!("jobs/{name}")));
+                return Ok(Some(name_in(&entry.path()).unwrap_or_else(|| format!("jobs/{name}"))));
             }
         }
         Ok(None)
@@ -110,6 +132,12 @@ async fn asked_by(store: &dyn Store, id: JobId, jobs: &Path) -> Result<Option<St
     }
     // It may have gone back between the two looks.
     waiting()
+}
+
+/// What the job of a dropped folder is to be called.
+fn name_in(folder: &Path) -> Option<String> {
+    let spec: toml::Table = fs::read_to_string(folder.join("job.toml")).ok()?.parse().ok()?;
+    Some(spec.get("name")?.as_str()?.to_owned())
 }
 
 /// Removes what a crash left of folders that were not dropped yet. Nobody may be asking again meanwhile.
@@ -142,13 +170,12 @@ async fn write_requests(store: &dyn Store, job: &Job, path: &Path) -> Result<()>
 }
 
 /// Copies the data of a fine-tune. Returns its spec, as it was accepted, over the copies.
-async fn write_data(store: &dyn Store, job: &Job, to: &Path) -> Result<String> {
+async fn write_data(store: &dyn Store, job: &Job, to: &Path) -> Result<toml::Table> {
     let from = JobFolder::at(store.folder(job.id).ok_or(Error::NoSuchJob(job.id))?);
     let spec = from.spec().join("job.toml");
     let damaged = |what: String| Error::Damaged { path: spec.clone(), what };
     let text = fs::read_to_string(&spec).map_err(failed("read", &spec))?;
     let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| damaged(error.to_string()))?;
-    table.insert("name".to_owned(), job.name.as_str().into());
     // It is asked again now, once.
     table.remove("schedule");
     let line = store.line(RequestId { job: job.id, index: 0 }).await?;
@@ -169,7 +196,7 @@ async fn write_data(store: &dyn Store, job: &Job, to: &Path) -> Result<String> {
         sync_dir(&to.join(key))?;
         keys.insert(key.to_owned(), name.into());
     }
-    Ok(table.to_string())
+    Ok(table)
 }
 
 /// The requests that have an answer, a bit each.
@@ -213,12 +240,11 @@ fn sync(file: BufWriter<File>) -> io::Result<()> {
 }
 
 /// The spec of the new job: the old one's settings around its requests.
-fn settings(job: &Job) -> String {
+fn settings(job: &Job) -> toml::Table {
     let duration = |duration| humantime::format_duration(duration).to_string();
     let mut spec = toml::Table::new();
     let mut set = |key: &str, value: toml::Value| drop(spec.insert(key.to_owned(), value));
     set("kind", "requests".into());
-    set("name", job.name.as_str().into());
     if let Some(queue) = job.queues.first() {
         set("provider", queue.provider().into());
     }
@@ -244,23 +270,27 @@ fn settings(job: &Job) -> String {
         set("retry", retry.into());
     }
     set("input", toml::Table::from_iter([("file".to_owned(), REQUESTS.into())]).into());
-    spec.to_string()
+    spec
 }
 
 /// Gives the folder a name that nothing has in the jobs folder: that is the drop.
-fn take_name(hidden: &Path, jobs: &Path, job: &Job) -> Result<String> {
+fn put(hidden: &Path, jobs: &Path, job: &Job) -> Result<()> {
     let name = format!("{}-{SUFFIX}", job.name);
     let numbered = (2..=u32::MAX).map(|n| format!("{name}-{n}"));
     for name in std::iter::once(name.clone()).chain(numbered) {
         let target = jobs.join(&name);
         let rename = || Ok(renameat_with(CWD, hidden, CWD, &target, RenameFlags::NOREPLACE)?);
         match carry_out(Act::Rename { from: hidden, to: &target }, rename) {
-            Ok(()) => return Ok(name),
+            Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed("rename", &target)(error)),
         }
     }
-    Err(Error::Closed("no name is free in the jobs folder".to_owned()))
+    Err(no_name())
+}
+
+fn no_name() -> Error {
+    Error::Closed("no name is free for what is to be asked again".to_owned())
 }
 
 #[cfg(test)]
@@ -306,11 +336,13 @@ mod tests {
         }
         store.set_status(job.id, JobStatus::Cancelling, NOW).await.unwrap();
         let state = store.set_status(job.id, JobStatus::Cancelled, NOW).await.unwrap();
-        fs::create_dir(dir.path().join("job-1-again")).unwrap();
+        let folders = Folders::below(dir.path());
+        fs::create_dir_all(folders.jobs.join("job-1-again")).unwrap();
+        fs::create_dir_all(folders.results.join("job-1-2")).unwrap();
 
-        let dropped = drop_failed(&store, &state, dir.path()).await.unwrap();
-        assert_eq!(dropped, Dropped::Folder("job-1-again-2".to_owned()));
-        let folder = dir.path().join("job-1-again-2");
+        let dropped = drop_failed(&store, &state, &folders).await.unwrap();
+        assert_eq!(dropped, Dropped::As("job-1-3".parse().unwrap()));
+        let folder = folders.jobs.join("job-1-again-2");
         let lines = fs::read_to_string(folder.join(REQUESTS)).unwrap();
         let kept: String = [1, 3].map(|n| String::from_utf8(line(n).1.to_vec()).unwrap() + "\n").concat();
         assert_eq!(lines, kept);
@@ -332,7 +364,7 @@ mod tests {
         };
         let sinks = spec::Sinks { index: &mut io::sink(), input: &mut io::sink(), data: &mut io::sink() };
         let checked = spec::read(source, &settings, sinks).unwrap();
-        assert_eq!((checked.name, checked.total), (job.name, 2));
+        assert_eq!((checked.name.as_str(), checked.total), ("job-1-3", 2));
         assert_eq!(checked.settings, job.settings);
         assert_eq!(checked.queues, [queue("m")]);
     }
@@ -367,12 +399,12 @@ mod tests {
             store.set_status(job.id, status, NOW).await.unwrap();
         }
         let state = store.job(job.id).await.unwrap();
-        drop_failed(&store, &state, &jobs).await.unwrap();
+        drop_failed(&store, &state, &Folders::below(dir.path())).await.unwrap();
 
         let again = jobs.join("job-1-again");
         let spec: toml::Table = fs::read_to_string(again.join("job.toml")).unwrap().parse().unwrap();
         let expected: toml::Table =
-            "kind = \"fine_tune\"\nname = \"job-1\"\nmodel = \"m\"\n[fine_tune]\nsuffix = \"s\"\n\
+            "kind = \"fine_tune\"\nname = \"job-1-2\"\nmodel = \"m\"\n[fine_tune]\nsuffix = \"s\"\n\
              training_file = \"training_file/all.jsonl\"\nvalidation_file = \"validation_file/all.jsonl\"\n"
                 .parse()
                 .unwrap();
@@ -399,13 +431,13 @@ mod tests {
         for status in [JobStatus::Cancelling, JobStatus::Cancelled] {
             store.set_status(job.id, status, NOW).await.unwrap();
         }
-        let control = Control::new(store, Board::default(), Clock::simulated(NOW), jobs.clone());
+        let control =
+            Control::new(store, Board::default(), Clock::simulated(NOW), Folders::below(dir.path()));
         let (one, two) = tokio::join!(control.retry("job-1"), control.retry("job-1"));
+        let told = one.as_ref().or(two.as_ref()).unwrap().message.clone();
+        assert_eq!(told.as_deref(), Some("its failed requests are asked again by `job-1-2`"));
         let refused = one.and(two).unwrap_err();
-        assert!(
-            matches!(&refused, control::Error::AskedBefore { by, .. } if by == "jobs/job-1-again"),
-            "{refused}"
-        );
+        assert!(matches!(&refused, control::Error::AskedBefore { by, .. } if by == "job-1-2"), "{refused}");
         let folder = jobs.join("job-1-again");
         let written = fs::read_to_string(folder.join(REQUESTS)).unwrap();
         assert!(written.lines().eq(&lines));

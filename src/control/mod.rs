@@ -19,8 +19,8 @@ use crate::bell::{Bell, Listener};
 use crate::clock::Clock;
 use crate::domain::tuning::{Progress, Thing};
 use crate::domain::{
-    Counts, FineTune, Job, JobId, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId, Timestamp,
-    TunedModel,
+    Counts, FineTune, Job, JobId, JobName, JobState, JobStatus, Kind, PauseReason, QueueName, RequestId,
+    Timestamp, TunedModel,
 };
 use crate::store::{self, Hold, Store};
 
@@ -173,22 +173,28 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+/// Where a user's files lie.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    /// The watched folder.
+    pub jobs: PathBuf,
+    pub results: PathBuf,
+}
+
 /// The commands. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Control {
     store: Arc<dyn Store>,
     board: Board,
     clock: Clock,
-    /// The watched folder.
-    jobs: PathBuf,
-    /// Held while failed requests are dropped into it.
+    folders: Folders,
+    /// Held while failed requests are dropped into the watched folder.
     again: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Control {
-    /// `jobs` is the watched folder.
-    pub fn new(store: Arc<dyn Store>, board: Board, clock: Clock, jobs: PathBuf) -> Self {
-        Self { store, board, clock, jobs, again: Arc::default() }
+    pub fn new(store: Arc<dyn Store>, board: Board, clock: Clock, folders: Folders) -> Self {
+        Self { store, board, clock, folders, again: Arc::default() }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -247,8 +253,8 @@ impl Control {
         let state = self.find(job).await?;
         if state.status.is_final() && state.counts.failed > 0 {
             let mut report = self.report(&state);
-            let dropped = self.ask_again(state, hold).await?;
-            report.message = Some(format!("its failed requests are asked again: see `jobs/{dropped}`"));
+            let by = self.ask_again(state, hold).await?;
+            report.message = Some(format!("its failed requests are asked again by `{by}`"));
             return Ok(report);
         }
         let may_retry = |status: &JobStatus| {
@@ -264,25 +270,25 @@ impl Control {
 
     /// One at a time, and to its end even if whoever gave the command is gone: a half written folder must
     /// neither be dropped by another nor lie about.
-    async fn ask_again(&self, state: JobState, hold: Hold) -> Result<String, Error> {
+    async fn ask_again(&self, state: JobState, hold: Hold) -> Result<JobName, Error> {
         let turn = Arc::clone(&self.again).lock_owned().await;
         let name = state.job.name.to_string();
-        let (store, jobs) = (Arc::clone(&self.store), self.jobs.clone());
+        let (store, folders) = (Arc::clone(&self.store), self.folders.clone());
         let runtime = Handle::current();
         let dropped = tokio::task::spawn_blocking(move || {
-            let dropped = runtime.block_on(again::drop_failed(&*store, &state, &jobs));
+            let dropped = runtime.block_on(again::drop_failed(&*store, &state, &folders));
             drop((turn, hold));
             dropped
         });
         match dropped.await.map_err(|error| store::Error::Closed(error.to_string()))?? {
-            Dropped::Folder(folder) => Ok(folder),
+            Dropped::As(job) => Ok(job),
             Dropped::Before(by) => Err(Error::AskedBefore { name, by }),
         }
     }
 
     /// Removes what a crash left of folders that were not dropped yet. At start, before commands are heard.
     pub fn remove_leftovers(&self) {
-        if let Err(error) = again::remove_leftovers(&self.jobs) {
+        if let Err(error) = again::remove_leftovers(&self.folders.jobs) {
             tracing::warn!(%error, "leftovers of an interrupted `retry` can't be removed");
         }
     }
@@ -417,6 +423,13 @@ fn report(state: &JobState, in_flight: u32, standing: &Standing) -> JobReport {
         due: job.run.as_ref().and_then(|run| run.due).map(|due| due.to_string()),
         accepted_at: job.accepted_at.to_string(),
         finished_at: state.finished_at.map(|at| at.to_string()),
+    }
+}
+
+#[cfg(test)]
+impl Folders {
+    pub(crate) fn below(root: impl AsRef<std::path::Path>) -> Self {
+        Self { jobs: root.as_ref().join("jobs"), results: root.as_ref().join("results") }
     }
 }
 
@@ -612,7 +625,7 @@ pub(crate) mod tests {
     pub(crate) fn control(jobs: &Arc<Jobs>) -> Control {
         let clock =
             Clock::Simulated { base: Timestamp::from_millis(60_000), anchor: tokio::time::Instant::now() };
-        Control::new(Arc::clone(jobs) as Arc<dyn Store>, Board::default(), clock, PathBuf::from("jobs"))
+        Control::new(Arc::clone(jobs) as Arc<dyn Store>, Board::default(), clock, Folders::below("nowhere"))
     }
 
     fn paused() -> JobStatus {

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::clock::{Clock, Seed};
 use crate::config::{self, Config};
-use crate::control::{Board, Control};
+use crate::control::{Board, Control, Folders};
 use crate::dispatch::{self, Fleet, ProviderSettings, SiteSettings};
 use crate::http::{self, Health, Port, Socket, Vitals};
 use crate::intake::{self, Intake};
@@ -57,7 +57,8 @@ pub(super) fn workers(
         .collect();
     let catalogue = Arc::new(Catalogue::new(providers.iter().map(|p| first(p).clone()).collect()));
     let dispatch = dispatch::Settings { providers, retry: config.retry, grace: config.shutdown.grace };
-    let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), config.jobs_dir());
+    let folders = Folders { jobs: config.jobs_dir(), results: config.results_dir() };
+    let control = Control::new(Arc::clone(&store), board.clone(), clock.clone(), folders);
     control.remove_leftovers();
     let fleet = Fleet::new(dispatch, Arc::clone(&store), board.clone(), clock.clone(), seed)
         .with_metrics(metrics.clone())

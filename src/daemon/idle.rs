@@ -120,11 +120,10 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::path::PathBuf;
 
     use super::*;
     use crate::clock::Clock;
-    use crate::control::QueuePause;
+    use crate::control::{Folders, QueuePause};
     use crate::domain::{Job, JobSettings, Run, TunedModel};
     use crate::store::conformance::{self, NOW};
     use crate::store::memory::MemoryStore;
@@ -156,7 +155,7 @@ mod tests {
         let [queue] = job.queues.as_slice() else { unreachable!("it has one") };
         board.pause(queue, pause(PauseReason::Outage));
         let control =
-            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
+            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), Folders::below("nowhere"));
         let watch =
             Watch::new(control, board.clone(), intake::Handle::default(), Arc::clone(&store), Vec::new());
         assert!(!watch.is_quiet(true).await.unwrap(), "it may come back");
@@ -173,7 +172,7 @@ mod tests {
         }
         let board = Board::default();
         let control =
-            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), PathBuf::from("jobs"));
+            Control::new(Arc::clone(&store), board.clone(), Clock::simulated(NOW), Folders::below("nowhere"));
         let watch = Watch::new(control, board, intake::Handle::default(), Arc::clone(&store), Vec::new());
         assert!(!watch.is_quiet(false).await.unwrap(), "the one before is at work");
 

@@ -79,6 +79,18 @@ impl JobName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name with `-<number>` behind it from 2 on, cut where it would become too long.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> Self {
+        if number < 2 {
+            return self.clone();
+        }
+        let suffix = format!("-{number}");
+        let room = Self::BYTES_MAX.saturating_sub(suffix.len());
+        let stem = self.0.get(..self.0.floor_char_boundary(room)).unwrap_or_default();
+        Self(format!("{stem}{suffix}"))
+    }
 }
 
 impl FromStr for JobName {
@@ -174,6 +186,14 @@ impl From<QueueName> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_numbered_name_is_no_longer_than_a_name_may_be() {
+        let long: JobName = "é".repeat(100).parse().unwrap();
+        assert_eq!(long.numbered(1), long);
+        assert_eq!(long.numbered(12).as_str(), format!("{}-12", "é".repeat(98)));
+        assert!(long.numbered(u32::MAX).as_str().parse::<JobName>().is_ok());
+    }
 
     #[test]
     fn job_names_are_safe_folder_names() {

@@ -36,7 +36,7 @@ impl Known {
     /// `wanted`, or the first `wanted-2`, `-3`, … that neither a job nor anything in the results folder has.
     pub(super) async fn free_name(&self, wanted: &JobName, results: &Path) -> io::Result<JobName> {
         for number in 1..NUMBERS_MAX {
-            let Some(name) = numbered(wanted, number) else { break };
+            let name = wanted.numbered(number);
             if self.names.contains(&name) {
                 continue;
             }
@@ -48,18 +48,6 @@ impl Known {
         }
         Err(io::ErrorKind::AlreadyExists.into())
     }
-}
-
-/// The name with a number, cut where it would become too long.
-fn numbered(name: &JobName, number: u32) -> Option<JobName> {
-    if number < 2 {
-        return Some(name.clone());
-    }
-    let suffix = format!("-{number}");
-    let room = JobName::BYTES_MAX.saturating_sub(suffix.len());
-    let text = name.as_str();
-    let stem = text.get(..text.floor_char_boundary(room))?;
-    format!("{stem}{suffix}").parse().ok()
 }
 
 #[cfg(test)]
@@ -82,12 +70,5 @@ mod tests {
         assert_eq!(free.as_str(), "news-5");
         let free = known.free_name(&name("other"), &results.path().join("missing")).await.unwrap();
         assert_eq!(free.as_str(), "other");
-    }
-
-    #[test]
-    fn a_numbered_name_is_no_longer_than_a_name_may_be() {
-        let long = name(&"é".repeat(100));
-        let numbered = numbered(&long, 12).unwrap();
-        assert_eq!(numbered.as_str(), format!("{}-12", "é".repeat(98)));
     }
 }

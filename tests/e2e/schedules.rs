@@ -1,6 +1,7 @@
 //! Schedules with the real binary, on the machine's clock: times of seconds, waited for by what they leave.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -116,4 +117,34 @@ fn schedules_are_listed_foretold_and_run_by_a_person() {
     assert_eq!(unknown.stderr, says);
     assert_eq!(daemon.stop().code, Some(0));
     assert_eq!(world.batchd(&["schedule", "list"]).code, Some(69));
+}
+
+#[test]
+fn what_asks_a_run_again_is_called_as_retry_said_and_is_no_run() {
+    let world = World::new();
+    // The server refuses it.
+    world.drop(
+        "tick.toml",
+        "kind = 'chat'\nmodel = 'm'\n[[requests]]\nmessages = [{ role = 'user', content = 'x' }]\nn = 0\n\
+         [schedule]\ncron = '0 0 1 1 *'\ntimezone = 'UTC'\n",
+    );
+    let mut daemon = world.start();
+    daemon.wait_for_log("schedule found");
+    let run = world.json(&["schedule", "run", "tick"])["name"].as_str().unwrap().to_owned();
+    world.wait_for_status(&run, "completed");
+    world.answer_after(Duration::from_hours(1));
+    let told = world.batchd(&["retry", &run]);
+    let again = format!("{run}-2");
+    assert!(told.stderr.contains(&format!("asked again by `{again}`")), "{told:?}");
+    let job = eventually("it is accepted", || world.listed(&again));
+    assert_eq!((&job["schedule"], &job["due"]), (&Value::Null, &Value::Null), "{job}");
+    let told = world.batchd(&["retry", &run]);
+    assert!(told.code == Some(1) && told.stderr.contains(&format!("by `{again}`")), "{told:?}");
+    let listed = world.json(&["schedule", "list"]);
+    assert_eq!(listed[0]["last"]["name"], run, "{listed}");
+    // It keeps no run waiting, nor from being made.
+    let next = world.json(&["schedule", "run", "tick"]);
+    assert_eq!(next["status"], "in_progress", "{next}");
+    world.batchd(&["cancel", &again]);
+    world.batchd(&["cancel", next["name"].as_str().unwrap()]);
 }

@@ -1,7 +1,6 @@
 //! One run: the process with its workers, the outside that acts on it, and what is left in the end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::plan::{Act, Plan, Verb, Weather};
 use super::process::{Process, TIMEOUT, publish, settings};
 use super::wire::{Book, Exchange, Line, Moment, SENT_MAX, Wire};
 use crate::clock::{Clock, Seed};
-use crate::control::{Board, Control};
+use crate::control::{Board, Control, Folders};
 use crate::dispatch::{Fleet, Settings};
 use crate::domain::{JobState, JobStatus, RequestId, Timestamp};
 use crate::simulate::{Entry, Payments};
@@ -182,7 +181,7 @@ impl World {
             Arc::new(self.outside()),
             board.clone(),
             self.clock.clone(),
-            PathBuf::from("nowhere"),
+            Folders::below("nowhere"),
         );
         let [work, hurry, rest] = [(); 3].map(|()| CancellationToken::new());
         let (mut fleet, mut others) = (JoinSet::new(), JoinSet::new());

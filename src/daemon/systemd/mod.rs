@@ -322,14 +322,13 @@ fn extend(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
 
     use futures_util::FutureExt;
 
     use super::socket::tests::Manager as Heard;
     use super::*;
     use crate::clock::Clock;
-    use crate::control::QueuePause;
+    use crate::control::{Folders, QueuePause};
     use crate::domain::PauseReason;
     use crate::store::Lease;
     use crate::store::conformance::{self, NOW, lease, put, queue};
@@ -352,7 +351,7 @@ mod tests {
             let (store, board): (Arc<dyn Store>, Board) =
                 (Arc::new(MemoryStore::default()), Board::default());
             let clock = Clock::simulated(NOW);
-            let control = Control::new(Arc::clone(&store), board.clone(), clock, PathBuf::from("jobs"));
+            let control = Control::new(Arc::clone(&store), board.clone(), clock, Folders::below("nowhere"));
             Self { heard, roll, systemd, news: News { control, store, board } }
         }
 
