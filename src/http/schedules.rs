@@ -1,7 +1,7 @@
 //! What is said about schedules: which there are, when they run, and a run that somebody asks for.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -82,7 +82,10 @@ pub(super) fn routes(control: Control, intake: Handle) -> Router {
 async fn list(State(desk): State<Desk>) -> Answer<Vec<ScheduleReport>> {
     let jobs = desk.control.list().await?;
     let now = desk.control.now();
-    let report = |status: &ScheduleStatus| report(status, &jobs, now);
+    // Jobs come in the order of acceptance: the newest run stays.
+    let runs = jobs.iter().filter_map(|job| Some((job.schedule.as_deref()?, job)));
+    let last: BTreeMap<&str, &JobReport> = runs.collect();
+    let report = |status: &ScheduleStatus| report(status, last.get(&*status.file).copied(), now);
     Ok(Json(desk.intake.schedules().iter().map(report).collect()))
 }
 
@@ -125,7 +128,7 @@ impl From<Refusal> for Failure {
     }
 }
 
-fn report(status: &ScheduleStatus, jobs: &[JobReport], now: Timestamp) -> ScheduleReport {
+fn report(status: &ScheduleStatus, last: Option<&JobReport>, now: Timestamp) -> ScheduleReport {
     let plan = status.plan.as_ref();
     let rule = plan.map(|plan| RuleReport {
         kind: plan.kind.to_string(),
@@ -135,13 +138,12 @@ fn report(status: &ScheduleStatus, jobs: &[JobReport], now: Timestamp) -> Schedu
         overlap: plan.schedule.overlap.as_str().to_owned(),
         jitter_s: plan.schedule.jitter.as_secs(),
     });
-    let is_run = |job: &&JobReport| job.schedule.as_deref() == Some(status.file.as_str());
     ScheduleReport {
         name: plan.map(|plan| plan.name.to_string()),
         file: status.file.clone(),
         rule,
         next: plan.and_then(|plan| plan.schedule.calendar.after(now)).map(|next| next.to_string()),
-        last: jobs.iter().rev().find(is_run).cloned(),
+        last: last.cloned(),
         problem: status.problem.clone(),
     }
 }
@@ -219,14 +221,14 @@ pub(crate) mod tests {
     fn schedule_is_reported_with_its_rule_its_next_time_and_its_problem() {
         let broken =
             ScheduleStatus { problem: Some("a.toml: error: bad".to_owned()), ..status("a", "@daily") };
-        let told = serde_json::to_value(report(&broken, &[], Timestamp::from_millis(0))).unwrap();
+        let told = serde_json::to_value(report(&broken, None, Timestamp::from_millis(0))).unwrap();
         let expected = serde_json::json!({
             "name": "a", "file": "a.toml", "kind": "chat", "cron": "@daily", "timezone": "Asia/Shanghai",
             "catch_up": "skip", "overlap": "queue", "jitter_s": 0, "next": "1970-01-01T16:00:00.000Z",
             "problem": "a.toml: error: bad",
         });
         assert_eq!(told, expected);
-        let none = report(&ScheduleStatus { plan: None, ..broken }, &[], Timestamp::from_millis(0));
+        let none = report(&ScheduleStatus { plan: None, ..broken }, None, Timestamp::from_millis(0));
         let told = serde_json::to_string(&none).unwrap();
         assert_eq!(serde_json::from_str::<ScheduleReport>(&told).unwrap(), none);
     }

@@ -16,7 +16,7 @@
 //!
 //! The store itself refuses to remove what somebody works with or waits for ([`Store::remove`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::earlier;
 use crate::clock::Clock;
-use crate::domain::{JobId, JobState, Run, Timestamp};
+use crate::domain::{Job, JobId, JobState, Timestamp};
 use crate::store::folder::{JobFolder, ORIGIN};
 use crate::store::{self, Store};
 
@@ -86,30 +86,37 @@ impl Pruner {
     /// Removes what is due, some at most. Says when to look again; none: not before something has changed.
     async fn round(&self, stop: &CancellationToken, is_told: &mut bool) -> store::Result<Option<Timestamp>> {
         let jobs = self.store.jobs().await?;
+        let newest_runs = newest_runs(&jobs);
+        let mut there: BTreeSet<JobId> = jobs.iter().map(|state| state.job.id).collect();
         let mut ended: Vec<&JobState> = jobs.iter().filter(|state| self.may_ever_go(state)).collect();
         ended.sort_by_key(|state| self.due(state));
-        let mut removed = BTreeSet::new();
-        let mut next = None;
-        for state in ended {
-            let (now, due) = (self.clock.now(), self.due(state));
-            if due > now || removed.len() == ROUND_MAX {
+        let mut origins = BTreeMap::new();
+        let (mut removed, mut next) = (0, None);
+        for (number, state) in ended.iter().enumerate() {
+            let (id, now, due) = (state.job.id, self.clock.now(), self.due(state));
+            if due > now || removed == ROUND_MAX {
                 next = earlier(next, Some(due.max(now)));
                 break;
             }
             if stop.is_cancelled() {
                 break;
             }
-            if self.must_stay(state, &jobs, &removed) {
+            if number % ROUND_MAX == 0 {
+                origins = self.origins(ended.get(number..).unwrap_or_default()).await;
+            }
+            let is_needed = origins.get(&id).is_some_and(|origin| there.contains(origin));
+            if newest_runs.contains(&id) || is_needed {
                 next = earlier(next, Some(now + self.keep.clamp(LOOK_EVERY, MUCH_LATER)));
             } else if self.remove(state, is_told).await? {
-                removed.insert(state.job.id);
+                there.remove(&id);
+                removed += 1;
             } else {
                 next = earlier(next, Some(now + self.keep.clamp(LOOK_EVERY, LATER)));
             }
         }
-        if !removed.is_empty() {
+        if removed > 0 {
             tracing::info!(
-                jobs = removed.len(),
+                jobs = removed,
                 "the state of jobs that ended long ago was removed; their results stay"
             );
         }
@@ -125,11 +132,18 @@ impl Pruner {
         ended_at(state) + self.keep
     }
 
-    /// Whether a job that is due stays all the same.
-    fn must_stay(&self, state: &JobState, jobs: &[JobState], removed: &BTreeSet<JobId>) -> bool {
-        let is_there = |id| jobs.iter().any(|other| other.job.id == id) && !removed.contains(&id);
-        let folder = self.store.folder(state.job.id);
-        is_newest_run(state, jobs) || folder.as_deref().and_then(asks_again_for).is_some_and(is_there)
+    /// For which jobs the first of `jobs` ask again.
+    async fn origins(&self, jobs: &[&JobState]) -> BTreeMap<JobId, JobId> {
+        let first = jobs.iter().take(ROUND_MAX).map(|state| state.job.id);
+        let folders: Vec<_> = first.filter_map(|id| Some((id, self.store.folder(id)?))).collect();
+        let read = move || -> BTreeMap<JobId, JobId> {
+            folders.iter().filter_map(|(id, folder)| Some((*id, asks_again_for(folder)?))).collect()
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(origins) => origins,
+            // The runtime is being taken down, and this with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     async fn remove(&self, state: &JobState, is_told: &mut bool) -> store::Result<bool> {
@@ -156,15 +170,20 @@ fn ended_at(state: &JobState) -> Timestamp {
     state.finished_at.unwrap_or(state.job.accepted_at)
 }
 
-/// Whether no later run of its schedule is there: it says for which time the schedule fired last.
-fn is_newest_run(state: &JobState, jobs: &[JobState]) -> bool {
-    let Some(run) = &state.job.run else { return false };
-    let is_later = |other: &JobState| {
-        // One that a person asked for was made for no time.
-        let is_due_later = |later: &Run| later.spec == run.spec && later.due >= run.due;
-        other.job.id > state.job.id && other.job.run.as_ref().is_some_and(is_due_later)
-    };
-    !jobs.iter().any(is_later)
+/// The runs that no later one of their schedule stands in for: they say for which time it fired last. `jobs` are in the
+/// order of acceptance.
+fn newest_runs(jobs: &[JobState]) -> BTreeSet<JobId> {
+    // One that a person asked for was made for no time.
+    let mut latest: BTreeMap<&str, Option<Timestamp>> = BTreeMap::new();
+    let mut newest = BTreeSet::new();
+    for Job { id, run, .. } in jobs.iter().rev().map(|state| &state.job) {
+        let Some(run) = run else { continue };
+        if latest.get(run.spec.as_str()).is_none_or(|later| *later < run.due) {
+            latest.insert(&run.spec, run.due);
+            newest.insert(*id);
+        }
+    }
+    newest
 }
 
 /// The job whose failed requests the job in this folder asks for again, if it does.
@@ -176,7 +195,7 @@ fn asks_again_for(folder: &Path) -> Option<JobId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Job, JobStatus, TunedModel};
+    use crate::domain::{JobStatus, Run, TunedModel};
     use crate::store::conformance::{self, NOW};
     use crate::store::memory::MemoryStore;
 

@@ -54,7 +54,7 @@ impl Intake {
         round: &mut Round,
     ) -> Result<(), Error> {
         let now = self.clock.now();
-        let due: Vec<String> = self.schedules.due(now).map(str::to_owned).collect();
+        let due = self.schedules.due(now);
         if !due.is_empty() {
             let jobs = self.store.jobs().await.map_err(Error::Store)?;
             let mut known = Known::of(&jobs);

@@ -195,15 +195,17 @@ impl Schedules {
         }
     }
 
-    /// The schedules about whose times there is something to do at `now`.
-    fn due(&self, now: Timestamp) -> impl Iterator<Item = &str> {
-        let due = self.kept.values().filter(move |kept| kept.waits_until().is_some_and(|at| at <= now));
-        due.map(|kept| kept.record.file.as_str())
+    /// The schedules about whose times there is something to do at `now`: who has waited longest goes first.
+    fn due(&self, now: Timestamp) -> Vec<String> {
+        let due = self.kept.values().filter_map(|kept| Some((kept.waits_until()?, &kept.record.file)));
+        let mut due: Vec<_> = due.filter(|(at, _)| *at <= now).collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, file)| file.clone()).collect()
     }
 
     /// Whether times have passed about which nothing was decided yet.
     pub(super) fn is_behind(&self, now: Timestamp) -> bool {
-        self.due(now).next().is_some()
+        self.next().is_some_and(|next| next <= now)
     }
 
     /// When there is something to do the next time.

@@ -181,10 +181,10 @@ pub(super) fn hash(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn record(file: &str) -> Record {
+    pub(in crate::intake::schedules) fn record(file: &str) -> Record {
         let rule = Rule {
             cron: "0 2 * * *".to_owned(),
             timezone: "UTC".to_owned(),

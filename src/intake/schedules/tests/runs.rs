@@ -1,8 +1,15 @@
 //! How runs are made: beside each other, one after the other, by a person, and when they can't be.
 
+use std::path::Path;
+
 use super::*;
+use crate::domain::Kind;
 use crate::domain::PauseReason;
+use crate::intake::dir::Stamp;
+use crate::intake::schedules::record::tests::record;
+use crate::intake::schedules::{Kept, Plan, Schedules, Sight};
 use crate::intake::{Refusal, Status};
+use crate::schedule::{Calendar, Schedule};
 
 const WAITS: JobStatus = JobStatus::Paused { reason: PauseReason::Overlap };
 
@@ -180,4 +187,26 @@ async fn specs_that_wait_for_a_fine_tune_do_not_wait_for_schedules() {
     let intake = with(&[("nightly.toml", NIGHTLY), ("user.toml", user)]);
     intake.pass(MINUTE / 2).await;
     assert_eq!(intake.root.rejected(), ["user.toml", "user.toml.errors.txt"]);
+}
+
+/// Those late in the alphabet waited until none before them was due.
+#[test]
+fn who_has_waited_longest_is_fired_first() {
+    let mut schedules = Schedules::new(Path::new("nowhere"));
+    let calendar = Calendar::parse("* * * * * *", chrono_tz::UTC).unwrap();
+    let (catch_up, overlap, jitter) = Default::default();
+    let schedule = Schedule { calendar, catch_up, overlap, jitter };
+    let plan = Plan { name: "a".parse().unwrap(), kind: Kind::Chat, schedule };
+    for (file, next) in [("a", Some(5)), ("b", Some(3)), ("c", Some(9)), ("d", None), ("e", Some(3))] {
+        let mut kept = Kept::new(record(file), EVE);
+        kept.sight = Sight::Read(Stamp::NONE);
+        kept.plan = Some(plan.clone());
+        kept.next = next.map(Timestamp::from_millis);
+        schedules.kept.insert(file.to_owned(), kept);
+    }
+    let at = Timestamp::from_millis;
+    assert_eq!(schedules.due(at(8)), ["d", "b", "e", "a"], "what was never looked at comes at once");
+    assert!(schedules.is_behind(at(8)));
+    schedules.kept.remove("d");
+    assert!(schedules.due(at(2)).is_empty() && !schedules.is_behind(at(2)));
 }
