@@ -5,8 +5,8 @@
 //! Whoever keeps a schedule remembers the last time that was decided about: at first the moment at which the schedule
 //! was first seen, so that what lies before it never comes. Each later time begins a little after itself, by its
 //! jitter, and is due from then on. The last of those that are due is *on time* if it began after the looking did, and
-//! no more than a minute ago: one that is later was slept through, or was due before the daemon ran. The others that
-//! are due, and the last if it is not on time, are *missed*.
+//! no more than a minute ago: one that is later was slept through, came while its spec could not be seen, or was due
+//! before the daemon ran. The others that are due, and the last if it is not on time, are *missed*.
 //!
 //! - On time: it gets its run. What was missed before it does not.
 //! - Not on time: nothing runs (`catch_up = "skip"`), or the last one does (`"once"`).

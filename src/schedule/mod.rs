@@ -31,7 +31,7 @@ pub struct Schedule {
     pub jitter: Duration,
 }
 
-/// What becomes of times that passed while no daemon ran, or the machine slept.
+/// What becomes of times that passed while no daemon ran, the machine slept, or the jobs folder was away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CatchUp {
     /// The last of them gets its run.

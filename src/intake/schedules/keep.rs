@@ -152,7 +152,7 @@ impl Intake {
         round: &mut Round,
     ) -> Result<(), Error> {
         let (now, settle) = (self.clock.now(), self.settings.settle);
-        let (jobs, unseen) = (Arc::clone(&examiner.jobs), self.schedules.see(scan, now));
+        let (jobs, unseen) = (Arc::clone(&examiner.jobs), self.schedules.see(scan));
         let all = unseen.clone();
         let Some(missing) = blocking(move || missing(&jobs, unseen)).await else {
             let out = self.schedules.kept.iter_mut().filter(|(name, _)| all.contains(name));

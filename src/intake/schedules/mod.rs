@@ -232,13 +232,13 @@ impl Schedules {
     }
 
     /// Takes what has not changed since it was read out of a scan. Answers which schedules the scan did not see.
-    fn see(&mut self, scan: &mut Scan, now: Timestamp) -> Vec<String> {
+    fn see(&mut self, scan: &mut Scan) -> Vec<String> {
         let ready = scan.ready.iter().map(|candidate| &candidate.name);
         let seen: BTreeSet<&OsString> = ready.chain(&scan.settling).collect();
         let mut unseen = Vec::new();
         for (name, kept) in &mut self.kept {
             if seen.contains(&OsString::from(name)) {
-                kept.appears(now);
+                kept.appears();
             } else {
                 unseen.push(name.clone());
             }
@@ -252,13 +252,9 @@ impl Schedules {
 }
 
 impl Kept {
-    fn appears(&mut self, now: Timestamp) {
+    const fn appears(&mut self) {
         match self.sight {
-            Sight::Out => {
-                self.sight = Sight::Unread;
-                self.since = now;
-            }
-            Sight::Missing(_) => self.sight = Sight::Unread,
+            Sight::Missing(_) | Sight::Out => self.sight = Sight::Unread,
             Sight::Unread | Sight::Read(_) => {}
         }
     }

@@ -175,6 +175,30 @@ async fn a_jobs_folder_that_is_not_there_takes_no_schedule_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_time_that_comes_while_the_jobs_folder_is_away_for_a_moment_is_not_missed() {
+    // It can't be opened, or is a mount point on which nothing is mounted.
+    for is_empty in [false, true] {
+        let intake = with(&[("nightly.toml", NIGHTLY)]);
+        intake.pass(Duration::from_secs(50)).await;
+        let (jobs, aside) = (intake.root.settings.jobs.clone(), intake.root.temp.path().join("aside"));
+        fs::rename(&jobs, &aside).unwrap();
+        if is_empty {
+            fs::create_dir(&jobs).unwrap();
+        }
+        intake.handle.look().await;
+        intake.pass(Duration::from_secs(40)).await;
+        assert!(intake.runs().is_empty());
+        if is_empty {
+            fs::remove_dir(&jobs).unwrap();
+        }
+        fs::rename(&aside, &jobs).unwrap();
+        intake.handle.look().await;
+        intake.pass(Duration::from_secs(10)).await;
+        assert_eq!(intake.runs(), ["nightly-20300101T020000"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_lost_its_schedule_is_run_once() {
     let intake = with(&[("nightly.toml", NIGHTLY)]);
     intake.idle().await;
