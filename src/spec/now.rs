@@ -39,6 +39,15 @@ impl Object for Now {
 #[error("no format of a date")]
 pub(super) struct BadFormat;
 
+/// Whether a text would, as a template, insert `now`.
+pub(super) fn names_now(text: &str) -> bool {
+    text.split("{{").skip(1).any(|inside| {
+        let inside = inside.trim_start_matches(['-', '+']).trim_start();
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        inside.strip_prefix("now").is_some_and(|rest| !rest.starts_with(is_name))
+    })
+}
+
 pub(super) fn add_filter(environment: &mut Environment<'static>) {
     environment.add_filter("date", date);
 }

@@ -128,6 +128,26 @@ mod tests {
     }
 
     #[test]
+    fn now_in_what_is_written_out_is_warned_about_once_and_at_its_place() {
+        let warned = |prompt: &str| {
+            let text =
+                format!("{HEAD}[[requests]]\nprompt = 'a'\n[[requests]]\nprompt = {prompt}\n{SCHEDULE}");
+            let scheduled = read(&text).unwrap().unwrap();
+            assert_eq!(scheduled.findings.warnings(), scheduled.findings.diagnostics().len() as u64);
+            scheduled.findings.to_string()
+        };
+        let warning = "nightly.toml:6:10: warning: `{{ now }}` in `[[requests]]` is sent as it stands: what is written \
+                       out is no template\n  hint: templates are those of `[input]`, whose rows may be a file of one \
+                       line\n";
+        assert_eq!(warned("'It is {{ now }}, {{ now }}'"), warning);
+        assert_eq!(warned("'{{- now | date(\"%F\") }}'"), warning);
+        assert_eq!(warned("['b', '{{now}}']"), warning.replace(":6:10:", ":6:16:"));
+        for literal in ["'{{ knowledge }} {{ nowhere }}'", "'now {{'", "'{{ a.now }}'"] {
+            assert_eq!(warned(literal), "", "{literal}");
+        }
+    }
+
+    #[test]
     fn now_is_the_time_of_the_run_on_the_clocks_of_its_zone() {
         let rows = "[input]\nfile = 'in/{{ now | date(\"%Y-%m-%d\", days=-1) }}.jsonl'\n\
                     custom_id = '{{ now | date(\"%d\") }}-{{ id }}'\nprompt = '{{ now }} {{ id }}'\n";

@@ -5,9 +5,10 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Severity};
 use crate::domain::Kind;
 use crate::spec::document::{Placed, Section, type_of};
+use crate::spec::now::names_now;
 use crate::spec::rows::DataForm;
 use crate::spec::schema::Reader;
 use crate::spec::template::{Invalid, TemplateId};
@@ -237,6 +238,13 @@ impl<'d> Reader<'d, '_> {
     }
 
     fn inline(&mut self, array: &'d DeArray<'d>) -> Vec<Inline> {
+        if let Some(at) = array.iter().find_map(|item| place_of(item, &names_now)) {
+            let message =
+                "`{{ now }}` in `[[requests]]` is sent as it stands: what is written out is no template";
+            let found = Diagnostic { severity: Severity::Warning, ..self.document.error(at, message) };
+            self.report
+                .push(found.hint("templates are those of `[input]`, whose rows may be a file of one line"));
+        }
         let mut inline = Vec::new();
         for item in array {
             let Some(table) = item.get_ref().as_table() else { continue };
@@ -248,6 +256,16 @@ impl<'d> Reader<'d, '_> {
             inline.push(Inline { line, custom_id, members });
         }
         inline
+    }
+}
+
+/// Where the first text begins that `is_sought`.
+fn place_of(value: &Spanned<DeValue<'_>>, is_sought: &dyn Fn(&str) -> bool) -> Option<usize> {
+    match value.get_ref() {
+        DeValue::String(text) => is_sought(text).then(|| value.span().start),
+        DeValue::Array(array) => array.iter().find_map(|item| place_of(item, is_sought)),
+        DeValue::Table(table) => table.iter().find_map(|(_, item)| place_of(item, is_sought)),
+        DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_) | DeValue::Datetime(_) => None,
     }
 }
 
