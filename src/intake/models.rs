@@ -53,6 +53,7 @@ enum Meant {
 /// The members of a summary that matter here.
 #[derive(Deserialize)]
 struct Summary {
+    id: Option<JobId>,
     kind: Kind,
     status: String,
     fine_tuned_model: Option<String>,
@@ -87,9 +88,17 @@ impl Makers<'_> {
     }
 
     fn meant(&self, name: &JobName, provider: &str, place: &Place) -> Result<Meant, Error> {
-        let Some(mut state) = self.jobs.iter().rev().find(|state| state.job.name == *name) else {
-            let Some(summary) = self.summary(name)? else { return Ok(Meant::Unknown) };
-            return Ok(judge(name, summary, place));
+        let mut state = match self.jobs.iter().rev().find(|state| state.job.name == *name) {
+            Some(state) => state,
+            // Its state has gone, after a while.
+            None => {
+                let Some(summary) = self.summary(name)? else { return Ok(Meant::Unknown) };
+                let again = summary.id.and_then(|id| self.asked_again(id));
+                match (judge(name, summary, place), again) {
+                    (Meant::Unfit(_), Some(again)) => again,
+                    (meant, _) => return Ok(meant),
+                }
+            }
         };
         if state.job.kind != Kind::FineTune {
             return Ok(Meant::Unfit(no_fine_tune(name, state.job.kind, place)));
@@ -158,7 +167,7 @@ impl Makers<'_> {
 
 /// What the end of a fine-tune means for those who want its model.
 fn judge(name: &JobName, summary: Summary, place: &Place) -> Meant {
-    let Summary { kind, status, fine_tuned_model, reason } = summary;
+    let Summary { id: _, kind, status, fine_tuned_model, reason } = summary;
     if kind != Kind::FineTune {
         return Meant::Unfit(no_fine_tune(name, kind, place));
     }
@@ -225,7 +234,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{JobStatus, PauseReason};
-    use crate::intake::fixture::{Root, Running};
+    use crate::intake::fixture::{Root, Running, id};
     use crate::provider::{self, HttpReply, HttpRequest, Provider, Transport, TransportError};
     use crate::spec;
 
@@ -321,6 +330,21 @@ mod tests {
         intake.idle().await;
         let again = intake.store.state_of("tune-2").job.id;
         assert_eq!(models(&intake, "good"), [("tune".to_owned(), TunedModel::Of(again))]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_of_which_only_results_are_left_and_that_was_asked_for_again_is_the_new_one() {
+        let intake = running(root());
+        let gone = id(1);
+        summary(&intake, "tune", &format!(r#"{{"id":"{gone}","kind":"fine_tune","status":"completed"}}"#));
+        let why = refusal(&intake, "early.toml", &uses("tune")).await;
+        assert!(why.contains("made no model: it ended as completed"), "{why}");
+        intake.root.drop_file("again/job.toml", &format!("name = 'tune-2'\n{TUNE}"));
+        intake.root.drop_file(&format!("again/{ORIGIN}"), &gone.to_string());
+        intake.root.drop_file("user.toml", &uses("tune"));
+        intake.idle().await;
+        let again = intake.store.state_of("tune-2").job.id;
+        assert_eq!(models(&intake, "user"), [("tune".to_owned(), TunedModel::Of(again))]);
     }
 
     #[tokio::test(start_paused = true)]
