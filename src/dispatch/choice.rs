@@ -69,34 +69,30 @@ impl Dispatcher {
         self.limits.is_paced() || self.lanes.iter().any(|lane| lane.pace.is_paced())
     }
 
-    /// The limits in force.
+    /// The limits in force: those of the lanes that are open, or, where none is, of all.
     pub(super) fn report(&self, now: Instant) -> QueueReport {
         let given = self.limits.given();
-        let (requests, tokens) = self.learnt_limits();
+        let open: Vec<&Lane> = self.lanes.iter().filter(|lane| lane.pause().is_none()).collect();
+        let endpoints_out = self.lanes.len() - open.len();
+        let in_use = if open.is_empty() { self.lanes.iter().collect() } else { open };
+        let allowed: usize = in_use.iter().map(|lane| lane.slots.allowed()).sum();
+        // Nothing is known of them together as long as one is not known.
+        let limits = || in_use.iter().map(|lane| lane.pace.limits());
+        let requests: Option<f64> = limits().map(|(requests, _)| requests).sum();
+        let tokens: Option<f64> = limits().map(|(_, tokens)| tokens).sum();
+        let holds: Option<Vec<Instant>> = in_use.iter().map(|lane| lane.pace.held_until(now)).collect();
         QueueReport {
             concurrency_max: self.limits.slots(),
-            concurrency: self.allowed(),
+            concurrency: allowed.min(self.limits.slots()),
             requests_per_minute: within(given.requests_per_minute, requests.map(whole)),
             tokens_per_minute: within(given.tokens_per_minute, tokens.map(whole)),
             learnt_requests_per_minute: requests.map(whole),
             learnt_tokens_per_minute: tokens.map(whole),
             in_flight: self.in_flight(),
-            held_until: self.held_until(now),
+            held_until: holds.and_then(|holds| holds.into_iter().min()),
+            endpoints_out,
             out: self.lanes.iter().filter_map(Lane::out).collect(),
         }
-    }
-
-    /// Until when all lanes hold still that no gate closes; none if one of them does not.
-    fn held_until(&self, now: Instant) -> Option<Instant> {
-        let open = self.lanes.iter().filter(|lane| lane.pause().is_none());
-        let held: Option<Vec<Instant>> = open.map(|lane| lane.pace.held_until(now)).collect();
-        held?.into_iter().min()
-    }
-
-    /// What is known of the limits of all lanes together, per minute; nothing as long as one of them is not known.
-    fn learnt_limits(&self) -> (Option<f64>, Option<f64>) {
-        let limits = || self.lanes.iter().map(|lane| lane.pace.limits());
-        (limits().map(|(requests, _)| requests).sum(), limits().map(|(_, tokens)| tokens).sum())
     }
 
     /// Chooses among the lanes that may take `next` at once, and takes its places there.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
@@ -74,9 +75,11 @@ pub struct QueueReport {
     pub learnt_tokens_per_minute: Option<u64>,
     /// Requests that are sent, or of which it is being written what came of them.
     pub in_flight: usize,
-    /// Until when nothing is sent, since the server, or each that might be asked, said to come later.
+    /// Until when nothing is sent, since every endpoint that is open said to come later.
     pub held_until: Option<Instant>,
-    /// Endpoints of the provider that get nothing but a try now and then, and why.
+    /// How many endpoints of the provider get nothing but a try now and then.
+    pub endpoints_out: usize,
+    /// Which these are, and why, where the provider has others.
     pub out: Vec<String>,
 }
 
@@ -156,6 +159,13 @@ impl Handle {
         let report = Arc::default();
         lock(&self.0.queues).insert(queue.clone(), Arc::clone(&report));
         Shown { handle: self.clone(), queue: queue.clone(), report }
+    }
+}
+
+impl QueueReport {
+    /// How long the queue still holds still, as of now.
+    pub fn hold(&self) -> Duration {
+        self.held_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -316,8 +326,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::advance;
 
     use super::*;

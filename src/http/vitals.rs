@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::routes::wrong_method;
-use crate::control::{Board, Control, JobReport};
+use crate::control::{Board, Control, JobReport, QueuePause};
 use crate::disk;
 use crate::dispatch;
+use crate::domain::QueueName;
 use crate::metrics::{self, Disk, Format, InForce, Metrics, Process, Snapshot, Waiting};
-use crate::store::Store;
+use crate::store::{QueueDepth, Store};
 
 /// A store that has not answered by then does not count as one that works.
 const STORE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -181,9 +182,9 @@ impl Vitals {
         let (space, process) =
             system.await.map_or((None, None), |(space, process)| (space.ok(), process.ok()));
         let jobs = jobs.unwrap_or_default();
-        let paused = self.board.pauses().into_iter().map(|(queue, pause)| (queue, pause.reason)).collect();
+        let pauses = self.board.pauses();
         Snapshot {
-            waiting: waiting(&jobs),
+            waiting: waiting(&jobs, &depths, &pauses),
             maybe_paid_twice: jobs.iter().map(|job| u64::from(job.counts.maybe_paid_twice)).sum(),
             jobs: by_status(&jobs),
             depths: depths.into_iter().map(|depth| (depth.queue, depth.ready)).collect(),
@@ -193,7 +194,7 @@ impl Vitals {
                 .into_iter()
                 .map(|(queue, report)| (queue, in_force(&report)))
                 .collect(),
-            paused,
+            paused: pauses.into_iter().map(|(queue, pause)| (queue, pause.reason)).collect(),
             disk: space.map(|space| Disk { free: (space.free != u64::MAX).then_some(space.free), has_room }),
             process,
         }
@@ -205,6 +206,8 @@ fn in_force(report: &dispatch::QueueReport) -> InForce {
         concurrency: report.concurrency,
         requests_per_minute: report.requests_per_minute.map(u64::from),
         tokens_per_minute: report.tokens_per_minute,
+        hold: report.hold(),
+        endpoints_out: report.endpoints_out,
     }
 }
 
@@ -217,13 +220,26 @@ fn by_status(jobs: &[JobReport]) -> BTreeMap<String, u64> {
 }
 
 /// What the requests of running and paused jobs wait for; those of jobs that end wait for nothing.
-fn waiting(jobs: &[JobReport]) -> Waiting {
+fn waiting(jobs: &[JobReport], depths: &[QueueDepth], pauses: &BTreeMap<QueueName, QueuePause>) -> Waiting {
     let mut sum = Waiting::default();
+    let in_paused = depths.iter().filter(|depth| pauses.contains_key(&depth.queue));
+    let mut in_paused: u64 = in_paused.map(|depth| depth.ready).sum();
+    let is_stopped = |job: &JobReport| {
+        job.queues
+            .iter()
+            .filter_map(|queue| pauses.get(queue))
+            .any(|pause| job.reason.as_deref() == Some(pause.reason.as_str()))
+    };
     for job in jobs {
         let rest = u64::from(job.counts.open().saturating_sub(job.in_flight));
         let retry = u64::from(job.waiting).min(rest);
         match job.status.as_str() {
-            "paused" | "held" => sum.paused += rest,
+            "paused" | "held" => {
+                sum.paused += rest;
+                if is_stopped(job) {
+                    in_paused = in_paused.saturating_sub(rest);
+                }
+            }
             "in_progress" => {
                 sum.retry += retry;
                 sum.limit += rest - retry;
@@ -231,7 +247,11 @@ fn waiting(jobs: &[JobReport]) -> Waiting {
             _ => {}
         }
     }
-    sum
+    // A job goes on as long as one of its queues does: what it has in the others is paused all the same.
+    let of_limit = in_paused.min(sum.limit);
+    let of_retry = (in_paused - of_limit).min(sum.retry);
+    let Waiting { limit, retry, paused } = sum;
+    Waiting { limit: limit - of_limit, retry: retry - of_retry, paused: paused + of_limit + of_retry }
 }
 
 #[cfg(test)]
@@ -243,10 +263,10 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::clock::{Clock, Seed};
+    use crate::control::tests;
     use crate::control::tests::Jobs;
-    use crate::control::{QueuePause, tests};
     use crate::dispatch::Fleet;
-    use crate::domain::{JobStatus, PauseReason, QueueName, RetryPolicy, Timestamp};
+    use crate::domain::{JobStatus, PauseReason, RetryPolicy, Timestamp};
 
     /// The vitals of a daemon that runs, over `jobs`.
     pub(crate) fn vitals(jobs: &Arc<Jobs>) -> Vitals {
@@ -318,6 +338,12 @@ pub(crate) mod tests {
         jobs.add("rests", JobStatus::Paused { reason: PauseReason::User });
         jobs.add("done", JobStatus::Completed);
         let vitals = vitals(&jobs);
+        let (_, text) = get(&vitals, "/metrics").await;
+        for (reason, count) in [("retry", 1), ("paused", 1), ("limit", 0)] {
+            let line = format!("batchd_requests_waiting{{reason=\"{reason}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        // The job goes on, since it may have other queues; what it has in this one does not.
         let queue = QueueName::new("openai", Some("m"));
         let pause =
             QueuePause { reason: PauseReason::Quota, message: "m".to_owned(), since: Timestamp::default() };
@@ -329,8 +355,8 @@ pub(crate) mod tests {
             "batchd_jobs{status=\"paused\"} 1",
             "batchd_jobs{status=\"completed\"} 1",
             "batchd_jobs{status=\"failed\"} 0",
-            "batchd_requests_waiting{reason=\"retry\"} 1",
-            "batchd_requests_waiting{reason=\"paused\"} 1",
+            "batchd_requests_waiting{reason=\"retry\"} 0",
+            "batchd_requests_waiting{reason=\"paused\"} 2",
             "batchd_requests_waiting{reason=\"limit\"} 0",
             "batchd_queue_paused{queue=\"openai/m\",reason=\"quota\"} 1",
             "batchd_disk_has_room 1",

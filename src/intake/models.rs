@@ -88,16 +88,16 @@ impl Makers<'_> {
     }
 
     fn meant(&self, name: &JobName, provider: &str, place: &Place) -> Result<Meant, Error> {
-        let mut state = match self.jobs.iter().rev().find(|state| state.job.name == *name) {
-            Some(state) => state,
+        let kept = self.jobs.iter().rev().find(|state| state.job.name == *name);
+        let mut state = if let Some(state) = kept {
+            state
+        } else {
             // Its state has gone, after a while.
-            None => {
-                let Some(summary) = self.summary(name)? else { return Ok(Meant::Unknown) };
-                let again = summary.id.and_then(|id| self.asked_again(id));
-                match (judge(name, summary, place), again) {
-                    (Meant::Unfit(_), Some(again)) => again,
-                    (meant, _) => return Ok(meant),
-                }
+            let Some(summary) = self.summary(name)? else { return Ok(Meant::Unknown) };
+            let again = summary.id.and_then(|id| self.asked_again(id));
+            match (judge(name, summary, place), again) {
+                (Meant::Unfit(_), Some(again)) => again,
+                (meant, _) => return Ok(meant),
             }
         };
         if state.job.kind != Kind::FineTune {

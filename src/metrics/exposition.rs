@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -65,7 +66,7 @@ pub struct Snapshot {
 /// Requests that are neither settled nor in flight, by what they wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Their turn: slots, requests/min, tokens/min.
+    /// Their turn: slots, requests/min, tokens/min, the time that the provider named.
     pub limit: u64,
     /// The time of their next attempt.
     pub retry: u64,
@@ -73,15 +74,19 @@ pub struct Waiting {
     pub paused: u64,
 }
 
-/// The limits that hold for a queue now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The limits that hold for a queue now, configured or learnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InForce {
-    /// Requests in flight: fewer than configured while the queue is throttled.
+    /// Requests in flight: as many as were found where it is `auto`, fewer while the server lacks room.
     pub concurrency: usize,
     /// None = unlimited.
     pub requests_per_minute: Option<u64>,
     /// None = unlimited.
     pub tokens_per_minute: Option<u64>,
+    /// For how long nothing is sent, since the provider asked to come later.
+    pub hold: Duration,
+    /// Endpoints that get nothing but a try now and then.
+    pub endpoints_out: usize,
 }
 
 /// The file system that the state is on.
@@ -315,12 +320,19 @@ impl Page<'_> {
             let limited = in_force.iter().filter_map(move |(label, limits)| Some((label, of(limits)?)));
             limited.map(|(label, limit)| ([("queue", &**label)], ConstGauge::new(limit))).collect::<Vec<_>>()
         };
-        let help = "How many requests may be in flight now; fewer than configured while throttled";
+        let help = "How many requests may be in flight now, configured or found out";
         self.put("batchd_limit_concurrency", help, None, limits(|l| Some(l.concurrency as u64)))?;
-        let help = "How many requests may be sent in a minute";
+        let help = "How many requests may be sent in a minute, configured or learnt";
         self.put("batchd_limit_requests_per_minute", help, None, limits(|l| l.requests_per_minute))?;
-        let help = "How many tokens may be used in a minute";
-        self.put("batchd_limit_tokens_per_minute", help, None, limits(|l| l.tokens_per_minute))
+        let help = "How many tokens may be used in a minute, configured or learnt";
+        self.put("batchd_limit_tokens_per_minute", help, None, limits(|l| l.tokens_per_minute))?;
+        let holds = in_force
+            .iter()
+            .map(|(label, of)| ([("queue", &**label)], ConstGauge::new(of.hold.as_secs_f64())));
+        let help = "For how long nothing is sent yet, since the provider asked to come later";
+        self.put("batchd_queue_hold", help, Some(&Unit::Seconds), holds)?;
+        let help = "Endpoints of the queue's provider that get nothing but a try now and then";
+        self.put("batchd_queue_endpoints_out", help, None, limits(|l| Some(l.endpoints_out as u64)))
     }
 
     /// What store and board say of queues, by label.
@@ -362,8 +374,6 @@ impl Page<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::domain::{Failure, Outcome};
     use crate::metrics::{AttemptEnd, QUEUES_MAX, Settled};
@@ -377,8 +387,13 @@ mod tests {
         meter.used(7, 3);
         meter.settled(Settled::Completed);
         let limits = [
-            InForce { concurrency: 4, requests_per_minute: Some(60), tokens_per_minute: None },
-            InForce { concurrency: 1, requests_per_minute: None, tokens_per_minute: Some(9) },
+            InForce {
+                concurrency: 4,
+                requests_per_minute: Some(60),
+                hold: Duration::from_millis(1500),
+                ..InForce::default()
+            },
+            InForce { concurrency: 1, tokens_per_minute: Some(9), endpoints_out: 1, ..InForce::default() },
         ];
         let limits = [queue.clone(), QueueName::new("p", None)].into_iter().zip(limits);
         let failure = Failure {
@@ -426,6 +441,8 @@ mod tests {
             "batchd_queue_paused{queue=\"p/m\\\"\\\\\\n\",reason=\"quota\"} 1",
             "batchd_queue_depth{queue=\"p/m\\\"\\\\\\n\"} 4",
             "batchd_limit_requests_per_minute{queue=\"p/m\\\"\\\\\\n\"} 60",
+            "batchd_queue_hold_seconds{queue=\"p/m\\\"\\\\\\n\"} 1.5",
+            "batchd_queue_endpoints_out{queue=\"p/-\"} 1",
             "batchd_disk_free_bytes 1073741824",
             "batchd_last_error_timestamp_seconds{reason=\"timeout\"} 2.0",
             "process_cpu_seconds_total 1.25",
@@ -499,7 +516,8 @@ mod tests {
     fn the_answer_stays_within_its_bound() {
         let metrics = Metrics::default();
         let queues = || (0..10_000).map(|number| QueueName::new("p", Some(&format!("model-{number}"))));
-        let limits = InForce { concurrency: 1, requests_per_minute: Some(1), tokens_per_minute: Some(1) };
+        let limits =
+            InForce { requests_per_minute: Some(1), tokens_per_minute: Some(1), ..InForce::default() };
         let snapshot = Snapshot {
             depths: queues().map(|queue| (queue, 1)).collect(),
             limits: queues().map(|queue| (queue, limits)).collect(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::time::timeout;
 
 use super::*;
-use crate::control::Control;
+use crate::control::{Control, Folders};
 use crate::simulate::LimitsTold;
 
 /// Refuses without a word beyond ten a second.
@@ -58,8 +58,8 @@ async fn a_queue_that_is_asked_to_come_later_shows_until_when_nothing_is_sent() 
     let held_until = async || loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let until = world.live.queues().into_values().find_map(|queue| queue.held_until);
-        let control =
-            Control::new(world.store.clone(), world.board.clone(), world.clock.clone(), "jobs".into());
+        let folders = Folders { jobs: "jobs".into(), results: "results".into() };
+        let control = Control::new(world.store.clone(), world.board.clone(), world.clock.clone(), folders);
         let shown = control.show(&job.id.to_string()).await.unwrap();
         let Some(until) = until else {
             assert_eq!(shown.message, None);

@@ -5,6 +5,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::provider::Transport;
+use crate::simulate::{Faults, LimitsTold};
 
 /// A world whose provider has several endpoints, a server each.
 struct Several {
@@ -118,6 +119,52 @@ async fn other_weights_hold_at_once() {
             let now = several.asked();
             let [first, second] = [now[0] - before[0], now[1] - before[1]];
             assert!(second.abs_diff(3 * first) <= 10, "{first} {second}");
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limits_in_force_are_those_of_the_endpoints_that_are_open() {
+    let limited = |server| Server {
+        requests_per_minute: Some(600),
+        limits_told: LimitsTold::Headers,
+        limits_per_key: true,
+        ..server
+    };
+    let mut several = Several::new(vec![limited(answering_in(2_000)), limited(another_key(2_000))], 8);
+    several
+        .while_it_runs(1_600, async |several, _| {
+            let shown = || {
+                let report = several.world.live.queues().into_values().next().unwrap();
+                (report.requests_per_minute, report.concurrency, report.endpoints_out)
+            };
+            sleep(Duration::from_secs(10)).await;
+            assert_eq!(shown(), (Some(600), 8, 1));
+            several.change(1, let_in_all());
+            sleep(Duration::from_mins(5)).await;
+            assert_eq!(shown(), (Some(1_200), 8, 0));
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_shown_while_no_open_endpoint_takes_anything() {
+    let later = |hint: &str| Server {
+        faults: "429=1".parse().unwrap(),
+        hints: hint.parse().unwrap(),
+        ..answering_in(100)
+    };
+    let mut several = Several::new(vec![later("seconds:30s"), later("seconds:90s")], 4);
+    several
+        .while_it_runs(20, async |several, _| {
+            let hold = || several.world.live.queues().into_values().next().unwrap().hold();
+            sleep(Duration::from_secs(10)).await;
+            assert!((Duration::from_secs(19)..=Duration::from_secs(20)).contains(&hold()), "{:?}", hold());
+            for server in [0, 1] {
+                several.change(server, Changes { faults: Some(Faults::default()), ..Changes::default() });
+            }
+            sleep(Duration::from_secs(25)).await;
+            assert_eq!(hold(), Duration::ZERO);
         })
         .await;
 }
