@@ -33,7 +33,7 @@ use self::hold::Hold;
 use self::ramp::Ramp;
 use self::rate::{Rate, amount};
 use self::sent::{Amount, Log, Verdict};
-use self::told::Header;
+use self::told::{Header, lacks_tokens};
 use crate::dispatch::attempt::{Ended, EndedKind, Exchange};
 use crate::domain::{QueueName, Shortage};
 use crate::provider::RateHeaders;
@@ -386,21 +386,6 @@ fn is_due(told_at: &mut Option<Instant>, now: Instant) -> bool {
         *told_at = Some(now);
     }
     is_due
-}
-
-/// Whether a server that doesn't say what it is short of says that it is short of tokens.
-fn lacks_tokens(rate: RateHeaders) -> bool {
-    let share = |remaining: Option<u64>, limit: Option<u64>| {
-        Some(amount(remaining?) / amount(limit.filter(|limit| *limit > 0)?))
-    };
-    match (
-        share(rate.remaining_tokens, rate.limit_tokens),
-        share(rate.remaining_requests, rate.limit_requests),
-    ) {
-        (Some(tokens), Some(requests)) => tokens < requests,
-        (Some(tokens), None) => tokens < 0.05,
-        (None, _) => false,
-    }
 }
 
 #[cfg(test)]

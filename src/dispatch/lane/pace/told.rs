@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::dispatch::lane::pace::rate::amount;
+use crate::provider::RateHeaders;
+
 /// All of a minute's limit is there again after a minute; more is rounding.
 const RESET_MAX: Duration = Duration::from_secs(90);
 
@@ -166,4 +169,19 @@ impl Told {
 #[expect(clippy::cast_precision_loss, reason = "bounded far below 2^52")]
 fn amount_of(count: u64) -> f64 {
     count.min(LIMIT_MAX) as f64
+}
+
+/// Whether a server that doesn't say what it is short of says that it is short of tokens.
+pub(super) fn lacks_tokens(rate: RateHeaders) -> bool {
+    let share = |remaining: Option<u64>, limit: Option<u64>| {
+        Some(amount(remaining?) / amount(limit.filter(|limit| *limit > 0)?))
+    };
+    match (
+        share(rate.remaining_tokens, rate.limit_tokens),
+        share(rate.remaining_requests, rate.limit_requests),
+    ) {
+        (Some(tokens), Some(requests)) => tokens < requests,
+        (Some(tokens), None) => tokens < 0.05,
+        (None, _) => false,
+    }
 }
