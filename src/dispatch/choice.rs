@@ -12,7 +12,7 @@ use crate::dispatch::spread;
 /// What the loop waits for besides attempts and news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Blocked {
-    /// Nothing is left that may be sent now: for the next retry to fall due.
+    /// Only for news: nothing is left, nor waits in the store.
     Nothing,
     /// Only for an attempt to end or news.
     Full,
@@ -22,7 +22,7 @@ pub(super) enum Blocked {
 
 impl Blocked {
     /// What two lanes are waited for: whichever is free first.
-    fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::Until(one), Self::Until(other)) => Self::Until(one.min(other)),
             (Self::Until(until), _) | (_, Self::Until(until)) => Self::Until(until),

@@ -23,6 +23,7 @@ mod memory;
 mod prepare;
 mod queue;
 mod spread;
+mod stock;
 mod tuned;
 mod tuning;
 

@@ -6,8 +6,7 @@
 //! until something changes: an attempt ends, the store has news, a limit or a retry falls due. Waiting
 //! requests are in the store, never in a timer here, so nothing is lost at a restart.
 
-use std::collections::btree_map::{BTreeMap, Entry};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,14 +33,10 @@ use crate::dispatch::prepare::{Next, Work};
 use crate::dispatch::spread::FailedAt;
 use crate::dispatch::tuned::TunedModels;
 use crate::dispatch::tuning;
-use crate::domain::{JobId, JobState, QueueName, RetryPolicy, Settlement, Timestamp};
+use crate::domain::{JobId, JobState, QueueName, RetryPolicy, Timestamp};
 use crate::fault;
 use crate::pulse::Member;
 use crate::store::Lease;
-
-/// Leases kept ready beyond the free slots, so that a slot never waits for the store. As many as there are
-/// slots, at most this many.
-const READY_MAX: usize = 256;
 
 /// A dispatcher without work ends after this long. Until then it remembers that its model has answered.
 const LINGER: Duration = Duration::from_mins(10);
@@ -75,14 +70,16 @@ pub(super) struct Dispatcher {
     /// Leased, not yet sent.
     pub(super) ready: VecDeque<Lease>,
     /// The next to be sent, read and estimated.
-    next: Option<Next>,
+    pub(super) next: Option<Next>,
+    /// What waits for the one lane that it may take while others pass, the first first. See [`super::stock`].
+    pub(super) aside: VecDeque<Next>,
     running: JoinSet<Result<Ended>>,
     /// What is known of the jobs in `ready`.
-    jobs: BTreeMap<JobId, Arc<JobState>>,
+    pub(super) jobs: BTreeMap<JobId, Arc<JobState>>,
     /// The jobs that had something to send at the last news.
-    rivals: BTreeSet<JobId>,
+    pub(super) rivals: BTreeSet<JobId>,
     /// When the store's first waiting request falls due.
-    next_due: Option<Timestamp>,
+    pub(super) next_due: Option<Timestamp>,
     /// The store had nothing more the last time it was asked.
     pub(super) dry: bool,
     /// Where requests have failed that are tried again.
@@ -127,6 +124,7 @@ impl Dispatcher {
             tuned: TunedModels::default(),
             ready: VecDeque::new(),
             next: None,
+            aside: VecDeque::new(),
             running: JoinSet::new(),
             jobs: BTreeMap::new(),
             rivals: BTreeSet::new(),
@@ -178,13 +176,13 @@ impl Dispatcher {
             }
             self.show_pause();
             self.show();
-            let is_idle = blocked == Blocked::Nothing && self.running.is_empty() && self.next_due.is_none();
+            let is_idle = blocked == Blocked::Nothing && self.running.is_empty();
             if !(is_idle && self.dry) {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= LINGER {
                 return Ok(());
             }
-            let wake = self.wake_at(blocked, idle_since);
+            let wake = wake_at(blocked, idle_since);
             // Stopping comes first; then news and settings, since a cancelled job must not be sent from, nor more
             // than is allowed, while attempts end without a pause; then what frees slots. Timers can wait for it.
             tokio::select! { biased;
@@ -214,58 +212,46 @@ impl Dispatcher {
             if self.running.len() >= self.allowed() {
                 return Ok(Blocked::Full);
             }
+            let aside = match self.aside.pop_front() {
+                Some(first) => match self.send_or_keep(first) {
+                    Ok(()) => continue,
+                    Err((first, blocked)) => {
+                        self.aside.push_front(first);
+                        blocked
+                    }
+                },
+                None => Blocked::Nothing,
+            };
             self.fill().await?;
             let next = match self.next.take() {
                 Some(next) => next,
                 None => match self.prepare().await? {
                     Some(next) => next,
-                    None => return Ok(Blocked::Nothing),
+                    None => return Ok(aside.or(self.until_due())),
                 },
             };
-            let now = Instant::now();
-            match self.choose(&next, now) {
-                Ok(chosen) => self.send(next, chosen, now),
-                Err(blocked) => {
+            match self.send_or_keep(next) {
+                Ok(()) => {}
+                Err((next, _)) if self.may_step_aside(&next) => self.aside.push_back(next),
+                Err((next, blocked)) => {
                     self.next = Some(next);
-                    return Ok(blocked);
+                    return Ok(aside.or(blocked));
                 }
             }
         }
     }
 
-    /// Leases more if few are ready.
-    async fn fill(&mut self) -> Result<()> {
-        let free = self.allowed().saturating_sub(self.running.len());
-        let spare = self.spare();
-        let have = self.ready.len() + usize::from(self.next.is_some());
-        if self.dry || have * 2 > spare {
-            return Ok(());
+    /// Sends `next`, or gives it back with what it must wait for.
+    #[expect(clippy::result_large_err, reason = "it is moved as often where it is sent")]
+    fn send_or_keep(&mut self, next: Next) -> std::result::Result<(), (Next, Blocked)> {
+        let now = Instant::now();
+        match self.choose(&next, now) {
+            Ok(chosen) => {
+                self.send(next, chosen, now);
+                Ok(())
+            }
+            Err(blocked) => Err((next, blocked)),
         }
-        // A gate that lets one try needs one request.
-        let is_trying = self.lanes.iter().all(|lane| lane.pause().is_some());
-        let bound = if is_trying { 1 } else { READY_MAX };
-        let want = (free + spare).min(bound).saturating_sub(have);
-        let now = self.parts.clock.now();
-        let leased = self.parts.store.lease(&self.queue, want.max(1), now).await?;
-        self.dry = leased.leases.len() < want.max(1);
-        self.next_due = leased.next_due;
-        self.ready.extend(leased.leases);
-        fault::point("dispatch-leased");
-        Ok(())
-    }
-
-    /// How many leases are kept ready beyond the free slots.
-    pub(super) fn spare(&self) -> usize {
-        if self.is_paced() { 1 } else { self.allowed().min(READY_MAX) }
-    }
-
-    /// The job of a leased request.
-    pub(super) async fn job(&mut self, id: JobId) -> Result<Arc<JobState>> {
-        let known = match self.jobs.entry(id) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(Arc::new(self.parts.store.job(id).await?)),
-        };
-        Ok(Arc::clone(known))
     }
 
     fn send(&mut self, next: Next, chosen: Chosen, now: Instant) {
@@ -318,57 +304,10 @@ impl Dispatcher {
         self.running.len()
     }
 
-    /// What was made ready to be sent is made ready again.
-    pub(super) fn prepare_anew(&mut self) {
-        if let Some(next) = self.next.take() {
-            self.ready.push_front(next.lease);
-        }
-    }
-
-    /// Jobs may have come, gone or changed: what must not be sent any more goes back. Where one has come, all that is
-    /// ready does, for the store to choose anew: it would stand before the newcomer, however small or urgent that is.
-    async fn on_news(&mut self) -> Result<()> {
-        self.dry = false;
-        self.jobs.clear();
-        let rivals: BTreeSet<JobId> = self.parts.store.rivals(&self.queue).await?.into_iter().collect();
-        let has_grown = !rivals.is_subset(&self.rivals);
-        self.rivals = rivals;
-        let may_stay = |lease: &Lease| !has_grown && self.rivals.contains(&lease.request.job);
-        let (keep, back): (Vec<Lease>, Vec<Lease>) =
-            std::mem::take(&mut self.ready).into_iter().partition(may_stay);
-        let next = self.next.take_if(|next| !may_stay(&next.lease));
-        self.ready = keep.into();
-        for lease in back.into_iter().chain(next.map(|next| next.lease)) {
-            self.parts.store.settle(lease, Settlement::Release).await?;
-        }
-        Ok(())
-    }
-
     fn on_resume(&mut self) {
         self.dry = false;
         let now = Instant::now();
         self.lanes.iter().for_each(|lane| lane.resume(now));
-    }
-
-    fn wake_at(&self, blocked: Blocked, idle_since: Instant) -> Instant {
-        let now = Instant::now();
-        let wake = match blocked {
-            Blocked::Nothing => self.next_due.map(|due| now + self.parts.clock.until(due)),
-            // What falls due meanwhile can't be sent either.
-            Blocked::Full => None,
-            Blocked::Until(until) => Some(until),
-        };
-        wake.unwrap_or(now + LINGER).min((idle_since + LINGER).max(now))
-    }
-
-    /// Gives back what was leased and not sent.
-    async fn give_back(&mut self) -> Result<()> {
-        let next = self.next.take().map(|next| next.lease);
-        for lease in std::mem::take(&mut self.ready).into_iter().chain(next) {
-            self.dry = false;
-            self.parts.store.settle(lease, Settlement::Release).await?;
-        }
-        Ok(())
     }
 
     /// Lets attempts finish until `cut`, then abandons them: they were sent, so they are uncertain.
@@ -395,6 +334,16 @@ impl Dispatcher {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+fn wake_at(blocked: Blocked, idle_since: Instant) -> Instant {
+    let now = Instant::now();
+    let wake = match blocked {
+        // What falls due meanwhile can't be sent either.
+        Blocked::Nothing | Blocked::Full => now + LINGER,
+        Blocked::Until(until) => until,
+    };
+    wake.min((idle_since + LINGER).max(now))
 }
 
 #[cfg(test)]

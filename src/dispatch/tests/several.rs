@@ -4,6 +4,7 @@
 use tokio::time::sleep;
 
 use super::*;
+use crate::domain::{FineTune, Kind, QueueName, TuningApi, TuningData};
 use crate::provider::Transport;
 use crate::simulate::{Faults, LimitsTold};
 
@@ -75,6 +76,34 @@ impl Several {
         assert_eq!(self.completed(&job).await, total);
         let paid: u64 = self.servers.iter().map(|server| server.summary().paid).sum();
         assert_eq!(paid, u64::from(total));
+    }
+}
+
+/// A job of the queue of all that may lack a model: a fine-tune, or one of `total` image requests.
+async fn put_without_model(world: &World, number: u8, total: u32, plan: Option<&FineTune>) -> Job {
+    let kind = if plan.is_some() { Kind::FineTune } else { Kind::Images };
+    let job =
+        Job { kind, queues: vec![QueueName::new("p", None)], ..conformance::job(number, 5, &[], total) };
+    let line = |n: u32| {
+        let image = serde_json::json!({
+            "custom_id": format!("{number}-{n}"), "method": "POST", "url": "/v1/images/generations",
+            "body": {"prompt": "a cat"},
+        });
+        let line = plan.map_or_else(|| image.to_string(), |plan| serde_json::to_string(plan).unwrap());
+        (0, Bytes::from(line))
+    };
+    world.store.put_job(job.clone(), Input::Inline((0..total).map(line).collect())).await.unwrap();
+    job
+}
+
+fn plan() -> FineTune {
+    FineTune {
+        custom_id: "support".to_owned(),
+        api: TuningApi::Jobs,
+        training: TuningData::Uploaded { id: "file-none".to_owned() },
+        validation: None,
+        body: [("model".to_owned(), "gpt-4.1-mini".into())].into_iter().collect(),
+        delete_uploads: false,
     }
 }
 
@@ -301,6 +330,63 @@ async fn an_endpoint_that_asks_to_come_later_holds_nobody_else() {
     let mut several = Several::new(vec![slow, answering_in(20)], 4);
     let took = several.finish(600).await;
     assert!(took < Duration::from_mins(1), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_pass_fine_tunes_that_wait_for_the_first_endpoint_and_none_of_them_is_lost() {
+    // Those of the second round are more than may step aside.
+    for fine_tunes in [3, 70] {
+        let mut several = Several::new(vec![another_key(20), answering_in(20)], 4);
+        let first = put_without_model(&several.world, 1, 20, None).await;
+        let running = several.world.start();
+        until_settled(&*several.world.store, first.id, 20).await;
+        assert_eq!(several.out().len(), 1, "the key of the first one is refused");
+        let mut jobs = Vec::new();
+        for number in 0..fine_tunes {
+            jobs.push(put_without_model(&several.world, 100 + number, 1, Some(&plan())).await);
+        }
+        sleep(Duration::from_secs(1)).await;
+        let images = put_without_model(&several.world, 2, 40, None).await;
+        sleep(Duration::from_secs(5)).await;
+        if fine_tunes == 3 {
+            assert_eq!(several.completed(&images).await, 40);
+        }
+        several.change(0, let_in_all());
+        let let_in = Instant::now();
+        jobs.push(images);
+        for job in &jobs {
+            until_settled(&*several.world.store, job.id, job.total).await;
+            several.world.assert_one_record_each(job);
+        }
+        assert!(let_in.elapsed() < Duration::from_mins(2), "{:?}", let_in.elapsed());
+        several.world.stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fine_tune_that_stepped_aside_goes_back_when_its_job_is_paused_and_is_the_first_where_it_may_go() {
+    // Six a minute at the first endpoint, for which the images compete.
+    let slow = Server { requests_per_minute: Some(6), ..answering_in(20) };
+    let mut several = Several::new(vec![slow, answering_in(200)], 2);
+    let images = put_without_model(&several.world, 1, 2_000, None).await;
+    let running = several.world.start();
+    sleep(Duration::from_secs(15)).await;
+    let store = Arc::clone(&several.world.store);
+    let tuned = put_without_model(&several.world, 2, 1, Some(&plan())).await;
+    let put = Instant::now();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(store.job(tuned.id).await.unwrap().counts.open(), 1);
+    let now = several.world.clock.now();
+    store.set_status(tuned.id, JobStatus::Paused { reason: PauseReason::User }, now).await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(store.job(tuned.id).await.unwrap().leased, 0);
+    store.set_status(tuned.id, JobStatus::InProgress, now).await.unwrap();
+    until_settled(&*store, tuned.id, 1).await;
+    assert!(put.elapsed() < Duration::from_secs(30), "{:?}", put.elapsed());
+    assert!(several.completed(&images).await < 2_000);
+    several.world.stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
