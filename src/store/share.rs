@@ -14,6 +14,15 @@
 //! cache prefixes reward. The heaviest job's turns are the longest: [`RUN_MAX`], or less where that would leave others
 //! out of what is given out at once. The turns of the others are shorter by their weight.
 //!
+//! # What it does not do
+//!
+//! It shares requests begun, and not the time they take: beside a job whose answers take 60 seconds, one of the same
+//! priority whose answers take one is begun as often, and has a sixtieth of its slots. Which of the two is right depends
+//! on what is scarce. Where a provider counts requests a minute, each request costs the same, however long it takes; to
+//! charge by time would leave the job with long answers next to nothing of the limit. Where slots are scarce, time would
+//! be the fairer measure. A store sees neither limits nor slots, and knows the time of a request only when it has
+//! ended. Who has short answers beside long ones at a server with few slots gives them the higher priority.
+//!
 //! # Invariants
 //!
 //! - Of two jobs that always have something to send, each gets by its weight, but for a turn more or less.
