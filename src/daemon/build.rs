@@ -73,9 +73,9 @@ pub(super) fn workers(
         health: Health::default(),
         state: config.state_dir(),
     };
+    let intake = Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed);
+    let intake = intake.with_catalogue(catalogue);
     Ok(Workers {
-        intake: Intake::new(intake_settings(config), Arc::clone(&store), clock.clone(), seed)
-            .with_catalogue(catalogue),
         fleet,
         output: Output::new(
             output::Settings::new(config.results_dir()),
@@ -86,7 +86,8 @@ pub(super) fn workers(
         )
         .with_metrics(metrics.clone())
         .with_roll(roll.clone()),
-        upkeep: Upkeep::new(store, clock, config.storage.keep_state),
+        upkeep: Upkeep::new(store, clock, config.storage.keep_state).with_schedules(intake.handle()),
+        intake,
         vitals,
         control,
         socket,

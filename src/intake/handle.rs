@@ -117,6 +117,13 @@ impl Handle {
         Arc::clone(&self.lock().schedules)
     }
 
+    /// Whether what has this name in the jobs folder is a schedule, or may be one, as far as is known.
+    pub fn may_be_scheduled(&self, file: &str) -> bool {
+        let seen = self.lock();
+        let is_known = seen.status.looks > 0 && seen.status.trouble.is_none();
+        !is_known || seen.schedules.iter().any(|schedule| schedule.file == file)
+    }
+
     /// Makes a run of a schedule now, whatever its times and its other runs: durable when it returns. `schedule` is its
     /// name or that of its file.
     ///

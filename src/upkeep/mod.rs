@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use self::prune::Pruner;
 use crate::clock::Clock;
 use crate::domain::{JobState, JobStatus, Timestamp};
+use crate::intake;
 use crate::store::{self, Store};
 
 /// How long a job that could not be moved on, because the disk is full, waits for the next try.
@@ -30,9 +31,21 @@ pub struct Upkeep {
 impl Upkeep {
     /// Keeps the state of a job for so long after its end.
     pub fn new(store: Arc<dyn Store>, clock: Clock, keep_state: Duration) -> Self {
-        let pruner =
-            Pruner { store: Arc::clone(&store), clock: clock.clone(), keep: keep_state, spared_from: None };
+        let pruner = Pruner {
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            keep: keep_state,
+            spared_from: None,
+            intake: intake::Handle::default(),
+        };
         Self { store, clock, pruner }
+    }
+
+    /// Asks this intake which schedules there are.
+    #[must_use]
+    pub fn with_schedules(mut self, intake: intake::Handle) -> Self {
+        self.pruner.intake = intake;
+        self
     }
 
     /// Keeps the state of all jobs that end from now on: somebody wants to see in the end what became of them.

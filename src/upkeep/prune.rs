@@ -10,7 +10,7 @@
 //!
 //! A job has its final status only when its results lie there whole. Beside those that have not ended, these stay:
 //!
-//! - the last run of a schedule, which says when that fired;
+//! - the last run of a schedule that is still there: it says when that fired;
 //! - a job that asks again for what failed in one that is still there: without it, that one could be asked again, and
 //!   paid for, once more.
 //!
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::earlier;
 use crate::clock::Clock;
 use crate::domain::{Job, JobId, JobState, Timestamp};
+use crate::intake;
 use crate::store::folder::{JobFolder, ORIGIN};
 use crate::store::{self, Store};
 
@@ -54,6 +55,8 @@ pub(super) struct Pruner {
     pub(super) keep: Duration,
     /// Jobs that end from then on are kept.
     pub(super) spared_from: Option<Timestamp>,
+    /// Knows the schedules; that of no intake takes every run for one of a schedule that is there.
+    pub(super) intake: intake::Handle,
 }
 
 impl Pruner {
@@ -86,7 +89,7 @@ impl Pruner {
     /// Removes what is due, some at most. Says when to look again; none: not before something has changed.
     async fn round(&self, stop: &CancellationToken, is_told: &mut bool) -> store::Result<Option<Timestamp>> {
         let jobs = self.store.jobs().await?;
-        let newest_runs = newest_runs(&jobs);
+        let newest_runs = newest_runs(&jobs, |file| self.intake.may_be_scheduled(file));
         let mut there: BTreeSet<JobId> = jobs.iter().map(|state| state.job.id).collect();
         let mut ended: Vec<&JobState> = jobs.iter().filter(|state| self.may_ever_go(state)).collect();
         ended.sort_by_key(|state| self.due(state));
@@ -171,8 +174,8 @@ fn ended_at(state: &JobState) -> Timestamp {
 }
 
 /// The runs that no later one of their schedule stands in for: they say for which time it fired last. `jobs` are in the
-/// order of acceptance.
-fn newest_runs(jobs: &[JobState]) -> BTreeSet<JobId> {
+/// order of acceptance. Of a schedule that is gone nothing needs to be known.
+fn newest_runs(jobs: &[JobState], is_scheduled: impl Fn(&str) -> bool) -> BTreeSet<JobId> {
     // One that a person asked for was made for no time.
     let mut latest: BTreeMap<&str, Option<Timestamp>> = BTreeMap::new();
     let mut newest = BTreeSet::new();
@@ -180,7 +183,9 @@ fn newest_runs(jobs: &[JobState]) -> BTreeSet<JobId> {
         let Some(run) = run else { continue };
         if latest.get(run.spec.as_str()).is_none_or(|later| *later < run.due) {
             latest.insert(&run.spec, run.due);
-            newest.insert(*id);
+            if is_scheduled(&run.spec) {
+                newest.insert(*id);
+            }
         }
     }
     newest
@@ -218,7 +223,7 @@ mod tests {
 
         fn pruner(&self, keep: Duration) -> Pruner {
             let (store, clock) = (Arc::clone(&self.store), self.clock.clone());
-            Pruner { store, clock, keep, spared_from: None }
+            Pruner { store, clock, keep, spared_from: None, intake: intake::Handle::default() }
         }
 
         async fn put(&self, job: &Job) {

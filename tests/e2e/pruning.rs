@@ -3,6 +3,7 @@
 use std::fs;
 
 use batchd::simulate::Settings;
+use serde_json::Value;
 
 use crate::world::{Setup, World, chat_line, chat_lines, eventually, names, sorted_ids};
 
@@ -89,6 +90,27 @@ fn models_of_fine_tunes_are_found_before_and_after_their_state_has_gone() {
     for user in ["before", "after"] {
         assert_eq!(world.results(user).output()[0]["response"]["body"]["model"], model, "{user}");
     }
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn the_last_run_of_a_schedule_goes_when_that_has_gone() {
+    let world = World::with(&Setup { storage: AT_ONCE, ..Setup::default() });
+    let nightly = "kind = 'chat'\nmodel = 'm'\n[[requests]]\nmessages = [{ role = 'user', content = 'one' }]\n\
+                   [schedule]\ncron = '0 0 1 1 *'\n";
+    world.drop("yearly.toml", nightly);
+    let daemon = world.start();
+    eventually("the schedule", || {
+        (world.batchd(&["schedule", "run", "yearly"]).code == Some(0)).then_some(())
+    });
+    let is_published = |job: Value| world.results(job["name"].as_str().unwrap()).has("summary.json");
+    eventually("its results", || world.list().into_iter().any(is_published).then_some(()));
+    // Others have gone since.
+    world.drop("job.jsonl", chat_lines(2));
+    eventually("its results", || world.results("job").has("summary.json").then_some(()));
+    eventually("all but the run have gone", || (world.list().len() == 1).then_some(()));
+    fs::remove_file(world.jobs_dir().join("yearly.toml")).unwrap();
+    wait_until_nothing_is_kept(&world);
     assert_eq!(daemon.stop().code, Some(0));
 }
 
