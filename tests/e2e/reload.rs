@@ -23,7 +23,13 @@ fn configure(world: &World, change: impl FnOnce(String) -> String) {
 
 /// Reloads, and waits until the log says `text` once more than before.
 fn reload(daemon: &Daemon, text: &str) {
+    reload_after(daemon, text, || {});
+}
+
+/// The same, after `change`, which an earlier signal may still come upon.
+fn reload_after(daemon: &Daemon, text: &str, change: impl FnOnce()) {
     let before = daemon.log().matches(text).count();
+    change();
     daemon.signal(Signal::HUP);
     eventually(&format!("`{text}` is logged"), || {
         (daemon.log().matches(text).count() > before).then_some(())
@@ -138,16 +144,15 @@ fn reloaded_under_load(lines: usize, reloads: usize) {
         let slots = [32, 1, 64, 8, 24, 2, 48, 16][round % 8];
         let rate = [100_000, 60_000][round % 2];
         let changed = format!("[providers.limits]\nconcurrency = {slots}\nrequests_per_minute = {rate}\n");
-        configure(&world, |_| original.replace(limits, &changed));
-        reload(&daemon, HOLDS);
+        reload_after(&daemon, HOLDS, || configure(&world, |_| original.replace(limits, &changed)));
         // A wrong one, and two in a row of which nobody knows what they find.
         configure(&world, |text| text + "wrong");
         reload(&daemon, "the configuration is wrong");
         (0..2).for_each(|_| daemon.signal(Signal::HUP));
         configure(&world, |_| original.replace(limits, &changed));
     }
-    configure(&world, |_| original.replace(limits, "[providers.limits]\nconcurrency = 64\n"));
-    reload(&daemon, HOLDS);
+    let last = "[providers.limits]\nconcurrency = 64\n";
+    reload_after(&daemon, HOLDS, || configure(&world, |_| original.replace(limits, last)));
     world.wait_for_status("job", "completed");
     let output = daemon.stop();
     assert_eq!(output.code, Some(0));
