@@ -307,7 +307,7 @@ impl Dispatcher {
     fn on_resume(&mut self) {
         self.dry = false;
         let now = Instant::now();
-        self.lanes.iter().for_each(|lane| lane.resume(now));
+        self.lanes.iter_mut().for_each(|lane| lane.resume(now));
     }
 
     /// Lets attempts finish until `cut`, then abandons them: they were sent, so they are uncertain.

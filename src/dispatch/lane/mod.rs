@@ -160,7 +160,8 @@ impl Lane {
         }
     }
 
-    pub(super) fn resume(&self, now: Instant) {
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.pace.resume(now);
         self.site.gate.resume(now);
         self.site.model_gate.resume(now);
     }

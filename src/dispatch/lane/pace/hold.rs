@@ -93,6 +93,11 @@ impl Hold {
         until
     }
 
+    /// Nobody waits any more: a person says so. One goes ahead.
+    pub(super) fn end(&mut self, now: Instant) {
+        self.until = self.until.map(|until| until.min(now));
+    }
+
     /// Request `number` was served. Whether that ended a hold.
     pub(super) fn served(&mut self, number: u64) -> bool {
         self.served = self.served.max(Some(number));

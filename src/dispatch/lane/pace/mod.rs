@@ -166,6 +166,11 @@ impl Pace {
         self.hold.stands_until(now)
     }
 
+    /// Ends a hold because a person says so; the refused requests themselves still wait for their time.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.hold.end(now);
+    }
+
     /// When a request counted as `tokens` may be sent; not later than `now` if at once.
     pub(in crate::dispatch) fn ready_at(&mut self, tokens: u64, now: Instant) -> Instant {
         let (requests, used) = (self.sent_since_told(false), self.sent_since_told(true));

@@ -467,6 +467,24 @@ fn what_is_proven_wrong_holds_nothing() {
 }
 
 #[test]
+fn a_person_ends_a_hold_and_one_goes_ahead() {
+    let mut pace = Pace::new(QueueName::new("p", None));
+    let now = Instant::now();
+    let number = pace.spend(1, now);
+    let (retry_after, short_of) = (Some(Duration::from_hours(5)), Shortage::Requests);
+    let refused = EndedKind::Throttled { retry_after, short_of };
+    pace.on_ended(&Ended { kind: refused, number, ..Ended::in_lane(0) }, now);
+    let later = now + Duration::from_mins(1);
+    assert_eq!(pace.ready_at(1, later), now + Duration::from_hours(5));
+    pace.resume(later);
+    assert!(pace.ready_at(1, later) < later + Duration::from_secs(1));
+    let scout = pace.spend(1, later);
+    assert!(pace.ready_at(1, later) > later, "and no other before it is known what became of it");
+    pace.on_ended(&Ended { kind: refused, number: scout, ..Ended::in_lane(0) }, later);
+    assert_eq!(pace.ready_at(1, later), later + Duration::from_hours(5), "a new refusal holds anew");
+}
+
+#[test]
 fn a_limit_of_a_day_leaves_the_rate_alone_when_it_is_over() {
     let mut world = World::new(Server::new(1e9));
     world.slots = 8;
