@@ -31,6 +31,9 @@ const UNIT: f64 = 1.0;
 const UNIT_REQUESTS: f64 = 3.0;
 const UNIT_MAX: f64 = 20.0;
 
+/// More than this of what was admitted is not remembered: it may never have been asked for.
+const KEPT_MAX: f64 = 2.0;
+
 /// The slowest that a lane goes, in requests of its average cost per second. A server that wants less says so by
 /// `Retry-After`, which is obeyed.
 const SLOWEST: f64 = 1.0 / 60.0;
@@ -57,9 +60,9 @@ impl Found {
         Self { used: RISE, ..Self::cut_to(per_second, false, cost) }
     }
 
-    /// What the server was seen to admit, per second.
-    pub(super) fn peak(&self) -> f64 {
-        self.peak
+    /// What is worth remembering, per second: what the server was seen to admit, or more where it has borne more since.
+    pub(super) fn kept(&self) -> f64 {
+        self.rate().clamp(self.peak, self.peak * KEPT_MAX)
     }
 
     /// Per second.

@@ -123,7 +123,7 @@ impl Rate {
 
     /// What is worth remembering, per second.
     pub(super) fn learnt(&self) -> Option<f64> {
-        least(self.told.per_second(), self.found.map(|found| found.peak()))
+        least(self.told.per_second(), self.found.map(|found| found.kept()))
     }
 
     /// Begins with what was learnt another time, per second.

@@ -485,6 +485,18 @@ fn a_person_ends_a_hold_and_one_goes_ahead() {
 }
 
 #[test]
+fn a_limit_that_was_raised_is_remembered_as_it_is() {
+    let mut world = World::new(Server::new(1_500.0));
+    world.run(60.0);
+    let before = world.pace.learnt().0.unwrap();
+    assert!((1_200.0..=1_800.0).contains(&before), "{before}");
+    world.server.per_minute = 1e9;
+    world.run(20.0);
+    let after = world.pace.learnt().0.unwrap();
+    assert!((1.2..=2.0).contains(&(after / before)), "{before} and then {after}");
+}
+
+#[test]
 fn a_limit_of_a_day_leaves_the_rate_alone_when_it_is_over() {
     let mut world = World::new(Server::new(1e9));
     world.slots = 8;
