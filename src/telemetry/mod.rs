@@ -10,10 +10,10 @@
 //! # Field names
 //!
 //! `job`, `request`, `custom_id`, `attempt`, `queue`, `outcome`, `elapsed_ms`, `error`. Of a configuration: `keys`,
-//! `place`, `problem`, `hint`. Of a panic: `thread`, `place`, `backtrace`. Of the status report: `name`, `status`, `reason`, `total`, `completed`, `failed`,
-//! `in_flight`, `waiting`, `concurrency`, `concurrency_max`, `requests_per_minute`, `tokens_per_minute`, `learnt_…` of both,
-//! `held_s`, `uptime_s`. Never bodies,
-//! never keys to a provider.
+//! `place`, `problem`, `hint`. Of a panic: `thread`, `place`, `backtrace`. Of the status report: `name`, `status`,
+//! `reason`, `total`, `completed`, `failed`, `in_flight`, `waiting`, `concurrency`, `concurrency_max`,
+//! `requests_per_minute`, `tokens_per_minute`, `learnt_…` of both, `held_s`, `uptime_s`. Never bodies, never keys to a
+//! provider.
 
 mod ending;
 mod panics;
