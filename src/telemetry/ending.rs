@@ -86,7 +86,7 @@ mod tests {
         static PUT_OFF: LogsAtTheEnd = const { LogsAtTheEnd };
     }
 
-    /// It was the end of the daemon at its stop, now and then and with `level = "trace"` alone: the thread of the index
+    /// It was the end of the daemon at its stop, now and then, where sled's own lines are logged: the thread of the index
     /// dropped what sled had put off, sled told of it, and that was the panic of a destructor: an abort.
     #[test]
     fn what_is_logged_while_a_thread_is_torn_down_ends_nothing() {

@@ -148,7 +148,10 @@ fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
             LEVELS.join(", "),
         ));
     }
-    EnvFilter::builder().parse(word).map_err(|error| format!("`{}`: {error}", printable(filter)))
+    // The libraries have so many lines of these levels that batchd's own could not be found among them.
+    let is_detailed = ["debug", "trace"].iter().any(|level| level.eq_ignore_ascii_case(word));
+    let directives = if is_detailed { format!("info,batchd={word}") } else { word.to_owned() };
+    EnvFilter::builder().parse(directives).map_err(|error| format!("`{}`: {error}", printable(filter)))
 }
 
 /// The message, then `name=value` for each field, all on one line whatever the values hold.
@@ -272,6 +275,18 @@ mod tests {
             "`loud` is no log level: expected one of off, error, warn, info, debug, trace, or a filter like \
              `info,batchd::dispatch=debug`"
         );
+    }
+
+    #[test]
+    fn a_lone_level_of_detail_is_of_batchds_own_lines() {
+        let filter = |text: &str| parse_filter(text).unwrap().to_string();
+        for level in ["debug", "trace"] {
+            assert_eq!(filter(level), format!("batchd={level},info"));
+            assert_eq!(filter(&level.to_uppercase()), filter(level));
+        }
+        for other in ["warn", "debug,hyper_util=trace"] {
+            assert!(!filter(other).contains("batchd"), "{other}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ fn key_is_in_no_file_and_prompts_are_in_no_log() {
     };
     let world = World::with(&Setup {
         server,
-        log_level: "trace",
+        // Of the libraries, too.
+        log_level: "trace,batchd=trace",
         max_attempts: 3,
         concurrency: 16,
         ..Setup::default()
