@@ -131,7 +131,7 @@ async fn what_can_not_be_understood_is_built_anew_for_its_job_alone() {
     ];
     for (what, key, value) in damages {
         {
-            let db = sled::open(world.state().join("sled")).unwrap();
+            let db = world.sled();
             let tree = db.open_tree("queue").unwrap();
             match value {
                 Some(value) => tree.insert(key, value).unwrap(),

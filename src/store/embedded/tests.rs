@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Content, EmbeddedStore};
+use super::{Content, EmbeddedStore, ladder};
 use crate::disk::Act;
 use crate::disk::probe::{self, Probe, Verdict};
 use crate::domain::{Job, JobId, JobStatus, Settlement};
@@ -41,6 +41,11 @@ impl World {
 
     pub(super) fn content(&self) -> Content {
         Content::read(self.state()).unwrap()
+    }
+
+    /// The index by itself: sled, of which the last thread of another handle may still hold the lock for a moment.
+    pub(super) fn sled(&self) -> sled::Db {
+        ladder::open(&self.state().join("sled"), &self.state().join("corrupt")).unwrap().db
     }
 
     pub(super) fn remove_index(&self) {
@@ -259,7 +264,7 @@ async fn a_request_that_the_index_lost_is_found_again() {
     store.close().await.unwrap();
     drop(store);
     {
-        let db = sled::open(world.dir.path().join("sled")).unwrap();
+        let db = world.sled();
         let tree = db.open_tree("queue").unwrap();
         tree.remove(super::keys::waiting(job.id, 0, NOW, 2)).unwrap().unwrap();
         db.flush().unwrap();
