@@ -107,6 +107,7 @@ fn settings(engine: &Engine) -> Reply {
         "quota_after": settings.quota_after,
         "mishaps": settings.mishaps,
         "fate": settings.fate,
+        "fine_tune_time": humantime::format_duration(settings.fine_tune_time).to_string(),
     });
     Reply::json(200, to_json(&body))
 }

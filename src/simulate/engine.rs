@@ -566,12 +566,12 @@ mod tests {
         let (status, now) = admin(
             Method::POST,
             "/_sim/faults",
-            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9,"mishaps":"upload=drop","fate":"fail","hints":"none,date:2s","limits_told":"hints"}"#,
+            r#"{"faults":"500=1","capacity":2,"when_full":"429","requests_per_minute":60,"latency":"5ms","key":"sk","quota_after":9,"mishaps":"upload=drop","fate":"fail","fine_tune_time":"1m","hints":"none,date:2s","limits_told":"hints"}"#,
         );
         assert_eq!(status, 200);
         let expected = json!({"faults": "500=1", "capacity": 2, "when_full": "429", "requests_per_minute": 60,
             "tokens_per_minute": null, "latency": "5ms", "key": true, "quota_after": 9, "mishaps": "upload=drop",
-            "fate": "fail", "hints": "none,date:2s", "limits_told": "hints"});
+            "fate": "fail", "fine_tune_time": "1m", "hints": "none,date:2s", "limits_told": "hints"});
         assert_eq!(now, expected);
         assert_eq!(engine.settings().when_full, WhenFull::SlowDown);
         assert_eq!(ask(&engine, "x").status, 401);

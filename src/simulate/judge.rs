@@ -264,10 +264,9 @@ impl State {
         if let Some(mishaps) = changes.mishaps {
             settings.mishaps = mishaps;
         }
-        if changes.fate != Change::Keep {
-            changes.fate.apply(&mut settings.fate);
-            self.objects.set_fate(settings.fate);
-        }
+        changes.fate.apply(&mut settings.fate);
+        settings.fine_tune_time = changes.fine_tune_time.unwrap_or(settings.fine_tune_time);
+        self.objects.follow(settings);
         match changes.key {
             Change::Keep => {}
             Change::Clear => settings.auth = Auth::Open,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderName};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -310,6 +311,11 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Change<SecretStr
     })
 }
 
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map(Some).map_err(D::Error::custom)
+}
+
 /// Changes to a running server; what is absent stays as it is.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -323,6 +329,9 @@ pub struct Changes {
     pub mishaps: Option<Mishaps>,
     /// Of fine-tunes that are created from now on.
     pub fate: Change<Fate>,
+    /// Of fine-tunes that are created from now on.
+    #[serde(deserialize_with = "time")]
+    pub fine_tune_time: Option<Duration>,
     pub latency: Option<Latency>,
     /// Slots taken now stay taken until their answers are due.
     pub capacity: Change<u32>,

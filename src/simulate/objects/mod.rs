@@ -43,7 +43,6 @@ use self::models::Models;
 use self::shelf::{Calendar, Rules, Shelf};
 use self::uploads::Uploads;
 use super::answer;
-use super::fate::Fate;
 use super::mishap::Act;
 use super::refusal::Refusal;
 use super::reply::Reply;
@@ -118,9 +117,10 @@ impl Objects {
         self.shelf.models.admit(endpoint, model)
     }
 
-    /// Of fine-tunes that are created from now on.
-    pub(super) fn set_fate(&mut self, fate: Option<Fate>) {
-        self.shelf.rules.fate = fate;
+    /// Takes over what settings say of fine-tunes that are created from now on.
+    pub(super) fn follow(&mut self, settings: &Settings) {
+        let rules = &mut self.shelf.rules;
+        (rules.fate, rules.fine_tune_time) = (settings.fate, settings.fine_tune_time);
     }
 
     /// Carries a call out, effect included.

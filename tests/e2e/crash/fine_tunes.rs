@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
 use batchd::domain::TuningApi;
 use batchd::simulate::{Act, Changes};
@@ -71,6 +72,11 @@ impl Ordeal {
     pub(super) fn lose(&self, mishaps: &str) {
         let mishaps = Some(mishaps.parse().unwrap());
         self.world.change(Changes { mishaps, ..Changes::default() });
+    }
+
+    /// Fine-tunes that are created from now on take so long at the provider.
+    pub(super) fn tune_for(&self, time: Duration) {
+        self.world.change(Changes { fine_tune_time: Some(time), ..Changes::default() });
     }
 
     /// Cancels the last fine-tune when it runs at the provider.

@@ -27,6 +27,8 @@ use crate::world::{KEY, Setup, World, chat_line, names, sync};
 
 /// Stands in every prompt.
 pub(super) const PROMPT: &str = "canary-in-the-prompt";
+/// The time of a fine-tune at the provider: short, as many rounds wait for one.
+pub(super) const TUNE: Duration = Duration::from_millis(100);
 /// A machine that does ten things at once needs its time between the server's last byte and the journal.
 const KEPT_WITHIN: Duration = Duration::from_secs(3);
 
@@ -84,8 +86,7 @@ impl Ordeal {
         let server = Settings {
             latency: trial.latency,
             faults: trial.faults.parse().unwrap(),
-            // Long enough to be cancelled before it is over.
-            fine_tune_time: Duration::from_secs(4),
+            fine_tune_time: TUNE,
             file_processing_time: Duration::from_millis(50),
             ledger: LedgerSettings { entries_max: 10_000_000, ..LedgerSettings::default() },
             ..Settings::default()

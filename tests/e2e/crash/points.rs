@@ -2,15 +2,17 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::thread;
 use std::time::Duration;
 
+use batchd::clock::Seed;
 use batchd::domain::{OnUncertain, TuningApi};
 use batchd::fault::POINTS;
 use batchd::simulate::Latency;
 use batchd::simulate::laws::Report;
 
 use super::kills::seed;
-use super::ordeal::{Ordeal, Trial};
+use super::ordeal::{Ordeal, TUNE, Trial};
 use crate::world::{eventually, names};
 
 /// Points that one process passes many times, so that later passings are worth a death, too.
@@ -35,6 +37,12 @@ const TWICE: [&str; 4] = ["tuning-beginning", "tuning-creating", "tuning-created
 /// Points that only fine-tunes pass, beside those called `tuning-…`.
 const OF_FINE_TUNES: [&str; 4] =
     ["store-memo-written", "output-events-written", "output-artefact-written", "output-uploads-deleted"];
+
+/// Long enough to be cancelled before it is over.
+const LONG_TUNE: Duration = Duration::from_secs(4);
+
+/// So many ordeals go on at a time.
+const ORDEALS: usize = 3;
 
 /// So many rounds have a fine-tune with a user of its model, whatever their point.
 const TUNE_EVERY: usize = 8;
@@ -81,11 +89,15 @@ fn die_at(ordeal: &mut Ordeal, point: &str, round: usize) {
     };
     let passing = ordeal.rng.usize(1..=most);
     eprintln!("{point}:{passing}");
+    if cancels {
+        ordeal.tune_for(LONG_TUNE);
+    }
     let daemon = ordeal.start(Some(&format!("{point}:{passing}")));
     if cancels {
         ordeal.cancel_last();
     }
     ordeal.await_death(daemon, point);
+    ordeal.tune_for(TUNE);
     ordeal.world.fail("");
 }
 
@@ -122,7 +134,8 @@ fn die_while_removing(ordeal: &mut Ordeal, point: &str, round: usize) {
 
 /// A daemon that was killed with requests in flight, also of a job that does not repeat them.
 fn leave_work(ordeal: &mut Ordeal) {
-    ordeal.world.answer_after(Duration::from_secs(5));
+    // What was left before may have to be answered first, and takes as long.
+    ordeal.world.answer_after(Duration::from_secs(2));
     let daemon = ordeal.start(None);
     eventually("requests in flight", || {
         let entries = ordeal.world.engine().entries();
@@ -151,12 +164,26 @@ fn spoil_index(ordeal: &Ordeal) {
     fs::create_dir(&db).unwrap();
 }
 
-fn die_at_all(trial: &Trial) -> Report {
-    let mut ordeal = Ordeal::new(trial);
+/// Dies at every point: in a few ordeals at a time, as most of each is waiting.
+fn die_at_all(seed: u64) -> Report {
     // Those of schedules are passed at their times: see `schedules`.
     let mut points: Vec<_> = POINTS.into_iter().filter(|point| !point.starts_with("schedule-")).collect();
-    ordeal.rng.shuffle(&mut points);
-    for (round, point) in points.into_iter().enumerate() {
+    Seed::fixed(seed).derive("points").shuffle(&mut points);
+    let hands: Vec<_> = points.chunks(points.len().div_ceil(ORDEALS)).collect();
+    thread::scope(|scope| {
+        let ordeals: Vec<_> =
+            hands.into_iter().map(|hand| scope.spawn(move || die_at_each(hand, seed))).collect();
+        let mut total = Report::default();
+        for ordeal in ordeals {
+            total.add(&ordeal.join().unwrap());
+        }
+        total
+    })
+}
+
+fn die_at_each(points: &[&str], seed: u64) -> Report {
+    let mut ordeal = Ordeal::new(&trial(seed));
+    for (round, point) in points.iter().enumerate() {
         die_at(&mut ordeal, point, round);
     }
     let deaths = ordeal.stops() as u64;
@@ -172,7 +199,7 @@ fn trial(seed: u64) -> Trial {
 
 #[test]
 fn killed_at_every_fault_point_it_loses_nothing() {
-    let report = die_at_all(&trial(seed(5)));
+    let report = die_at_all(seed(5));
     eprintln!("{report}");
 }
 
@@ -183,7 +210,7 @@ fn killed_at_every_fault_point_twenty_times() {
     let mut total = Report::default();
     for round in 0..20 {
         eprintln!("seed {}", seed + round);
-        total.add(&die_at_all(&trial(seed + round)));
+        total.add(&die_at_all(seed + round));
     }
     eprintln!("in all:\n{total}");
 }
